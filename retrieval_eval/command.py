@@ -1,0 +1,23 @@
+"""How every command of the project starts and ends: typed flags in, one clear line and exit code 2 on a user's mistake."""
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cyclopts import App, CycloptsError
+
+from allpairs.errors import UserError
+
+
+def run(app: App, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run `app` on `arguments` (default: the command line) and exit: 0, the returned code, or 2 for a user's mistake."""
+    try:
+        code = app(arguments, exit_on_error=False, print_error=True)
+    except CycloptsError:
+        sys.exit(2)  # cyclopts has printed the flag, the value and the nearest flag
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
