@@ -1,0 +1,69 @@
+"""Say what this machine has and lacks for allpairs.
+
+    python -m distributed.doctor [--json]
+
+Exit code 1 when there is a problem; warnings (optional things, likely trouble) leave it at 0.
+"""
+
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict
+
+from distributed.doctor.examination import examine
+from distributed.doctor.finding import Finding
+from distributed.doctor.versions import INSTALL
+
+try:
+    from cyclopts import App
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from retrieval_eval.command import run
+except ImportError as error:  # the one command that has to speak in a bare environment
+    sys.exit(f"error: {error}\nremedy: {INSTALL}")
+
+COLOURS = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+
+app = App(name="python -m distributed.doctor", help="What this machine has and lacks for allpairs.")
+
+
+@app.default
+def doctor(*, json: bool = False) -> int:
+    """Check versions, GPU, FAISS, compiler, Ray, W&B, names and room; exit code 1 when there is a problem.
+
+    Parameters
+    ----------
+    json
+        Print the findings as JSON instead of a table.
+    """
+    findings = examine()
+    if json:
+        print(_as_json(findings))
+    else:
+        _show(findings)
+    return int(any(finding.status == "problem" for finding in findings))
+
+
+def _as_json(findings: list[Finding]) -> str:
+    ok = all(finding.status != "problem" for finding in findings)
+    return json.dumps({"ok": ok, "findings": [asdict(finding) for finding in findings]}, indent=2, ensure_ascii=False)
+
+
+def _show(findings: list[Finding]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("check", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    for finding in findings:
+        text = finding.found + (f"\n→ {finding.remedy}" if finding.remedy else "")
+        table.add_row(finding.check, f"[{COLOURS[finding.status]}]{finding.status}[/]", escape(text))
+    console = Console()
+    console.print(table)
+    count = Counter(finding.status for finding in findings)
+    console.print(f"\n{count['problem']} problems, {count['warning']} warnings, {count['ok']} ok")
+
+
+if __name__ == "__main__":
+    run(app)

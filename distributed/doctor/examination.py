@@ -1,0 +1,43 @@
+"""The list of checks, run one after another."""
+
+from collections.abc import Callable, Sequence
+
+from distributed.doctor.accelerator import check_gpu
+from distributed.doctor.cluster import check_authentication, check_cluster
+from distributed.doctor.finding import Finding
+from distributed.doctor.machine import check_disk, check_machine, check_shared_memory
+from distributed.doctor.names import check_names
+from distributed.doctor.toolchain import check_toolchain
+from distributed.doctor.tracker import check_wandb
+from distributed.doctor.versions import check_packages, check_python
+from distributed.doctor.wheels import check_faiss, check_torchvision
+
+Check = Callable[[], Finding | list[Finding]]
+
+CHECKS: tuple[Check, ...] = (
+    check_python,
+    check_packages,
+    check_names,
+    check_gpu,
+    check_faiss,
+    check_torchvision,
+    check_toolchain,
+    check_authentication,
+    check_cluster,
+    check_wandb,
+    check_machine,
+    check_disk,
+    check_shared_memory,
+)
+
+
+def examine(checks: Sequence[Check] = CHECKS) -> list[Finding]:
+    """Run every check; one that breaks is itself a problem, and the others still run."""
+    findings: list[Finding] = []
+    for check in checks:
+        try:
+            answer = check()
+        except Exception as error:  # a broken environment may break any of them, in any way
+            answer = Finding(check.__name__, "problem", f"the check broke: {type(error).__name__}: {error}")
+        findings += [answer] if isinstance(answer, Finding) else answer
+    return findings

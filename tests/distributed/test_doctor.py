@@ -1,0 +1,281 @@
+"""The doctor against real conditions: rival packages on the path, token files, servers that answer or do not."""
+
+import json
+import os
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from distributed.doctor import versions
+from distributed.doctor.cluster import check_authentication, check_cluster
+from distributed.doctor.examination import examine
+from distributed.doctor.finding import Finding
+from distributed.doctor.probe import ProbeError, ask
+from distributed.doctor.toolchain import check_toolchain
+from distributed.doctor.tracker import check_wandb
+from distributed.doctor.versions import check_packages, read_pins
+from distributed.doctor.wheels import check_faiss
+
+ROOT = Path(__file__).resolve().parents[2]
+SECRET = "b6d1c2f0a9e84775b1c2"
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A user with an empty home and nothing exported."""
+    for name in list(os.environ):
+        if name.startswith(("RAY_", "WANDB_", "NETRC")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def run_doctor(cwd: Path = ROOT, **environment: str) -> tuple[int, dict, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "distributed.doctor", "--json"],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return done.returncode, json.loads(done.stdout), done.stdout + done.stderr
+
+
+def rows(report: dict, check: str) -> list[dict]:
+    return [row for row in report["findings"] if row["check"] == check]
+
+
+def rival(folder: Path, name: str) -> Path:
+    (folder / name).mkdir(parents=True)
+    (folder / name / "__init__.py").write_text("")
+    return folder
+
+
+def test_command_reports_everything_and_prints_no_secret() -> None:
+    code, report, text = run_doctor(WANDB_API_KEY=SECRET, RAY_AUTH_TOKEN=SECRET, RAY_AUTH_MODE="token")
+    assert SECRET not in text
+    assert report["ok"] == (code == 0)
+    assert rows(report, "wandb")[0]["found"] == "API key in WANDB_API_KEY"
+    assert rows(report, "ray token")[0] | {"remedy": ""} == {
+        "check": "ray token",
+        "status": "ok",
+        "found": "mode token; token in RAY_AUTH_TOKEN",
+        "remedy": "",
+    }
+    assert "torch" in rows(report, "packages")[0]["found"]
+
+
+def test_package_behind_ours_on_the_path_is_a_warning(tmp_path: Path) -> None:
+    _, report, _ = run_doctor(PYTHONPATH=str(rival(tmp_path / "elsewhere", "tune")))
+    (row,) = rows(report, "name tune")
+    assert row["status"] == "warning"
+    assert str(tmp_path / "elsewhere" / "tune") in row["found"]
+
+
+def test_package_in_front_of_ours_is_a_problem(tmp_path: Path) -> None:
+    folder = rival(tmp_path / "project", "tune")
+    code, report, _ = run_doctor(cwd=folder, PYTHONPATH=str(ROOT))
+    assert rows(report, "name tune")[0]["status"] == "problem"
+    assert code == 1
+    assert not report["ok"]
+
+
+def test_folder_without_init_is_no_rival(tmp_path: Path) -> None:
+    (tmp_path / "deploy").mkdir()
+    _, report, _ = run_doctor(PYTHONPATH=str(tmp_path))
+    assert not rows(report, "name deploy")
+
+
+def write_token(path: Path, mode: int = 0o600, text: str = SECRET) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def test_token_file_of_the_user_is_found(tmp_path: Path) -> None:
+    path = write_token(tmp_path / ".ray" / "auth_token")
+    assert check_authentication() == Finding("ray token", "ok", f"mode unset; token in {path}")
+
+
+def test_token_others_can_read_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_token(tmp_path / "token", mode=0o644)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    finding = check_authentication()
+    assert (finding.status, finding.remedy) == ("warning", f"chmod 600 {path}")
+
+
+@pytest.mark.parametrize("text", [None, "  \n"])
+def test_named_token_file_without_token_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text) -> None:
+    if text is not None:
+        write_token(tmp_path / "token", text=text)
+    write_token(tmp_path / ".ray" / "auth_token")  # Ray does not fall back to it, and neither may we
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    assert check_authentication().status == "problem"
+
+
+def test_token_mode_without_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert check_authentication().status == "ok"  # a local cluster writes its own
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    assert check_authentication().status == "problem"
+
+
+def test_disabled_authentication_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert check_authentication().status == "warning"
+
+
+@pytest.fixture
+def dashboard():
+    """A server that answers like Ray's dashboard: the version, and only to the right token."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            allowed = self.headers.get("authorization") == f"Bearer {SECRET}"
+            self.send_response(200 if allowed else 401)
+            self.end_headers()
+            self.wfile.write(json.dumps({"ray_version": "1.0.0"}).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Answer)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_cluster_that_refuses_the_token_is_a_problem(dashboard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", dashboard)
+    finding = check_cluster()
+    assert finding.status == "problem"
+    assert "refuses this token (401)" in finding.found
+
+
+def test_cluster_with_another_ray_is_a_warning(dashboard: str) -> None:
+    environment = {"RAY_API_SERVER_ADDRESS": dashboard, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": SECRET}
+    _, report, text = run_doctor(**environment)
+    (row,) = rows(report, "ray cluster")
+    assert row["status"] == "warning"
+    assert "runs Ray 1.0.0" in row["found"]
+    assert SECRET not in text
+
+
+def test_cluster_address_nobody_answers_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert check_cluster().status == "problem"
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    assert "is no address" in check_cluster().found
+
+
+def test_credentials_in_an_address_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"http://user:{SECRET}@127.0.0.1:1")
+    assert SECRET not in check_cluster().found
+
+
+def test_wandb_key_in_netrc(tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text(f"machine api.wandb.ai login user password {SECRET}\n")
+    finding = check_wandb()
+    assert finding == Finding("wandb", "ok", f"API key in {tmp_path / '.netrc'} (api.wandb.ai)")
+
+
+def test_wandb_default_netrc_entry_is_no_key(tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text(f"default login user password {SECRET}\n")
+    assert "no API key" in check_wandb().found
+
+
+def test_wandb_online_without_key_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert check_wandb().status == "problem"
+
+
+def install(folder: Path, wheel: str, module: str, code: str = "") -> None:
+    """Make `folder` look as if pip had put `wheel`, which brings `module`, there."""
+    (folder / module).mkdir(parents=True, exist_ok=True)
+    (folder / module / "__init__.py").write_text(code)
+    info = folder / f"{wheel.replace('-', '_')}-9.9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {wheel}\nVersion: 9.9\n")
+    (info / "top_level.txt").write_text(f"{module}\n")
+    (info / "RECORD").write_text(f"{module}/__init__.py,,\n")
+
+
+def test_two_faiss_wheels_are_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "faiss-cpu", "faiss")
+    install(tmp_path, "faiss-gpu", "faiss")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    finding = check_faiss()
+    assert finding.status == "problem"
+    assert "faiss-cpu and faiss-gpu" in finding.found
+
+
+def test_torchvision_that_does_not_import_is_a_problem(tmp_path: Path) -> None:
+    install(tmp_path, "torchvision", "torchvision", "raise RuntimeError('operator torchvision::nms does not exist')")
+    _, report, _ = run_doctor(PYTHONPATH=str(tmp_path))
+    (row,) = rows(report, "torchvision")
+    assert row["status"] == "problem"
+    assert "torchvision::nms" in row["found"]
+    assert row["remedy"] == "pip uninstall -y torchvision"
+
+
+def test_missing_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    finding = check_toolchain()
+    assert finding.status == "warning"
+    assert "C++ compiler (no-such-compiler)" in finding.found
+
+
+def test_other_version_than_the_tested_one_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "constraints.txt").write_text("rich==13.0.0\nnumpy==" + version("numpy") + "\n")
+    monkeypatch.setattr(versions, "PINS", tmp_path / "constraints.txt")
+    findings = {finding.check: finding for finding in check_packages()}
+    assert findings["rich"].status == "warning"
+    assert findings["rich"].remedy == "pip install rich==13.0.0"
+    assert "numpy" not in findings
+
+
+def test_package_below_the_asked_range_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "pydantic", "unused")
+    (tmp_path / "pydantic-9.9.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: pydantic\nVersion: 1.0\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (finding,) = [finding for finding in check_packages() if finding.check == "pydantic"]
+    assert finding.status == "problem"
+    assert finding.found.startswith("1.0, the project asks for >=2")
+
+
+def test_pins_are_read_as_pip_reads_them() -> None:
+    text = "# tested\ntorch==2.13.0\nPyYAML == 6.0.3  # parser\nnumpy>=2\nfaiss_cpu==1.15.1; python_version > '3'\n"
+    assert read_pins(text) == {"torch": "2.13.0", "pyyaml": "6.0.3", "faiss-cpu": "1.15.1"}
+
+
+def test_probe_reports_how_it_ended() -> None:
+    assert ask("print('noise'); print(7)") == "7"
+    with pytest.raises(ProbeError, match="ValueError: no"):
+        ask("raise ValueError('no')")
+    with pytest.raises(ProbeError, match="signal 6"):
+        ask("import os; os.abort()")
+    with pytest.raises(ProbeError, match="within 1 s"):
+        ask("import time; time.sleep(30)", timeout_s=1)
+
+
+def test_broken_check_does_not_hide_the_others() -> None:
+    def broken() -> Finding:
+        raise OSError("disk on fire")
+
+    def sound() -> Finding:
+        return Finding("sound", "ok", "well")
+
+    first, second = examine([broken, sound])
+    assert (first.check, first.status) == ("broken", "problem")
+    assert "disk on fire" in first.found
+    assert second.status == "ok"
