@@ -1,0 +1,174 @@
+"""The hand-over from training to evaluation: a folder with two matrices, two tables and a manifest.
+
+``images.npy`` [N, D] and ``captions.npy`` [M, D] float32; ``images.parquet`` (id int64, key, thumbnail bytes or null);
+``captions.parquet`` (id int64 = its image's id, text); ``manifest.json``. Nothing in it is pickled.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from allpairs.errors import UserError, nearest
+
+FORMAT = 1
+
+
+@dataclass(eq=False)
+class EmbeddingSet:
+    """Embeddings of one split with what a report shows of each row. Raises UserError when the parts do not fit together."""
+
+    images: np.ndarray
+    """[N, D] float32."""
+    captions: np.ndarray
+    """[M, D] float32."""
+    image_ids: np.ndarray
+    """[N] int64, distinct."""
+    caption_ids: np.ndarray
+    """[M] int64: the id of the image that each caption describes."""
+    image_keys: list[str]
+    """[N] names of the images, as in the data."""
+    texts: list[str]
+    """[M] captions."""
+    thumbnails: list[bytes | None] = field(default_factory=list)
+    """[N] small PNG or JPEG files, or None; an empty list for none at all."""
+    split: str = "test"
+    data_hash: str = ""
+    """Hash of the split's data manifest."""
+    protocol: str = "custom"
+
+    def __post_init__(self) -> None:
+        self.images, self.captions = (np.asarray(x, dtype=np.float32) for x in (self.images, self.captions))
+        self.image_ids, self.caption_ids = (np.asarray(x, dtype=np.int64) for x in (self.image_ids, self.caption_ids))
+        self.thumbnails = self.thumbnails or [None] * len(self.images)
+        if self.images.ndim != 2 or self.captions.ndim != 2 or self.images.shape[1] != self.captions.shape[1]:
+            raise UserError(
+                "images and captions must be two matrices with equally many columns,"
+                f" got shapes {list(self.images.shape)} and {list(self.captions.shape)}"
+            )
+        for rows, parts in (
+            (len(self.images), ("image_ids", "image_keys", "thumbnails")),
+            (len(self.captions), ("caption_ids", "texts")),
+        ):
+            for part in parts:
+                if len(getattr(self, part)) != rows:
+                    raise UserError(f"{part} has {len(getattr(self, part))} entries for {rows} embeddings")
+        values, counts = np.unique(self.image_ids, return_counts=True)
+        if (counts > 1).any():
+            raise UserError(f"image ids must be distinct; id {values[counts > 1][0]} occurs {counts.max()} times")
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Facts that belong into every report: split, data hash, sizes, protocol."""
+        return {
+            "format": FORMAT,
+            "split": self.split,
+            "data_hash": self.data_hash,
+            "protocol": self.protocol,
+            "images": len(self.images),
+            "captions": len(self.captions),
+            "dim": int(self.images.shape[1]),
+        }
+
+    def write(self, folder: str | Path) -> Path:
+        """Write the folder (replacing one that is there) so that it appears whole or not at all; return its path."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        folder = Path(folder)
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        np.save(partial / "images.npy", self.images, allow_pickle=False)
+        np.save(partial / "captions.npy", self.captions, allow_pickle=False)
+        thumbnails = pa.array(self.thumbnails, pa.binary())
+        images = {"id": self.image_ids, "key": pa.array(self.image_keys, pa.string()), "thumbnail": thumbnails}
+        pq.write_table(pa.table(images), partial / "images.parquet")
+        captions = {"id": self.caption_ids, "text": pa.array(self.texts, pa.string())}
+        pq.write_table(pa.table(captions), partial / "captions.parquet")
+        (partial / "manifest.json").write_text(json.dumps(self.manifest, indent=2) + "\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        return folder
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "EmbeddingSet":
+        """Read a folder that `write` made; UserError says which file is missing or does not fit."""
+        folder = Path(folder)
+        manifest = read_json(folder / "manifest.json")
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+            raise UserError(f"{folder / 'manifest.json'} is not a manifest of embeddings in format {FORMAT}")
+        images = _read_columns(folder / "images.parquet", ("id", "key", "thumbnail"))
+        captions = _read_columns(folder / "captions.parquet", ("id", "text"))
+        try:
+            found = cls(
+                images=read_matrix(folder / "images.npy"),
+                captions=read_matrix(folder / "captions.npy"),
+                image_ids=images["id"],
+                caption_ids=captions["id"],
+                image_keys=images["key"],
+                texts=captions["text"],
+                thumbnails=images["thumbnail"],
+                split=str(manifest.get("split", "")),
+                data_hash=str(manifest.get("data_hash", "")),
+                protocol=str(manifest.get("protocol", "custom")),
+            )
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from None
+        wrong = [key for key in ("images", "captions", "dim") if manifest.get(key) != found.manifest[key]]
+        if wrong:
+            key = wrong[0]
+            raise UserError(
+                f"{folder}: manifest.json says {key} = {manifest.get(key)}, the files hold {found.manifest[key]}"
+            )
+        return found
+
+
+def existing(path: Path) -> Path:
+    """Return `path`; UserError with the nearest name in its folder (or the first missing folder) when it is not there."""
+    if path.exists():
+        return path
+    missing = path
+    while not missing.parent.exists():
+        missing = missing.parent
+    names = [entry.name for entry in missing.parent.iterdir()]
+    raise UserError(f"{path} does not exist: no {missing.name!r} in {missing.parent}" + (nearest(missing.name, names)))
+
+
+def read_matrix(path: Path) -> np.ndarray:
+    """Read an ``.npy`` array of numbers; UserError for anything else, pickled objects above all."""
+    try:
+        array = np.load(existing(path), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path} is not a .npy array of numbers: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path} is an .npz archive; accepted: one .npy array of numbers")
+    return array
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; UserError with line and column when it is malformed."""
+    try:
+        return json.loads(existing(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+
+
+def _read_columns(path: Path, names: tuple[str, ...]) -> dict[str, list[Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(existing(path), memory_map=False)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} is not a Parquet file: {error}") from None
+    missing = [name for name in names if name not in table.column_names]
+    if missing:
+        raise UserError(f"{path} has no column {missing[0]!r}{nearest(missing[0], table.column_names)}")
+    return {name: table.column(name).to_pylist() for name in names}

@@ -1,0 +1,114 @@
+"""From counts to ranks, recall and average precision, with ties three ways: optimistic, expected, pessimistic.
+
+*Expected* is the exact mean over all orders of the tied items, each equally likely. A collapsed model, whose scores are
+all equal, so shows R@1 = P/G for P positives among G gallery items: chance, and never 100 %.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+
+from retrieval_eval.counting import LEVELS, Levels
+
+TREATMENTS = ("optimistic", "expected", "pessimistic")
+
+
+@dataclass(frozen=True, eq=False)
+class Ranks:
+    """Rank of each query's best positive, 1 is best: ``1 + #{gallery items that score higher}``, [N] each.
+
+    The best positives tie with `negatives` other items at the same score; there are `positives` of them.
+    """
+
+    greater: np.ndarray  # [N] items above the best positive
+    positives: np.ndarray  # [N] positives at its score, itself included
+    negatives: np.ndarray  # [N] other items at its score
+
+    @classmethod
+    def of(cls, levels: Levels) -> "Ranks":
+        """Take the ranks from the counts of the first level."""
+        tied = levels.equal_positives[:, 0]
+        return cls(levels.greater[:, 0], tied, levels.equal[:, 0] - tied)
+
+    @cached_property
+    def optimistic(self) -> np.ndarray:
+        """Ranks with the positive first among its ties, [N] int64."""
+        return self.greater + 1
+
+    @cached_property
+    def pessimistic(self) -> np.ndarray:
+        """Ranks with all tied negatives first, [N] int64."""
+        return self.greater + self.negatives + 1
+
+    @cached_property
+    def expected(self) -> np.ndarray:
+        """Mean rank over all orders of the ties, [N] float64: the first of p positives among p + n items is at (p+n+1)/(p+1)."""
+        return self.greater + (self.positives + self.negatives + 1) / (self.positives + 1)
+
+    @property
+    def tied(self) -> np.ndarray:
+        """Which queries' ranks depend on the order of ties, [N] bool."""
+        return self.negatives > 0
+
+    def hits(self, k: int) -> dict[str, np.ndarray]:
+        """Per query, whether a positive is in the top k: 0 or 1, and the probability of it as ``expected``; [N] float64."""
+        return {
+            "optimistic": (self.optimistic <= k).astype(np.float64),
+            "expected": self._hit_probability(k),
+            "pessimistic": (self.pessimistic <= k).astype(np.float64),
+        }
+
+    def _hit_probability(self, k: int) -> np.ndarray:
+        # Of the tied items the first `room` lie inside the top k; sum over j the chance that the first positive is the j-th.
+        room = np.clip(k - self.greater, 0, self.negatives + 1)
+        probability = (room > self.negatives).astype(
+            np.float64
+        )  # no room for all the negatives before the first positive
+        open_ = (room > 0) & (probability == 0)
+        room, p, n = room[open_], self.positives[open_], self.negatives[open_]
+        none_yet, found = np.ones(len(room)), np.zeros(len(room))
+        for j in range(room.max(initial=0)):
+            left = np.maximum(p + n - j, 1)
+            found += np.where(j < room, none_yet * p / left, 0.0)
+            none_yet *= np.maximum(n - j, 0) / left
+        probability[open_] = found
+        return probability
+
+
+def average_precision(levels: Levels) -> dict[str, np.ndarray]:
+    """AP@5 per query, [N] each: the mean of the precisions at the hits in the top five, 0 without a hit.
+
+    Every pattern of hits and misses over the five places is weighed by its probability under a random order of the ties;
+    ``optimistic`` and ``pessimistic`` are the largest and smallest value that some order reaches. (Positives first need
+    not be best: the measure divides by the hits found, so that a late hit lowers it.)
+    """
+    rows = len(levels.greater)
+    start = np.tile(
+        -1 - np.arange(LEVELS), (rows, 1)
+    )  # where each place's block of ties starts; negative: no positives
+    size, positives = np.ones((rows, LEVELS)), np.zeros((rows, LEVELS))  # [N, 5]
+    for place in range(LEVELS):
+        for level in range(levels.greater.shape[1]):
+            first, equal = levels.greater[:, level], levels.equal[:, level]
+            inside = (first <= place) & (place < first + equal)
+            start[inside, place] = first[inside]
+            size[inside, place] = equal[inside]
+            positives[inside, place] = levels.equal_positives[inside, level]
+
+    expected, highest, lowest = np.zeros(rows), np.zeros(rows), np.ones(rows)
+    for pattern in product((0, 1), repeat=LEVELS):
+        probability = np.ones(rows)
+        for place, hit in enumerate(pattern):
+            same_block = start[:, :place] == start[:, place, None]
+            drawn, hits = same_block.sum(1), same_block @ np.array(pattern[:place])
+            chance = (positives[:, place] - hits) / (size[:, place] - drawn)
+            probability *= chance if hit else 1 - chance
+        precisions = [(1 + sum(pattern[:place])) / (1 + place) for place, hit in enumerate(pattern) if hit]
+        value = sum(precisions) / len(precisions) if precisions else 0.0
+        expected += probability * value
+        possible = probability > 0
+        highest[possible] = np.maximum(highest[possible], value)
+        lowest[possible] = np.minimum(lowest[possible], value)
+    return {"optimistic": highest, "expected": expected, "pessimistic": lowest}
