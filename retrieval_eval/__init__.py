@@ -1,6 +1,6 @@
 """Exact retrieval evaluation: ranks by counting, honest ties, FAISS shortlists, and a report in one HTML file.
 
-``from retrieval_eval import evaluate`` is the function; ``python -m retrieval_eval.evaluate`` is the command of the same name.
+``from retrieval_eval import evaluate`` is the function; ``python -m retrieval_eval.evaluate`` is its command.
 """
 
 import sys

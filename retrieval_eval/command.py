@@ -1,4 +1,4 @@
-"""How every command of the project starts and ends: typed flags in, one clear line and exit code 2 on a user's mistake."""
+"""How every command starts and ends: typed flags in, one clear line and exit code 2 on a user's mistake."""
 
 import sys
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from allpairs.errors import UserError
 
 
 def run(app: App, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run `app` on `arguments` (default: the command line) and exit: 0, the returned code, or 2 for a user's mistake."""
+    """Run `app` on `arguments` (default: the command line) and exit: 0, its code, or 2 for a user's mistake."""
     try:
         code = app(arguments, exit_on_error=False, print_error=True)
     except CycloptsError:

@@ -36,10 +36,11 @@ class Levels:
 
 def count(
     queries: torch.Tensor, gallery: torch.Tensor, positives: Positives, *, both: bool = True, tile: int | None = None
-) -> tuple[Levels, Levels | None]:
-    """Count for queries [N, D] against gallery [M, D], and for the gallery against the queries unless `both` is False.
+) -> tuple[Levels, ...]:
+    """Count for queries [N, D] against gallery [M, D], then, if `both`, for the gallery against the queries.
 
-    Every query (and gallery item, if `both`) must have a positive. Extra memory: two tiles of scores, two of embeddings.
+    Every query (and gallery item, if `both`) must have a positive. Extra memory: two tiles of scores and two of
+    embeddings.
     """
     # Queries by their first positive, then gallery items by their first query in that order: groups become neighbours.
     reverse = positives.transposed()
@@ -63,7 +64,7 @@ def count(
                 forward.add(S_TT, i, n, m)
                 if backward is not None:
                     backward.add(S_TT.T, j, m, n)
-    return forward.levels(), backward.levels() if backward is not None else None
+    return (forward.levels(),) if backward is None else (forward.levels(), backward.levels())
 
 
 class _Tiles:
@@ -132,7 +133,7 @@ class _Counter:
     def add(self, S_TT: torch.Tensor, start: int, rows: int, columns: int) -> None:
         """Add a tile whose first `rows` rows are this direction's queries from `start` on."""
         here = slice(start, start + rows)
-        # The work tile is laid out like the scores, so that the other direction's transposed view stays contiguous in memory.
+        # The work tile is laid out like the scores, so that both are walked in the order of memory.
         work = self.work if S_TT.is_contiguous() else self.work.T
         for level in range(self.used[here].max()):
             threshold = self.thresholds_NL[here, level, None]
@@ -150,7 +151,7 @@ class _Counter:
 
 
 def _best_positives(positives: Positives, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Best L scores per query [N, L] (-inf past the end), and how many of the query's positives have just that score."""
+    """Best L scores per query [N, L] (-inf past the end), and how many of its positives share each."""
     owners = positives.owners
     order = np.lexsort((-scores, owners))  # by query, best first; owners stay sorted
     ranked = scores[order]

@@ -19,7 +19,7 @@ FORMAT = 1
 
 @dataclass(eq=False)
 class EmbeddingSet:
-    """Embeddings of one split with what a report shows of each row. Raises UserError when the parts do not fit together."""
+    """Embeddings of one split with what a report shows of each row; UserError if the parts do not fit together."""
 
     images: np.ndarray
     """[N, D] float32."""
@@ -108,8 +108,8 @@ class EmbeddingSet:
             found = cls(
                 images=read_matrix(folder / "images.npy"),
                 captions=read_matrix(folder / "captions.npy"),
-                image_ids=images["id"],
-                caption_ids=captions["id"],
+                image_ids=np.array(images["id"], np.int64),
+                caption_ids=np.array(captions["id"], np.int64),
                 image_keys=images["key"],
                 texts=captions["text"],
                 thumbnails=images["thumbnail"],
@@ -129,7 +129,7 @@ class EmbeddingSet:
 
 
 def existing(path: Path) -> Path:
-    """Return `path`; UserError with the nearest name in its folder (or the first missing folder) when it is not there."""
+    """Return `path`; UserError with the nearest name beside its first missing part if it is not there."""
     if path.exists():
         return path
     missing = path

@@ -21,13 +21,14 @@ class Report:
     """What `evaluate` found. Directions are keyed by name, ``i2t`` and ``t2i`` by default, the forward one first."""
 
     metrics: dict[str, float]
-    """``i2t/r1 i2t/r5 i2t/r10 i2t/average_recall i2t/median_rank i2t/mean_rank i2t/map5``, the same for ``t2i``, ``rsum``.
+    """``i2t/r1``, ``/r5``, ``/r10``, ``/average_recall``, ``/median_rank``, ``/mean_rank``, ``/map5``, the same under
+    ``t2i``, and ``rsum``.
 
     Recalls, their average and RSUM in percent, mAP@5 in 0..1; the expected values over all orders of tied items."""
     ties: dict[str, dict[str, float]]
     """The same metrics under ``optimistic``, ``expected`` (equal to `metrics`) and ``pessimistic``."""
     ranks: dict[str, Ranks]
-    """Per direction the ranks of each query's best positive: ``.optimistic``, ``.expected``, ``.pessimistic``, ``.tied``."""
+    """Per direction the ranks of each query's best positive: `.optimistic`, `.expected`, `.pessimistic`, `.tied`."""
     tied_queries: dict[str, int]
     """Per direction how many queries' ranks depend on the order of tied items."""
     positives: dict[str, Positives]
@@ -63,13 +64,13 @@ def evaluate(
     device: str | None = None,
     tile: int | None = None,
 ) -> Report:
-    """Rank gallery [M, D] for every query [N, D] by dot product, and queries for every gallery item, and measure recall.
+    """Rank the gallery [M, D] for each query [N, D] by dot product, and the queries for each gallery item: exact recall.
 
-    A pair is positive where ``query_ids[q] == gallery_ids[g]``, or where g is in ``positives[q]``; positions mean nothing.
-    rank(q) = 1 + #{gallery items that score above its best positive}, with ties as in `retrieval_eval.ties`. Scores are
-    float32 without TF32 on the device of `queries` or on `device`. ``both_directions=False`` leaves the second direction
-    out (and RSUM with it), for galleries with items that belong to no query. RSUM and the average recall need 1, 5, 10 in
-    `ks`. `tile` is the side of the score tiles; metrics do not depend on it.
+    A pair is positive where ``query_ids[q] == gallery_ids[g]``, or where g is in ``positives[q]``; positions mean
+    nothing. rank(q) = 1 + #{gallery items that score above its best positive}, with ties as in `retrieval_eval.ties`.
+    Scores are float32 without TF32 on the device of `queries` or on `device`. ``both_directions=False`` leaves the
+    second direction out (and RSUM with it), for galleries with items that belong to no query. RSUM and the average
+    recall need 1, 5 and 10 in `ks`. `tile` is the side of the score tiles, by default what suits the device.
 
     Raises UserError, with the rows and ids, for non-finite, empty or unequal inputs and for queries without positives.
     """
@@ -86,7 +87,7 @@ def evaluate(
         _refuse_orphans(sets[direction], direction, ids)
 
     levels = dict(zip(sets, count(Q, G, pairs, both=both_directions, tile=tile), strict=False))
-    ranks = {direction: Ranks.of(counts) for direction, counts in levels.items() if counts is not None}
+    ranks = {direction: Ranks.of(counts) for direction, counts in levels.items()}
     ties: dict[str, dict[str, float]] = {treatment: {} for treatment in TREATMENTS}
     for direction in sets:
         _measure(ties, direction, levels[direction], ranks[direction], accepted_ks)
@@ -111,7 +112,7 @@ def _refuse_orphans(positives: Positives, direction: str, ids: Any) -> None:
     orphans = np.flatnonzero(positives.counts == 0)
     if len(orphans):
         raise UserError(
-            f"{len(orphans)} of {len(positives)} {direction} queries have no positive in the gallery: {rows(orphans, ids)}"
+            f"{len(orphans)} of {len(positives)} {direction} queries have no positive: {rows(orphans, ids)}"
             "; accepted: at least one positive each, or one direction alone (both_directions=False, --one-way)"
         )
 

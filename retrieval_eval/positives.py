@@ -11,7 +11,7 @@ from allpairs.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Positives:
-    """Ragged sets in compressed rows: query q's positives are ``indices[offsets[q]:offsets[q + 1]]``, ascending, distinct."""
+    """Ragged sets in compressed rows: query q's are ``indices[offsets[q]:offsets[q + 1]]``, ascending, distinct."""
 
     offsets: np.ndarray  # [Q + 1] int64
     indices: np.ndarray  # [P] int64

@@ -12,7 +12,7 @@ def exact_float32(device: torch.device) -> Iterator[None]:
 
     bfloat16 scores tie a third of the queries of a 5K gallery, and TF32 keeps the same ten bits of mantissa as half.
     """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:

@@ -44,7 +44,8 @@ class Ranks:
 
     @cached_property
     def expected(self) -> np.ndarray:
-        """Mean rank over all orders of the ties, [N] float64: the first of p positives among p + n items is at (p+n+1)/(p+1)."""
+        """Mean rank over all orders of the ties, [N] float64."""
+        # The first of p positives among p + n items in random order is on average at (p + n + 1) / (p + 1).
         return self.greater + (self.positives + self.negatives + 1) / (self.positives + 1)
 
     @property
@@ -53,7 +54,7 @@ class Ranks:
         return self.negatives > 0
 
     def hits(self, k: int) -> dict[str, np.ndarray]:
-        """Per query, whether a positive is in the top k: 0 or 1, and the probability of it as ``expected``; [N] float64."""
+        """Per query, whether a positive is in the top k: 0 or 1, ``expected`` its probability; [N] float64."""
         return {
             "optimistic": (self.optimistic <= k).astype(np.float64),
             "expected": self._hit_probability(k),
@@ -61,7 +62,7 @@ class Ranks:
         }
 
     def _hit_probability(self, k: int) -> np.ndarray:
-        # Of the tied items the first `room` lie inside the top k; sum over j the chance that the first positive is the j-th.
+        # Of the tied items `room` lie inside the top k: sum over them the chance that this is the first positive.
         room = np.clip(k - self.greater, 0, self.negatives + 1)
         probability = (room > self.negatives).astype(
             np.float64
@@ -80,9 +81,9 @@ class Ranks:
 def average_precision(levels: Levels) -> dict[str, np.ndarray]:
     """AP@5 per query, [N] each: the mean of the precisions at the hits in the top five, 0 without a hit.
 
-    Every pattern of hits and misses over the five places is weighed by its probability under a random order of the ties;
-    ``optimistic`` and ``pessimistic`` are the largest and smallest value that some order reaches. (Positives first need
-    not be best: the measure divides by the hits found, so that a late hit lowers it.)
+    Every pattern of hits and misses over the five places is weighed by its probability under a random order of the
+    ties; ``optimistic`` and ``pessimistic`` are the largest and smallest value that some order reaches. (Positives
+    first need not be best: the measure divides by the hits found, so that a late hit lowers it.)
     """
     rows = len(levels.greater)
     start = np.tile(

@@ -12,6 +12,7 @@ def write_report(
     path: str | Path,
     embeddings: EmbeddingSet,
     report: Report,
+    *,
     history: Sequence[Mapping[str, Any]] = (),
     title: str = "Retrieval report",
     config: Mapping[str, Any] | None = None,
