@@ -26,7 +26,7 @@ class Batch:
         caption_ids: ``[C]`` int64, for each caption the id of the image it describes.
         tokens: what the reader's `tokenize` made of `captions`; None without one.
         keys: the ``b`` sample keys, for messages and example tables.
-        seen: samples this rank has read so far, bad ones included.
+        seen: samples read for this batch, bad ones included.
         bad: how many of them were dropped, by cause.
     """
 

@@ -1,0 +1,188 @@
+"""A data set folder, open for reading: counts, captions and single samples, without walking a tar file."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from allpairs.errors import UserError, nearest
+from distributed.data.index import read_index
+from distributed.data.manifest import INDEX, MANIFEST, Manifest, shard_path
+
+_OPEN_SHARDS = 64
+
+
+class BadSampleError(Exception):
+    """One sample cannot be used; `cause` is what it is counted under."""
+
+    def __init__(self, cause: str, detail: str = "") -> None:
+        super().__init__(f"{cause}: {detail}" if detail else cause)
+        self.cause = cause
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """One sample as it is stored.
+
+    Attributes:
+        key: its name in the shard.
+        id: its row in the data set.
+        suffix: ``png``, ``jpg``, ``jpeg``, ``webp`` or ``npy``.
+        data: the bytes of the image, or of the region array.
+        captions: its captions.
+    """
+
+    key: str
+    id: int
+    suffix: str
+    data: bytes
+    captions: list[str]
+
+
+class Dataset:
+    """One split on disk; open it with `open_dataset`. Rows are 0 … len-1 in manifest order and are the sample ids.
+
+    Attributes:
+        folder: where it lies.
+        manifest: what it holds.
+        kind: ``image`` or ``regions``.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, index: list[pa.RecordBatch]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.kind = manifest.kind
+        self._index = index
+        self._files = [shard_path(shard.file, folder) for shard in manifest.shards]
+        self._first_row = np.cumsum([0, *self.shard_samples])
+        # An evicted file object is closed only when the last thread reading from it has let go.
+        self._open = lru_cache(maxsize=_OPEN_SHARDS)(lambda shard: FileIO(self._files[shard]))
+
+    def __len__(self) -> int:
+        return self.manifest.samples
+
+    @property
+    def shard_samples(self) -> list[int]:
+        """Samples per shard, in manifest order."""
+        return [shard.samples for shard in self.manifest.shards]
+
+    def key(self, row: int) -> str:
+        """Return the sample's key."""
+        return self._field(row, "key")
+
+    def where(self, row: int) -> str:
+        """Return shard and key of a row, for messages."""
+        return f"{self._files[self._place(row)[0]]}: {self.key(row)}"
+
+    def captions(self, row: int) -> list[str]:
+        """Return the sample's captions.
+
+        Raises:
+            BadSampleError: it has no text member, or one that is empty or not UTF-8.
+        """
+        if self._field(row, "text_size") < 0:
+            raise BadSampleError("missing text")
+        captions = self._field(row, "captions")
+        if captions is None:
+            raise BadSampleError("text not UTF-8")
+        if not captions:
+            raise BadSampleError("empty captions")
+        return captions
+
+    def all_captions(self) -> Iterator[str]:
+        """Yield every caption in manifest order; no image and no shard is touched."""
+        for batch in self._index:
+            for captions in batch.column("captions"):
+                yield from captions.as_py() or ()
+
+    def read(self, row: int) -> RawSample:
+        """Return one sample.
+
+        Raises:
+            BadSampleError: a half of it is missing or unusable.
+            UserError: the shard ends before the sample does.
+        """
+        captions = self.captions(row)
+        size = self._field(row, "image_size")
+        if size < 0:
+            raise BadSampleError("missing image")
+        file = self._open(self._place(row)[0])
+        data = os.pread(file.fileno(), size, self._field(row, "image_offset"))
+        if len(data) != size:
+            raise UserError(
+                f"{self.where(row)}: the shard ends inside this sample; it was cut off after the data were built"
+            )
+        return RawSample(self.key(row), row, self._field(row, "suffix"), data, captions)
+
+    def _place(self, row: int) -> tuple[int, int]:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of a data set with {len(self)} samples")
+        shard = int(np.searchsorted(self._first_row, row, side="right")) - 1
+        return shard, row - int(self._first_row[shard])
+
+    def _field(self, row: int, column: str) -> Any:
+        shard, local = self._place(row)
+        return self._index[shard].column(column)[local].as_py()
+
+
+def open_dataset(path: str | Path) -> Dataset:
+    """Open the data set folder `path` (one split), checking that manifest, index and shards fit together.
+
+    Raises:
+        UserError: no such folder (names the nearest), no manifest (says how to build one), or a shard or the index is
+            missing, cut off or replaced.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"data folder {str(folder)!r} does not exist{_nearest_sibling(folder)}")
+    if not (folder / MANIFEST).is_file():
+        raise UserError(_no_manifest(folder))
+    manifest = Manifest.read(folder)
+    for shard in manifest.shards:
+        file = shard_path(shard.file, folder)
+        if not file.is_file():
+            raise UserError(f"{file}: this shard of {folder / MANIFEST} does not exist")
+        if (found := file.stat().st_size) != shard.bytes:
+            raise UserError(
+                f"{file}: {found} bytes, but {folder / MANIFEST} says {shard.bytes}: the shard was cut off or replaced; "
+                f"see `python -m distributed.data validate {folder}`"
+            )
+    return Dataset(folder, manifest, _open_index(folder, manifest))
+
+
+def _open_index(folder: Path, manifest: Manifest) -> list[pa.RecordBatch]:
+    file = folder / INDEX
+    if not file.is_file():
+        raise UserError(f"{file} does not exist; build the data again")
+    if (found := file.stat().st_size) != manifest.index_bytes:
+        raise UserError(f"{file}: {found} bytes, but the manifest says {manifest.index_bytes}; build the data again")
+    try:
+        index = read_index(file)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file}: broken index ({error}); build the data again") from error
+    if [batch.num_rows for batch in index] != [shard.samples for shard in manifest.shards]:
+        raise UserError(f"{file}: its samples are not those of the manifest; build the data again")
+    return index
+
+
+def _nearest_sibling(folder: Path) -> str:
+    siblings = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()] if folder.parent.is_dir() else []
+    return nearest(folder.name, siblings) if siblings else ""
+
+
+def _no_manifest(folder: Path) -> str:
+    splits = sorted(entry.parent.name for entry in folder.glob(f"*/{MANIFEST}"))
+    if splits:
+        return f"{folder} holds the splits {', '.join(splits)}: name one of them, such as {folder / splits[0]}"
+    if any(folder.glob("*.tar")):
+        return (
+            f"{folder} holds shards but no {MANIFEST}: index them where they lie with "
+            f"`python -m distributed.data build img2dataset {folder} --split train --out OUT` and give OUT/train"
+        )
+    return f"{folder} holds no {MANIFEST}: build it with `python -m distributed.data build …` (see --help)"

@@ -1,0 +1,90 @@
+"""Decoding what a stranger's shard holds: three image formats and plain float arrays, checked before they are unpacked.
+
+Shapes: S side in pixels · R regions · F features.
+"""
+
+import io
+import math
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from distributed.data.dataset import BadSampleError
+
+# No other format is tried: some of Pillow's readers start programs or parse rarely checked formats.
+FORMATS = ("PNG", "JPEG", "WEBP")
+_ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+
+
+def open_image(data: bytes, max_pixels: int) -> Image.Image:
+    """Parse an image's header; nothing is decompressed yet.
+
+    Raises:
+        BadSampleError: ``undecodable image``, or ``oversized image`` for more than `max_pixels` pixels.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise BadSampleError("oversized image", str(error)) from error
+    except Exception as error:  # a hostile header can make a parser raise anything
+        raise BadSampleError("undecodable image", str(error)) from error
+    if image.width * image.height > max_pixels:
+        raise BadSampleError(
+            "oversized image", f"{image.width}×{image.height} pixels, at most {max_pixels} are allowed"
+        )
+    return image
+
+
+def decode_image(data: bytes, side: int, max_pixels: int) -> np.ndarray:
+    """Decode to ``[3, side, side]`` uint8 RGB: alpha over white, shorter side resized to `side`, centre crop.
+
+    Raises:
+        BadSampleError: see `open_image`.
+    """
+    image = open_image(data, max_pixels)
+    try:
+        image.draft("RGB", (side, side))  # JPEG only: decodes at the nearest 1/2, 1/4, 1/8 that is large enough
+        ImageOps.exif_transpose(image, in_place=True)
+        image = _opaque(image)
+        scale = side / min(image.size)
+        size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
+        if size != image.size:
+            image = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+        left, top = (size[0] - side) // 2, (size[1] - side) // 2
+        pixels = np.asarray(image)[top : top + side, left : left + side]
+    except Exception as error:  # as above: truncated or hostile data
+        raise BadSampleError("undecodable image", str(error)) from error
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    if image.mode in _ALPHA_MODES or "transparency" in image.info:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGB", image.size, (255, 255, 255))
+        canvas.paste(image, mask=image.getchannel("A"))
+        return canvas
+    return image.convert("RGB")
+
+
+def decode_regions(data: bytes) -> np.ndarray:
+    """Decode a ``.npy`` member to ``[R, F]`` float32. Nothing is unpickled: object arrays are refused by their header.
+
+    Raises:
+        BadSampleError: ``undecodable regions``.
+    """
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
+            version
+        ]
+        shape, fortran, dtype = read_header(stream)
+    except (ValueError, KeyError, EOFError) as error:
+        raise BadSampleError("undecodable regions", str(error)) from error
+    body = data[stream.tell() :]
+    if dtype.kind != "f" or len(shape) != 2 or math.prod(shape) * dtype.itemsize != len(body):
+        raise BadSampleError(
+            "undecodable regions", f"{dtype} {shape} in {len(body)} bytes; expected a whole [R, F] float array"
+        )
+    array = np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
+    return np.ascontiguousarray(array, dtype=np.float32)

@@ -1,0 +1,105 @@
+"""The manifest of a data set folder: what it holds, in which shards, with which hashes."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from allpairs.errors import UserError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+INDEX = "index.arrow"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file; `file` is relative to the manifest's folder, or absolute for shards that were indexed where they lie."""
+
+    file: str
+    samples: int
+    captions: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What one split of a data set holds.
+
+    Attributes:
+        format: version of this file's schema.
+        name: the data set.
+        split: ``train``, ``val``, ``test`` or the user's own.
+        source: how it was built (kind and the settings that decide its content).
+        kind: ``image``, or ``regions`` for precomputed region features.
+        text: ``lines`` when each line of a ``.txt`` member is a caption, ``whole`` when the member is one caption.
+        samples: all samples; the row of a sample, counted over the shards in order, is its id.
+        captions: all captions.
+        index_bytes: size of the index file.
+        index_sha256: hash of the index file.
+        shards: the shards, in the order that numbers the rows.
+    """
+
+    format: int
+    name: str
+    split: str
+    source: dict[str, Any]
+    kind: str
+    text: str
+    samples: int
+    captions: int
+    index_bytes: int
+    index_sha256: str
+    shards: list[Shard]
+
+    def write(self, folder: Path) -> None:
+        """Write `folder`/manifest.json; the same content gives the same bytes."""
+        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Read `folder`/manifest.json. Raises UserError when it is broken or of another format."""
+        file = folder / MANIFEST
+        try:
+            fields = json.loads(file.read_text(encoding="utf-8"))
+            found = fields["format"]
+            if found != FORMAT:
+                raise UserError(
+                    f"{file}: format {found} is not the format {FORMAT} of this version; build the data again"
+                )
+            shards = [Shard(**shard) for shard in fields.pop("shards")]
+            manifest = cls(**fields, shards=shards)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"{file}: not a data manifest ({type(error).__name__}: {error}); build the data again"
+            ) from error
+        if manifest.samples != sum(shard.samples for shard in shards):
+            raise UserError(f"{file}: {manifest.samples} samples in all, but its shards add up to another number")
+        return manifest
+
+
+def shard_path(name: str, folder: Path) -> Path:
+    """Return where shard `name` of a manifest in `folder` lies.
+
+    Raises:
+        UserError: the name asks for a command or a remote address; only files are read.
+    """
+    if name.startswith("pipe:") or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", name):
+        scheme = name.split(":", 1)[0]
+        raise UserError(
+            f"shard {name!r}: {scheme!r} addresses are refused, only files are read (no commands, no downloads)"
+        )
+    return folder / name
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hex."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

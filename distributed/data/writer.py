@@ -1,0 +1,169 @@
+"""Writing data set folders: WebDataset shards, index and manifest, whole or not at all, the same bytes every time."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from allpairs.errors import UserError
+from distributed.data.index import index_shard, write_index
+from distributed.data.manifest import FORMAT, INDEX, MANIFEST, Manifest, Shard, sha256
+from distributed.data.shards import split_name
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample on its way into a shard.
+
+    Attributes:
+        key: unique in its split; no dot in its last part.
+        suffix: ``png``, ``jpg``, ``jpeg``, ``webp`` or ``npy``.
+        data: the bytes to store as they are.
+        captions: at least one that is not blank.
+        extra: what else is known, stored as ``.json``.
+    """
+
+    key: str
+    suffix: str
+    data: bytes
+    captions: list[str]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Give a temporary folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        UserError: `out` exists and `overwrite` is off, or what is there is no data set.
+    """
+    if out.exists():
+        if not overwrite:
+            raise UserError(f"{out} exists already; give another --out, or --overwrite to replace it")
+        if not out.is_dir() or (any(out.iterdir()) and not [*out.glob(MANIFEST), *out.glob(f"*/{MANIFEST}")]):
+            raise UserError(
+                f"{out} is no data set (no {MANIFEST} in it or in its splits): --overwrite does not replace it"
+            )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh = out.parent / f".{out.name}.new-{os.getpid()}"
+    old = out.parent / f".{out.name}.old-{os.getpid()}"
+    fresh.mkdir()
+    try:
+        yield fresh
+        if out.exists():
+            out.rename(old)
+        try:
+            fresh.rename(out)
+        except OSError:
+            old.rename(out)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def write_split(
+    folder: Path,
+    samples: Iterable[Sample],
+    *,
+    name: str,
+    split: str,
+    source: Mapping[str, Any],
+    kind: str = "image",
+    shard_samples: int = 1000,
+    shard_bytes: int = 2**28,
+) -> Manifest:
+    """Write `samples` as the data set `folder` and return its manifest.
+
+    A shard ends after `shard_samples` samples or once it holds `shard_bytes` bytes.
+
+    Raises:
+        UserError: a key twice, a key with a dot, a sample without caption, or no sample at all.
+    """
+    import webdataset
+
+    folder.mkdir()
+    files: list[Path] = []
+    pattern = str(folder / "shard-%06d.tar")
+    with webdataset.ShardWriter(
+        pattern,
+        maxcount=shard_samples,
+        maxsize=shard_bytes,
+        post=lambda file: files.append(Path(file)),
+        verbose=0,
+        opener=lambda file: Path(file).open("wb"),  # its own opener would run a path that starts with "pipe:"
+        encoder=False,
+        user="",
+        group="",
+        mtime=0,
+    ) as writer:
+        count = 0
+        for members in _checked(samples):
+            writer.write(members)
+            count += 1
+    if not count:
+        raise UserError(f"the split {split!r} of {name!r} has no samples")
+    return write_manifest(folder, files, name=name, split=split, source=source, kind=kind, text="lines", relative=True)
+
+
+def write_manifest(
+    folder: Path,
+    files: Iterable[Path],
+    *,
+    name: str,
+    split: str,
+    source: Mapping[str, Any],
+    kind: str,
+    text: str,
+    relative: bool,
+) -> Manifest:
+    """Index the shards `files` and write index and manifest into `folder`. Raises shards.TruncatedShardError."""
+    shards: list[Shard] = []
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for file in files:
+            batch = index_shard(file, text)
+            captions = sum(len(entry.as_py() or ()) for entry in batch.column("captions"))
+            label = file.name if relative else str(file.absolute())
+            shards.append(Shard(label, batch.num_rows, captions, file.stat().st_size, sha256(file)))
+            yield batch
+
+    write_index(folder / INDEX, batches())
+    manifest = Manifest(
+        format=FORMAT,
+        name=name,
+        split=split,
+        source=dict(source),
+        kind=kind,
+        text=text,
+        samples=sum(shard.samples for shard in shards),
+        captions=sum(shard.captions for shard in shards),
+        index_bytes=(folder / INDEX).stat().st_size,
+        index_sha256=sha256(folder / INDEX),
+        shards=shards,
+    )
+    manifest.write(folder)
+    return manifest
+
+
+def _checked(samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:
+    keys: set[str] = set()
+    for sample in samples:
+        if split_name(f"{sample.key}.{sample.suffix}") != (sample.key, sample.suffix):
+            raise UserError(f"key {sample.key!r}: a key has no dot after its last '/' and does not begin with './'")
+        if sample.key in keys:
+            raise UserError(f"key {sample.key!r} occurs twice: every sample of a split needs its own")
+        keys.add(sample.key)
+        captions = [caption for text in sample.captions if (caption := " ".join(text.split()))]
+        if not captions:
+            raise UserError(f"sample {sample.key!r} has no caption")
+        members = {"__key__": sample.key, sample.suffix: sample.data, "txt": "\n".join(captions).encode("utf-8")}
+        if sample.extra:
+            members["json"] = json.dumps(sample.extra, ensure_ascii=False, sort_keys=True).encode("utf-8")
+        yield members
