@@ -1,0 +1,70 @@
+"""How far positives and hardest negatives are apart over a whole global batch: the two curves of U-Fig. 4.
+
+Shapes: b local pairs, B global pairs, D embedding, R rows of a block.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from allpairs.engine.anchors import anchors_of
+from allpairs.engine.exchange import gather
+from allpairs.engine.pairs import prepare
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
+
+
+class SimilarityStatistics(NamedTuple):
+    """Cosine similarities in [−1, 1], averaged over the global batch."""
+
+    positive: float
+    """Mean of d_i over all pairs."""
+    hardest_negative: float
+    """Mean of max_{j∈N(i)} S_ij over all anchors of both directions that have a negative; NaN if none has."""
+
+
+@torch.no_grad()
+def similarity_statistics(
+    queries: Tensor,
+    candidates: Tensor,
+    *,
+    query_ids: Tensor | None = None,
+    candidate_ids: Tensor | None = None,
+    group: "dist.ProcessGroup | None" = None,
+    normalize: bool = True,
+    block: int = 1024,
+) -> SimilarityStatistics:
+    """Return the mean positive and mean hardest-negative similarity of the pairs of all ranks of `group`.
+
+    `queries` and `candidates` are this process's [b, D]; `group=None` means this process alone. A collective: call it
+    on every rank or on none. Memory is O(B·D + block·B).
+
+    Raises:
+        UserError: as the objectives do, for pairs that cannot match.
+    """
+    local = prepare(queries, candidates, query_ids=query_ids, candidate_ids=candidate_ids, normalize=normalize)
+    with torch.autocast(local.queries.device.type, enabled=False):
+        everyone = gather(local, group)
+        # Sums of: positives, anchors, hardest negatives, anchors that have a negative.
+        sums_4 = torch.zeros(4, dtype=torch.float64, device=local.queries.device)
+        for anchors_bD, others_BD in ((local.queries, everyone.candidates), (local.candidates, everyone.queries)):
+            for start in range(0, len(anchors_bD), block):
+                rows = slice(start, start + block)
+                scores_RB = anchors_bD[rows] @ others_BD.T
+                row_ids = None if local.ids is None else local.ids[rows]
+                anchors = anchors_of(scores_RB, everyone.first + start, row_ids, everyone.ids)
+                hardest_R = anchors.mask_negatives(scores_RB).amax(dim=1).double()
+                has_negative_R = anchors.is_negative.any(dim=1)
+                sums_4[0] += anchors.positive.double().sum()
+                sums_4[1] += len(scores_RB)
+                sums_4[2] += hardest_R[has_negative_R].sum()
+                sums_4[3] += has_negative_R.sum()
+    if everyone.ranks > 1:
+        torch.distributed.all_reduce(sums_4, group=group)
+    positives, anchor_count, negatives, with_negative = sums_4.tolist()
+    return SimilarityStatistics(
+        positive=positives / anchor_count,
+        hardest_negative=negatives / with_negative if with_negative else float("nan"),
+    )
