@@ -64,7 +64,7 @@ def evaluate(
     device: str | None = None,
     tile: int | None = None,
 ) -> Report:
-    """Rank the gallery [M, D] for each query [N, D] by dot product, and the queries for each gallery item: exact recall.
+    """Rank the gallery [M, D] for each query [N, D] by dot product, and the queries for each gallery item, exactly.
 
     A pair is positive where ``query_ids[q] == gallery_ids[g]``, or where g is in ``positives[q]``; positions mean
     nothing. rank(q) = 1 + #{gallery items that score above its best positive}, with ties as in `retrieval_eval.ties`.

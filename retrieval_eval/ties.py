@@ -22,6 +22,7 @@ class Ranks:
     The best positives tie with `negatives` other items at the same score; there are `positives` of them.
     """
 
+    score: np.ndarray  # [N] float32, of the best positive
     greater: np.ndarray  # [N] items above the best positive
     positives: np.ndarray  # [N] positives at its score, itself included
     negatives: np.ndarray  # [N] other items at its score
@@ -30,7 +31,7 @@ class Ranks:
     def of(cls, levels: Levels) -> "Ranks":
         """Take the ranks from the counts of the first level."""
         tied = levels.equal_positives[:, 0]
-        return cls(levels.greater[:, 0], tied, levels.equal[:, 0] - tied)
+        return cls(levels.score[:, 0], levels.greater[:, 0], tied, levels.equal[:, 0] - tied)
 
     @cached_property
     def optimistic(self) -> np.ndarray:
@@ -64,9 +65,8 @@ class Ranks:
     def _hit_probability(self, k: int) -> np.ndarray:
         # Of the tied items `room` lie inside the top k: sum over them the chance that this is the first positive.
         room = np.clip(k - self.greater, 0, self.negatives + 1)
-        probability = (room > self.negatives).astype(
-            np.float64
-        )  # no room for all the negatives before the first positive
+        # With more room than negatives a positive must be inside.
+        probability = (room > self.negatives).astype(np.float64)
         open_ = (room > 0) & (probability == 0)
         room, p, n = room[open_], self.positives[open_], self.negatives[open_]
         none_yet, found = np.ones(len(room)), np.zeros(len(room))
@@ -86,10 +86,9 @@ def average_precision(levels: Levels) -> dict[str, np.ndarray]:
     first need not be best: the measure divides by the hits found, so that a late hit lowers it.)
     """
     rows = len(levels.greater)
-    start = np.tile(
-        -1 - np.arange(LEVELS), (rows, 1)
-    )  # where each place's block of ties starts; negative: no positives
-    size, positives = np.ones((rows, LEVELS)), np.zeros((rows, LEVELS))  # [N, 5]
+    # Where the block of ties that fills each place starts; a negative number of its own where it has no positives.
+    start = np.tile(-1 - np.arange(LEVELS), (rows, 1))  # [N, 5]
+    size, positives = np.ones((rows, LEVELS)), np.zeros((rows, LEVELS))
     for place in range(LEVELS):
         for level in range(levels.greater.shape[1]):
             first, equal = levels.greater[:, level], levels.equal[:, level]

@@ -1,0 +1,65 @@
+"""An independent check of the counted recalls: does FAISS find a positive in the top k of the same queries?"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from retrieval_eval.evaluation import Report
+from retrieval_eval.inputs import Embeddings, pair_of_matrices
+from retrieval_eval.shortlist import Backend, shortlist
+
+
+@dataclass(frozen=True, eq=False)
+class CrossCheck:
+    """How the shortlists compare with the counted ranks, per recall (``i2t/r1`` …)."""
+
+    agreement: dict[str, float]
+    """Percent of the queries whose hit or miss is one that some order of the exactly tied items gives."""
+    rounding: dict[str, int]
+    """Disagreements within the bound on float32 rounding: the two products add up in different orders."""
+    differences: dict[str, list[int]]
+    """Queries whose disagreement nothing explains. Any is a bug, or an index that is not exact."""
+    backend: Backend
+
+    def __str__(self) -> str:
+        worst = min(self.agreement, key=lambda name: self.agreement[name])
+        unexplained = sum(len(queries) for queries in self.differences.values())
+        return (
+            f"{self.backend} agrees with the counted recalls on {self.agreement[worst]:.2f} % of the queries or more"
+            f" (least at {worst}); {sum(self.rounding.values())} differ by rounding, {unexplained} unexplained"
+        )
+
+
+def cross_check(report: Report, queries: Embeddings, gallery: Embeddings) -> CrossCheck:
+    """Search `gallery` [M, D] with `queries` [N, D], the ones of `report`, and compare every recall query by query."""
+    Q, G = pair_of_matrices(queries, gallery)
+    agreement: dict[str, float] = {}
+    rounding: dict[str, int] = {}
+    differences: dict[str, list[int]] = {}
+    for direction, (asking, answering) in zip(report.directions, ((Q, G), (G, Q)), strict=False):
+        found = shortlist(asking, answering, max(report.ks))
+        positives, ranks = report.positives[direction], report.ranks[direction]
+        pairs = positives.owners * positives.gallery + positives.indices  # ascending: both parts are
+        items = found.indices + np.arange(len(found.indices))[:, None] * positives.gallery
+        place = np.minimum(np.searchsorted(pairs, items), len(pairs) - 1)
+        is_positive = pairs[place] == items  # [N, K]
+        bound = _rounding_bound(asking, answering)
+        for k in report.ks:
+            hit = is_positive[:, :k].any(1)
+            agrees = (hit & (ranks.optimistic <= k)) | (~hit & (ranks.pessimistic > k))
+            last = found.scores[:, min(k, found.scores.shape[1]) - 1].astype(np.float64)
+            close = np.abs(ranks.score - last) <= bound
+            name = f"{direction}/r{k}"
+            agreement[name] = 100.0 * float(agrees.mean())
+            rounding[name] = int((~agrees & close).sum())
+            differences[name] = np.flatnonzero(~agrees & ~close).tolist()
+    return CrossCheck(agreement, rounding, differences, found.backend)
+
+
+def _rounding_bound(asking: torch.Tensor, answering: torch.Tensor) -> np.ndarray:
+    # A float32 dot product in any order is within D·eps·|q||g| of the true one (Higham, Accuracy and Stability, 3.1);
+    # two items may change places between two such products if their scores are within twice that.
+    norms = torch.linalg.vector_norm(asking, dim=1, dtype=torch.float64)
+    largest = torch.linalg.vector_norm(answering, dim=1, dtype=torch.float64).max()
+    return (2 * asking.shape[1] * torch.finfo(torch.float32).eps * norms * largest).cpu().numpy()
