@@ -1,0 +1,36 @@
+"""The `objective` section: any objective's name and arguments, checked against the objective itself."""
+
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from allpairs.errors import UserError, nearest
+from allpairs.objectives import arguments, make, names
+
+
+def check_objective(values: dict[str, Any]) -> dict[str, Any]:
+    """Return `values` with each argument converted to the type its objective declares.
+
+    Raises:
+        ValueError: unknown objective or argument (names the nearest), wrong type, impossible value.
+    """
+    name = values.get("name", "unified")
+    if name not in names():
+        raise ValueError(f"objective.name={name!r} is unknown{nearest(str(name), names())}")
+    declared = arguments(name)
+    checked: dict[str, Any] = {"name": name}
+    for key, value in values.items():
+        if key == "name":
+            continue
+        if key not in declared:
+            raise ValueError(f"objective.{key}: {name} has no such argument (value {value!r}){nearest(key, declared)}")
+        try:
+            checked[key] = TypeAdapter(declared[key].annotation).validate_python(value)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+            raise ValueError(f"objective.{key}={value!r} is not accepted: {message[:1].lower()}{message[1:]}") from None
+    try:
+        make(**checked)
+    except UserError as error:
+        raise ValueError(f"objective: {error}") from None
+    return checked

@@ -1,0 +1,206 @@
+"""The configuration tree. Field docstrings are the documentation of the knobs; `python -m distributed.train --help` points here.
+
+Two sections are declared where they are used: `model` is `allpairs.models.DualSpec`, `objective` the arguments of
+`allpairs.objectives.make`.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from allpairs.models import CnnSpec, DualSpec, GruSpec
+from distributed.config.objective import check_objective
+
+
+class Section(BaseModel):
+    """A group of knobs: unknown keys are refused, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+class Run(Section):
+    """Where the run lives."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """Folder of the run below `dir`, and its id in Weights & Biases: a restart under the same name continues it."""
+    dir: Path = Path("runs")
+    """Folder that holds all runs. On a cluster: storage that every node sees under the same path."""
+
+
+class Data(Section):
+    """The pairs and how they are read."""
+
+    root: Path = Path()
+    """Joined in front of `train`, `val` and `test` unless they are absolute."""
+    train: Path = Path("train")
+    """Dataset folder (shards and manifest.json) as `python -m distributed.data build` writes it."""
+    val: Path = Path("val")
+    """Dataset folder evaluated every `eval.every` epochs; chooses the best checkpoint."""
+    test: Path | None = Path("test")
+    """Dataset folder evaluated once, at the end, with the best checkpoint. null: none."""
+    image_size: int = Field(64, ge=8, le=1024)
+    """Side in pixels to which images are resized."""
+    augment: Literal["none", "crop", "crop_flip"] = "none"
+    """Training images: as they are, a seeded random crop, or crop and mirror (not for captions that say left or right)."""
+    max_caption_tokens: int = Field(32, ge=4, le=512)
+    """Longer captions are cut."""
+    vocabulary_min_count: int = Field(1, ge=1)
+    """A word must occur this often in the training captions to get its own embedding."""
+    vocabulary_max_size: int = Field(30_000, ge=16)
+    """At most this many words, the most frequent ones."""
+    shuffle_window: int = Field(16_384, ge=1)
+    """Samples shuffled together; larger mixes better, smaller reads more locally."""
+    cache_mb: int = Field(256, ge=0)
+    """Memory per worker for decoded training images, so that small sets are decoded once."""
+    threads: int = Field(1, ge=1, le=64)
+    """Decoding threads per worker."""
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+    """Training stops when more than this share of the samples seen was unusable."""
+    max_image_pixels: int = Field(50_000_000, ge=1)
+    """Images that declare more pixels are refused before decoding."""
+
+    def folder(self, split: Literal["train", "val", "test"]) -> Path | None:
+        """Return the absolute folder of `split`, or None where the run has no such split."""
+        path = getattr(self, split)
+        return None if path is None else (self.root / path).expanduser().resolve()
+
+
+class Objective(BaseModel):
+    """`name` and the arguments of `allpairs.objectives.make(name, ...)`, checked against that objective's signature."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    name: str = "unified"
+    """One of `allpairs.objectives.names()`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_arguments(cls, values: Any) -> Any:
+        return check_objective(values) if isinstance(values, dict) else values
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what to pass to `make` beside the name."""
+        return dict(self.model_extra or {})
+
+
+class Optimizer(Section):
+    """AdamW, its learning-rate schedule and gradient clipping."""
+
+    lr: float = Field(1e-3, gt=0, le=10)
+    """Peak learning rate."""
+    weight_decay: float = Field(1e-4, ge=0)
+    """Decoupled weight decay; biases, norms and learned scales are exempt."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's moment decay rates."""
+    backbone_lr_factor: float = Field(1.0, ge=0)
+    """Learning rate of a transformers backbone relative to `lr`."""
+    clip_norm: float | None = Field(2.0, gt=0)
+    """Global gradient norm is clipped to this; null: never."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """After the warm-up: cosine to zero, division at `decay_epochs`, or nothing."""
+    warmup_epochs: float = Field(1.0, ge=0)
+    """Epochs of linear warm-up from zero."""
+    decay_epochs: tuple[int, ...] = (15,)
+    """For `schedule: step`: epochs (counted from 1) after which the rate is multiplied by `decay_factor`."""
+    decay_factor: float = Field(0.1, gt=0, lt=1)
+    """For `schedule: step`."""
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_are_rates(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError("each must be at least 0 and less than 1")
+        return betas
+
+
+class Train(Section):
+    """The training loop."""
+
+    epochs: int = Field(30, ge=1)
+    """Passes over the training images."""
+    global_batch: int = Field(256, ge=2)
+    """Pairs per step over all workers together: every pair meets all others of the batch as negatives."""
+    seed: int = Field(0, ge=0)
+    """Decides initial weights, order of samples, drawn captions, augmentation and dropout."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: encoders run under autocast; weights, statistics and the loss stay float32."""
+    strategy: Literal["ddp", "deepspeed"] = "ddp"
+    """How gradients and optimiser state are shared over workers."""
+    zero_stage: Literal[1, 2] = 1
+    """For `strategy: deepspeed`: shard optimiser state (1) and gradients (2)."""
+    log_every: int = Field(10, ge=1)
+    """Steps between progress lines."""
+    checkpoint_every_steps: int | None = Field(None, ge=1)
+    """Checkpoint inside epochs too; null: at their ends only."""
+    stop_after_epochs: float | None = Field(None, gt=0)
+    """Stop early, with a checkpoint, after this many epochs (1.5: in the middle of the second); `--resume` goes on."""
+
+
+class Eval(Section):
+    """Retrieval evaluation during training."""
+
+    every: int = Field(1, ge=1)
+    """Epochs between evaluations on `data.val`."""
+    batch: int = Field(256, ge=1)
+    """Images encoded at a time per worker."""
+
+
+class Tracking(Section):
+    """Weights & Biases, written by rank 0."""
+
+    wandb: Literal["offline", "online", "disabled"] = "offline"
+    """offline: files in the run directory, for a later `wandb sync`."""
+    project: str = "allpairs"
+    """W&B project."""
+    entity: str | None = None
+    """W&B user or team."""
+    group: str | None = None
+    """Runs shown together: a search, a comparison."""
+    job_type: str = "train"
+    """W&B job type."""
+    tags: tuple[str, ...] = ()
+    """W&B tags."""
+    examples: int = Field(8, ge=0, le=100)
+    """Retrievals with thumbnails in the table of examples, per direction."""
+
+
+class Cluster(Section):
+    """What Ray gives the run."""
+
+    workers: int = Field(1, ge=1)
+    """Data-parallel workers; `train.global_batch` is split over them."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto: one GPU per worker when the cluster has that many."""
+    cpus_per_worker: int = Field(1, ge=1)
+    """CPUs, and torch threads, per worker."""
+    max_failures: int = Field(2, ge=0)
+    """Restarts from the last checkpoint after a worker or node is lost."""
+
+
+class Config(Section):
+    """Everything that decides a run."""
+
+    run: Run
+    data: Data = Data()
+    model: DualSpec = DualSpec(image=CnnSpec(), text=GruSpec(kind="bigru"), dim=256)
+    objective: Objective = Objective()
+    optimizer: Optimizer = Optimizer()
+    train: Train = Train()
+    eval: Eval = Eval()
+    tracking: Tracking = Tracking()
+    cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _batch_feeds_every_worker(self) -> Self:
+        if self.train.global_batch < 2 * self.cluster.workers:
+            raise ValueError(
+                f"train.global_batch={self.train.global_batch} is too small for cluster.workers={self.cluster.workers}: "
+                "accepted are at least 2 pairs per worker"
+            )
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        """The run directory, absolute."""
+        return (self.run.dir / self.run.name).expanduser().resolve()

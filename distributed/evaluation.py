@@ -1,0 +1,141 @@
+"""Encode a split over the ranks and measure retrieval on rank 0.
+
+Legend: N images, C captions, D embedding, b images at a time.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from allpairs.engine import similarity_statistics
+from allpairs.models import DualEncoder, Vocabulary
+from distributed.config import Config
+from distributed.data import Dataset, evaluation_batches
+from distributed.ranks import Ranks
+from retrieval_eval import EmbeddingSet, Report, evaluate
+
+THUMBNAIL_SIDE = 128  # px: sharp enough on a high-density screen at the report's size, about 3 KB each
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split's embeddings, L2-normalised, with the ids that join images and captions."""
+
+    images_ND: Tensor
+    image_ids_N: Tensor
+    captions_CD: Tensor
+    caption_ids_C: Tensor
+
+    def evaluate(self) -> Report:
+        """Return the retrieval metrics of the whole split."""
+        return evaluate(self.images_ND, self.captions_CD, self.image_ids_N, self.caption_ids_C)
+
+
+@torch.inference_mode()
+def encode(
+    encoder: DualEncoder, dataset: Dataset, vocabulary: Vocabulary, config: Config, ranks: Ranks
+) -> Encoded | None:
+    """Encode every image and all its captions; the whole on rank 0, None elsewhere. Collective."""
+    images: list[Tensor] = []
+    image_ids: list[Tensor] = []
+    captions: list[Tensor] = []
+    caption_ids: list[Tensor] = []
+    was_training = encoder.training
+    encoder.eval()
+    reader = evaluation_batches(
+        dataset,
+        batch=config.eval.batch,
+        rank=ranks.rank,
+        world=ranks.world,
+        image_size=config.data.image_size,
+        max_image_pixels=config.data.max_image_pixels,
+        max_bad_fraction=config.data.max_bad_fraction,
+        threads=config.data.threads,
+        tokenize=lambda texts: vocabulary.encode(texts, config.data.max_caption_tokens),
+    )
+    bf16 = config.train.precision == "bf16"
+    with torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=bf16):
+        for batch in reader:
+            images.append(encoder.encode_images(batch.images.to(ranks.device)).float().cpu())
+            image_ids.append(batch.image_ids)
+            tokens, lengths = batch.tokens
+            captions.append(encoder.encode_texts(tokens.to(ranks.device), lengths.to(ranks.device)).float().cpu())
+            caption_ids.append(batch.caption_ids)
+    encoder.train(was_training)
+    dim = encoder.dim
+    gathered = [
+        ranks.gather_rows(torch.cat(parts) if parts else empty)
+        for parts, empty in (
+            (images, torch.empty(0, dim)),
+            (image_ids, torch.empty(0, dtype=torch.int64)),
+            (captions, torch.empty(0, dim)),
+            (caption_ids, torch.empty(0, dtype=torch.int64)),
+        )
+    ]
+    whole = [part for part in gathered if part is not None]
+    return Encoded(*whole) if whole else None
+
+
+@torch.no_grad()
+def loss_and_similarities(encoded: Encoded, objective: nn.Module, batch: int) -> dict[str, float]:
+    """Return `loss`, `positive_similarity` and `hardest_negative_similarity` on a held-out split, on one rank.
+
+    Each image meets its first caption, in consecutive batches of the training size, so that the loss compares with
+    the training loss (it depends on how many negatives there are).
+    """
+    first_of = {int(image_id): row for row, image_id in reversed(list(enumerate(encoded.caption_ids_C.tolist())))}
+    rows = torch.tensor([first_of[image_id] for image_id in encoded.image_ids_N.tolist()])
+    totals = torch.zeros(3, dtype=torch.float64)
+    weight = 0
+    for chunk in _chunks(len(encoded.images_ND), batch):
+        ids = encoded.image_ids_N[chunk]
+        queries, candidates = encoded.images_ND[chunk], encoded.captions_CD[rows[chunk]]
+        loss = objective(queries, candidates, query_ids=ids, candidate_ids=ids)
+        similarities = similarity_statistics(queries, candidates, query_ids=ids, candidate_ids=ids)
+        totals += len(ids) * torch.tensor([float(loss), similarities.positive, similarities.hardest_negative])
+        weight += len(ids)
+    names = ("loss", "positive_similarity", "hardest_negative_similarity")
+    return dict(zip(names, (totals / weight).tolist(), strict=True))
+
+
+def _chunks(total: int, size: int) -> Iterator[list[int]]:
+    """Split range(total) into whole batches; a tail joins the batch before it, so that no batch has few negatives."""
+    size = min(size, total)
+    whole = total // size
+    for index in range(whole):
+        yield list(range(index * size, total if index == whole - 1 else (index + 1) * size))
+
+
+def embedding_set(encoded: Encoded, dataset: Dataset, split: str) -> EmbeddingSet:
+    """Join embeddings with what a person looks at: keys, caption texts, thumbnails."""
+    image_ids = encoded.image_ids_N.tolist()
+    samples = [dataset.read(image_id) for image_id in image_ids]
+    texts = {image_id: iter(sample.captions) for image_id, sample in zip(image_ids, samples, strict=True)}
+    is_image = dataset.kind == "image"
+    return EmbeddingSet(
+        images=encoded.images_ND.numpy(),
+        captions=encoded.captions_CD.numpy(),
+        image_ids=encoded.image_ids_N.numpy(),
+        caption_ids=encoded.caption_ids_C.numpy(),
+        image_keys=[sample.key for sample in samples],
+        caption_texts=[next(texts[image_id]) for image_id in encoded.caption_ids_C.tolist()],
+        thumbnails=[thumbnail(sample.data) if is_image else None for sample in samples],
+        split=split,
+    )
+
+
+def thumbnail(data: bytes) -> bytes:
+    """Return a small PNG (with transparency) or JPEG of an encoded image."""
+    with Image.open(io.BytesIO(data)) as image:
+        transparent = image.has_transparency_data
+        image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        buffer = io.BytesIO()
+        if transparent:
+            image.convert("RGBA").save(buffer, "PNG")
+        else:
+            image.convert("RGB").save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()

@@ -1,0 +1,56 @@
+"""The end of a run: test metrics under the best checkpoint, embeddings, report, summary."""
+
+import json
+from typing import TYPE_CHECKING
+
+from distributed.data import open_dataset
+from distributed.evaluation import embedding_set, encode
+from distributed.run_directory import write_text
+from distributed.tracking.examples import examples
+from retrieval_eval import EmbeddingSet, Report, write_report
+
+if TYPE_CHECKING:
+    from distributed.loop import Training
+
+
+def finish(training: "Training") -> dict[str, float] | None:
+    """Evaluate the best checkpoint on `data.test` (without one: on `data.val`) and write what a person looks at.
+
+    Collective; returns the final metrics on rank 0, None elsewhere. The summary is written last: it says "finished".
+    """
+    config, run, progress = training.config, training.run_dir, training.progress
+    split = "test" if config.data.test is not None else "val"
+    dataset = open_dataset(config.data.folder(split))
+    training.checkpoints.load_weights(training.strategy, "best")
+    encoded = encode(training.encoder, dataset, training.vocabulary, config, training.ranks)
+    if encoded is None:
+        return None
+    report = encoded.evaluate()
+    assert training.tracker is not None and progress.best_rsum is not None and progress.best_epoch is not None
+    metrics = {f"{split}/{name}": value for name, value in report.metrics.items()}
+    training.tracker.log(training.where() | metrics)
+    embeddings = embedding_set(encoded, dataset, split)
+    embeddings.write(run.embeddings(split))
+    _write_page(training, embeddings, report)
+    if training.tracker.wandb is not None and config.tracking.examples:
+        training.tracker.wandb.log_examples(embeddings, examples(embeddings, report, config.tracking.examples))
+    summary = metrics | {
+        "val/best_rsum": progress.best_rsum,
+        "val/best_epoch": progress.best_epoch,
+        "train/seconds": progress.train_seconds,
+        "samples_seen": progress.samples_seen,
+        "step": progress.step,
+    }
+    write_text(run.summary, json.dumps(summary, indent=1))
+    return summary
+
+
+def _write_page(training: "Training", embeddings: EmbeddingSet, report: Report) -> None:
+    write_report(
+        training.run_dir.report,
+        embeddings,
+        report,
+        history=training.run_dir.history(),
+        title=training.config.run.name,
+        config=training.config.model_dump(mode="json"),
+    )

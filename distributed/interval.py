@@ -1,0 +1,42 @@
+"""What happened between two rows of metrics."""
+
+from allpairs.engine import similarity_statistics
+from distributed.ranks import Ranks
+from distributed.step import Pairs, StepOutput
+
+
+class Interval:
+    """Collects steps from `started` (seconds of training so far) until it is measured, once."""
+
+    def __init__(self, started: float) -> None:
+        self._started = started
+        self._losses: list[float] = []
+        self._rows = 0
+        self._norm = 0.0
+        self._last: tuple[Pairs, StepOutput] | None = None
+
+    def add(self, loss: float, norm: float, rows: int, pairs: Pairs, output: StepOutput) -> None:
+        """Note one step: its global loss, gradient norm, global rows, and this rank's pairs and embeddings."""
+        self._losses.append(loss)
+        self._norm = norm
+        self._rows += rows
+        self._last = (pairs, output)
+
+    def measure(self, ranks: Ranks, train_seconds: float) -> dict[str, float]:
+        """Return the interval's mean loss and speed, and the last batch's global similarities. Collective."""
+        assert self._last is not None, "an interval without steps"
+        pairs, output = self._last
+        similarities = similarity_statistics(
+            output.images_bD,
+            output.texts_bD,
+            query_ids=pairs.image_ids_b,
+            candidate_ids=pairs.caption_ids_b,
+            group=ranks.group,
+        )
+        return {
+            "train/loss": sum(self._losses) / len(self._losses),
+            "train/positive_similarity": similarities.positive,
+            "train/hardest_negative_similarity": similarities.hardest_negative,
+            "train/gradient_norm": self._norm,
+            "train/samples_per_second": self._rows / max(1e-9, train_seconds - self._started),
+        }

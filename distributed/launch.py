@@ -1,0 +1,170 @@
+"""Start a run on Ray and bring its result home."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from allpairs.errors import UserError
+from allpairs.models import Vocabulary
+from distributed.config import Config
+from distributed.data import Dataset, open_dataset
+from distributed.progress import Follower
+from distributed.provenance import provenance
+from distributed.run_directory import RunDirectory, prepare, write_text
+
+if TYPE_CHECKING:
+    from ray.train import ScalingConfig
+    from ray.train.v2.api.callback import UserCallback
+
+QUIET = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or every line of a worker would appear twice
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # CPU workers on a GPU node keep seeing what they saw; silences a warning
+}
+
+
+class RunFailed(RuntimeError):  # noqa: N818 -- said to the user as it is
+    """A run that stopped before its end, with the reason all ranks agreed on."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves: the last metrics of each kind, best validation RSUM among them, and where to look."""
+
+    metrics: dict[str, float]
+    run_dir: Path
+    finished: bool
+
+
+def fit(
+    config: Config, *, resume: bool = False, callbacks: Sequence["UserCallback"] = (), follower: Follower | None = None
+) -> Result:
+    """Train `config` with Ray Train and return its result; a finished run that is resumed returns at once.
+
+    Ray must be initialised (see `cluster`). `follower` shows progress while the run goes on.
+
+    Raises:
+        UserError: the run directory is taken, data are missing or do not fit the model, the cluster is too small.
+        RunFailed: all ranks agreed to stop (non-finite loss, too many bad samples).
+    """
+    datasets = check_data(config)
+    run = prepare(config, resume=resume)
+    summary = run.read_summary()
+    if summary is not None:
+        return Result(_last_metrics(run) | summary, run.root, finished=True)
+    write_text(run.provenance, json.dumps(provenance(config), indent=1))
+    if not run.vocabulary.exists():
+        _make_vocabulary(datasets["train"], config).save(run.vocabulary)
+    with follower.following(run) if follower is not None else nullcontext():
+        _run_on_ray(config, run, callbacks)
+    if run.stopped.exists():
+        raise RunFailed(json.loads(run.stopped.read_text(encoding="utf-8"))["reason"])
+    return Result(_last_metrics(run) | (run.read_summary() or {}), run.root, finished=run.summary.exists())
+
+
+def _run_on_ray(config: Config, run: RunDirectory, callbacks: Sequence["UserCallback"]) -> None:
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.torch import TorchTrainer
+
+    from distributed.worker import train_worker
+
+    settings = config.model_dump(mode="json")
+    settings["run"]["dir"] = str(run.root.parent)  # workers live in other folders: every path is made absolute here
+    settings["data"] |= {"root": "/"} | {
+        split: str(folder) for split in ("train", "val", "test") if (folder := config.data.folder(split)) is not None
+    }
+    # Ray's own bookkeeping of this attempt. The name is new each time: under a known name Ray would silently resume by
+    # its rules, while ours (checkpoints/last) also survive another number of workers.
+    attempt = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"config": settings},
+        scaling_config=_scaling(config),
+        run_config=RunConfig(
+            name=attempt,
+            storage_path=str(run.root / "ray"),
+            failure_config=FailureConfig(max_failures=config.cluster.max_failures),
+            callbacks=list(callbacks),
+            worker_runtime_env={"env_vars": QUIET},
+        ),
+    )
+    trainer.fit()
+
+
+def check_data(config: Config) -> dict[str, Dataset]:
+    """Open every split of the run before anything starts.
+
+    Raises:
+        UserError: a folder is missing or broken, or holds regions where the model reads images (or the reverse).
+    """
+    datasets = {}
+    wanted = "regions" if config.model.image.kind == "regions" else "image"
+    for split in ("train", "val", "test"):
+        folder = config.data.folder(split)  # type: ignore[arg-type]
+        if folder is None:
+            continue
+        try:
+            datasets[split] = dataset = open_dataset(folder)
+        except UserError as error:
+            raise UserError(f"data.{split}: {error}") from None
+        if dataset.kind != wanted:
+            raise UserError(
+                f"data.{split}: {folder} holds {dataset.kind}s, but model.image.kind={config.model.image.kind} reads {wanted}s"
+            )
+    if len(datasets["train"]) < config.train.global_batch:
+        raise UserError(
+            f"train.global_batch={config.train.global_batch} is larger than data.train, which has "
+            f"{len(datasets['train'])} images; accepted: at most that many"
+        )
+    return datasets
+
+
+def _make_vocabulary(dataset: Dataset, config: Config) -> Vocabulary:
+    return Vocabulary.build(
+        dataset.all_captions(), min_count=config.data.vocabulary_min_count, max_size=config.data.vocabulary_max_size
+    )
+
+
+def _scaling(config: Config) -> "ScalingConfig":
+    import ray
+    from ray.train import ScalingConfig
+
+    workers = config.cluster.workers
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if config.cluster.device == "gpu" and gpus < 1:
+        raise UserError("cluster.device=gpu: this Ray cluster has no GPU; accepted: auto, cpu")
+    use_gpu = config.cluster.device == "gpu" or (config.cluster.device == "auto" and gpus >= workers)
+    return ScalingConfig(
+        num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": config.cluster.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
+    )
+
+
+@contextmanager
+def cluster(cpus: int, resources: dict[str, float] | None = None) -> Iterator[None]:
+    """Connect to the cluster named by RAY_ADDRESS (a submitted job has one), else start Ray on this machine for the block.
+
+    A local Ray gets at least `cpus` CPUs, so that a laptop runs any number of workers, if slowly.
+    """
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS", "local")
+    local: dict[str, Any] = {}
+    if address == "local":
+        local = {"num_cpus": max(cpus, os.cpu_count() or 1), "resources": resources, "include_dashboard": resources is not None}
+    ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True, **local)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _last_metrics(run: RunDirectory) -> dict[str, float]:
+    """Return the latest value of every metric in metrics.jsonl."""
+    merged: dict[str, float] = {}
+    for row in run.history():
+        merged |= row
+    return merged

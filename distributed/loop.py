@@ -1,0 +1,243 @@
+"""The training loop of one rank: pure torch.distributed, so that it runs under Ray Train and in plain processes alike.
+
+Order within an epoch's end, which is what makes a restart exact: evaluate, choose the best, checkpoint, tell Ray.
+Resume order: weights and optimiser, position, then the reader from that position; dropout and captions are functions
+of (seed, step) and (seed, epoch, sample), so there is no generator state to restore.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from allpairs.errors import UserError
+from allpairs.models import Vocabulary, build
+from allpairs.objectives import make
+from distributed.checkpoints import Checkpoints, Progress
+from distributed.config import Config
+from distributed.data import Position, TrainBatch, TrainReader, open_dataset
+from distributed.evaluation import encode, loss_and_similarities
+from distributed.finish import finish
+from distributed.interval import Interval
+from distributed.provenance import provenance
+from distributed.ranks import Ranks, Stopped
+from distributed.run_directory import RunDirectory
+from distributed.schedule import learning_rate_factor
+from distributed.step import Pairs, StepOutput, TrainStep
+from distributed.strategies import make_strategy
+from distributed.tracking import Tracker
+
+Report = Callable[[dict[str, float]], None]
+"""Told the metrics of every evaluation, on every rank: `ray.train.report` or nothing."""
+
+
+class Training:
+    """One rank's share of a run, from its first step (or its last checkpoint) to the report."""
+
+    def __init__(self, config: Config, ranks: Ranks, report: Report) -> None:
+        self.config = config
+        self.ranks = ranks
+        self.report = report
+        self.run_dir = RunDirectory(config.run_dir)
+        self.vocabulary = Vocabulary.load(self.run_dir.vocabulary)
+        torch.manual_seed(config.train.seed)  # the same initial weights on every rank and for every world size
+        encoder = build(config.model, len(self.vocabulary))
+        objective = make(config.objective.name, **config.objective.arguments())
+        self.strategy = make_strategy(config, TrainStep(encoder, objective, ranks.group, config.train.precision), ranks)
+        self.encoder = encoder
+        self.reader = self._open_reader()
+        self.checkpoints = Checkpoints(self.run_dir.checkpoints, config.model, self.vocabulary, ranks)
+        self.progress = self.checkpoints.restore(self.strategy) or Progress()
+        facts = provenance(config) if ranks.rank == 0 else {}
+        self.tracker = Tracker(config, self.run_dir, self.progress.step, facts) if ranks.rank == 0 else None
+        self.interval = Interval(self.progress.train_seconds)
+
+    def _open_reader(self) -> TrainReader:
+        data = self.config.data
+        return TrainReader(
+            open_dataset(data.folder("train")),
+            global_batch=self.config.train.global_batch,
+            seed=self.config.train.seed,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+            image_size=data.image_size,
+            shuffle_window=data.shuffle_window,
+            augment=data.augment,
+            max_image_pixels=data.max_image_pixels,
+            max_bad_fraction=data.max_bad_fraction,
+            cache_mb=data.cache_mb,
+            threads=data.threads,
+            tokenize=lambda texts: self.vocabulary.encode(texts, data.max_caption_tokens),
+        )
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.train.epochs * self.reader.steps_per_epoch
+
+    @property
+    def stop_step(self) -> int:
+        """Steps after which this session ends: all of them, or fewer by `train.stop_after_epochs`."""
+        limit = self.config.train.stop_after_epochs
+        return self.total_steps if limit is None else min(self.total_steps, round(limit * self.reader.steps_per_epoch))
+
+    def run(self) -> dict[str, float] | None:
+        """Train; return the final metrics on rank 0 of a finished run, else None.
+
+        Raises:
+            Stopped: on all ranks together, with the reason.
+        """
+        summary = None
+        try:
+            while self.progress.step < self.stop_step:
+                self._epoch()
+            if self.progress.step >= self.total_steps:
+                summary = finish(self)
+        finally:
+            if self.tracker is not None:
+                self.tracker.close(summary)
+        return summary
+
+    def _epoch(self) -> None:
+        """Train from the current position to the end of its epoch, or to `stop_step`."""
+        progress = self.progress
+        batches = self.reader.batches(Position(self.config.train.seed, progress.epoch, progress.sample))
+        every = self.config.train.checkpoint_every_steps
+        started = time.perf_counter()
+        try:
+            while progress.step < self.stop_step:
+                batch = self._next(batches)
+                self._step(batch)
+                epoch_ended = batch.position.epoch > progress.epoch
+                progress.epoch, progress.sample = batch.position.epoch, batch.position.sample
+                progress.train_seconds += time.perf_counter() - started
+                self._log_interval(force=epoch_ended or progress.step == self.stop_step)
+                if epoch_ended:
+                    self._end_epoch()
+                    return
+                if progress.step == self.stop_step or (every and progress.step % every == 0):
+                    self.checkpoints.save(self.strategy, progress, best=False)
+                started = time.perf_counter()
+        finally:
+            batches.close()
+
+    def _next(self, batches: Iterator[TrainBatch]) -> TrainBatch:
+        """Read this rank's slice; all ranks learn of a failure, and of bad samples anywhere, before anyone goes on."""
+        batch, reason = None, None
+        try:
+            batch = next(batches)
+        except UserError as error:
+            reason = str(error)
+        failed, bad, seen = self.ranks.sum([reason is not None, sum(self.reader.bad.values()), self.reader.seen])
+        limit = self.config.data.max_bad_fraction
+        if not failed and bad > limit * max(seen, min(1000, len(self.reader.dataset))):
+            failed = 1
+            if self.reader.bad:
+                causes = ", ".join(f"{count} {cause}" for cause, count in self.reader.bad.most_common())
+                reason = f"unusable samples: {causes} of {self.reader.seen} read here, above data.max_bad_fraction={limit}"
+        if failed:
+            self.ranks.raise_reasons(reason)
+        assert batch is not None
+        return batch
+
+    def _step(self, batch: TrainBatch) -> None:
+        """Forward, agree that the loss is finite everywhere, update."""
+        progress = self.progress
+        torch.manual_seed(_step_seed(self.config.train.seed, progress.step, self.ranks.rank))
+        factor = learning_rate_factor(
+            self.config.optimizer, progress.step, self.reader.steps_per_epoch, self.config.train.epochs
+        )
+        pairs = Pairs.of(batch, self.ranks.device)
+        output = self.strategy.forward(pairs)
+        value = float(output.loss.detach())
+        finite = value - value == 0
+        # The mean over ranks of what each rank contributes is the loss of the global batch.
+        loss, broken = self.ranks.sum([value / self.ranks.world if finite else 0.0, not finite])
+        if broken:
+            self.ranks.raise_reasons(None if finite else self._explain(value, output, batch))
+        norm = self.strategy.update(output.loss, factor)
+        progress.step += 1
+        progress.samples_seen += batch.global_rows
+        self.interval.add(loss, norm, batch.global_rows, pairs, output)
+
+    def _explain(self, value: float, output: StepOutput, batch: TrainBatch) -> str:
+        """Say where a non-finite loss comes from, as far as this rank can see."""
+        where = []
+        for name, rows in (("image", output.images_bD), ("caption", output.texts_bD)):
+            bad = (~torch.isfinite(rows).all(dim=1)).nonzero().flatten().tolist()
+            if bad:
+                keys = ", ".join(batch.keys[row] for row in bad[:3])
+                where.append(f"{len(bad)} of {len(rows)} {name} embeddings are not finite (samples {keys}{', …' * (len(bad) > 3)})")
+        cause = "; ".join(where) or "this rank's embeddings are finite"
+        return (
+            f"the loss is {value} at step {self.progress.step + 1} (epoch {self.progress.epoch + 1}): {cause}. "
+            "No weight was changed by this step; try a lower optimizer.lr, a longer warm-up or a smaller objective scale"
+        )
+
+    def _log_interval(self, *, force: bool) -> None:
+        """Every `train.log_every` steps: one row of metrics. The similarities are collective, the row is rank 0's."""
+        progress = self.progress
+        if not force and progress.step % self.config.train.log_every:
+            return
+        row = self.interval.measure(self.ranks, progress.train_seconds)
+        self.interval = Interval(progress.train_seconds)
+        if self.tracker is None:
+            return
+        remaining = (self.total_steps - progress.step) * progress.train_seconds / progress.step
+        scale = getattr(self.strategy.step.objective, "scale", None)
+        self.tracker.log(
+            self.where()
+            | row
+            | ({"train/scale": float(scale)} if isinstance(scale, torch.Tensor) else {})
+            | {"train/seconds": progress.train_seconds, "train/eta_seconds": remaining}
+        )
+
+    def where(self) -> dict[str, float]:
+        """Name the point of training a row belongs to; an epoch counts as done with its last step."""
+        progress = self.progress
+        return {
+            "step": progress.step,
+            "epoch": progress.epoch + progress.sample / len(self.reader.dataset),
+            "samples_seen": progress.samples_seen,
+        }
+
+    def _end_epoch(self) -> None:
+        """Evaluate if due, choose the best, checkpoint, report."""
+        progress = self.progress
+        last = progress.step == self.total_steps
+        metrics: dict[str, float] = {}
+        improved = False
+        if progress.epoch % self.config.eval.every == 0 or last:
+            metrics, improved = self._evaluate()
+        self.checkpoints.save(self.strategy, progress, best=improved)
+        if metrics:
+            self.report(metrics | {"epoch": progress.epoch})
+
+    def _evaluate(self) -> tuple[dict[str, float], bool]:
+        """Measure `data.val`; return its metrics (the same on all ranks) and whether this is the best epoch so far."""
+        started = time.perf_counter()
+        dataset = open_dataset(self.config.data.folder("val"))
+        encoded = encode(self.encoder, dataset, self.vocabulary, self.config, self.ranks)
+        metrics: dict[str, float] = {}
+        if encoded is not None:
+            objective = self.strategy.step.objective
+            metrics = encoded.evaluate().metrics | loss_and_similarities(
+                encoded, objective, self.config.train.global_batch
+            )
+        rsum = self.ranks.sum([metrics.get("rsum", 0.0)])[0]
+        progress = self.progress
+        improved = progress.best_rsum is None or rsum > progress.best_rsum
+        if improved:
+            progress.best_rsum, progress.best_epoch = rsum, progress.epoch
+        row = {f"val/{name}": value for name, value in metrics.items()}
+        row |= {"val/rsum": rsum, "val/best_rsum": progress.best_rsum, "val/seconds": time.perf_counter() - started}
+        if self.tracker is not None:
+            self.tracker.log(self.where() | row)
+        return row, improved
+
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """Mix (seed, step, rank) into a generator seed, so that dropout is a function of where training stands."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)

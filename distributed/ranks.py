@@ -1,0 +1,85 @@
+"""What all ranks know and agree on: small CPU collectives beside the training traffic."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Stopped(RuntimeError):  # noqa: N818 -- not a mistake of the program: all ranks agreed to stop
+    """Raised on every rank at the same step when any rank found a reason to stop."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers.
+
+    Attributes:
+        rank, world: this rank and the number of ranks.
+        control: gloo group for decisions on CPU tensors, so that they never wait for the GPU's queue; None for one rank.
+        device: where this rank computes.
+    """
+
+    rank: int
+    world: int
+    control: dist.ProcessGroup | None
+    device: torch.device
+
+    @classmethod
+    def join(cls, device: torch.device) -> "Ranks":
+        """Make the control group; collective over all ranks. Without an initialised process group: a single rank."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return cls(0, 1, None, device)
+        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"), device)
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The group that embeddings and gradients travel over; None for one rank."""
+        return None if self.world == 1 else dist.group.WORLD
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Add each of `values` over the ranks (float64)."""
+        if self.control is None:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total, group=self.control)
+        return total.tolist()
+
+    def stop_together(self, reason: str | None) -> None:
+        """Raise `Stopped` on every rank if any rank gives a reason. Collective.
+
+        The first collective costs one number; the reasons themselves travel only when there are some.
+        """
+        if self.sum([reason is not None])[0]:
+            self.raise_reasons(reason)
+
+    def raise_reasons(self, reason: str | None) -> None:
+        """Exchange the reasons and raise; call on all ranks once it is known that some rank has one."""
+        reasons: list[str | None] = [reason]
+        if self.control is not None:
+            reasons = [None] * self.world
+            dist.all_gather_object(reasons, reason, group=self.control)
+        stated = {text: rank for rank, text in reversed(list(enumerate(reasons))) if text is not None}
+        raise Stopped("; ".join(f"rank {rank}: {text}" for text, rank in stated.items()))
+
+    def gather_rows(self, rows: Tensor) -> Tensor | None:
+        """Concatenate every rank's `rows` `[n_r, ...]` on rank 0, in rank order; None elsewhere. Collective, ragged."""
+        rows = rows.cpu().contiguous()
+        if self.control is None:
+            return rows
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        dist.all_gather(sizes, torch.tensor([len(rows)]), group=self.control)
+        largest = int(max(sizes))
+        padded = torch.cat([rows, rows.new_zeros(largest - len(rows), *rows.shape[1:])])
+        parts = [torch.empty_like(padded) for _ in range(self.world)] if self.rank == 0 else None
+        dist.gather(padded, parts, group_dst=0, group=self.control)
+        if parts is None:
+            return None
+        return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.control is not None:
+            dist.barrier(group=self.control)

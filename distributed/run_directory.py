@@ -1,0 +1,139 @@
+"""What lies where in a run directory, and whether a run may start, go on, or is finished."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from allpairs.errors import UserError
+from distributed.config import Config, dump
+from distributed.config.load import read, validate
+
+FREE_TO_CHANGE = ("run.dir", "data.root", "data.cache_mb", "data.threads", "eval", "tracking", "cluster",
+                  "train.log_every", "train.checkpoint_every_steps", "train.stop_after_epochs")  # fmt: skip
+"""Keys that may differ when a run is resumed: none of them changes what is learned from which sample.
+
+(`cluster.workers` regroups the batch-norm statistics and the rounding, not the stream of global batches.)
+"""
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of one run."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        """Versions, git commit, machine and data manifests."""
+        return self.root / "provenance.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per line."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """`best`, `last`, and the step folders they point to."""
+        return self.root / "checkpoints"
+
+    @property
+    def vocabulary(self) -> Path:
+        """The tokeniser, made once from the training captions."""
+        return self.root / "vocabulary.json"
+
+    @property
+    def summary(self) -> Path:
+        """Final metrics; exists only once the run is finished."""
+        return self.root / "summary.json"
+
+    @property
+    def stopped(self) -> Path:
+        """Why all workers stopped together, when they did."""
+        return self.root / "stopped.json"
+
+    @property
+    def report(self) -> Path:
+        """The page to look at."""
+        return self.root / "report.html"
+
+    def embeddings(self, split: str) -> Path:
+        """Embeddings of `split` under the best checkpoint, the hand-over to `retrieval_eval`."""
+        return self.root / "embeddings" / split
+
+    def read_summary(self) -> dict[str, float] | None:
+        """Return the final metrics of a finished run, else None."""
+        return json.loads(self.summary.read_text(encoding="utf-8")) if self.summary.exists() else None
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return the rows of metrics.jsonl; a half-written last line (a killed run) is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]
+
+
+def prepare(config: Config, *, resume: bool) -> RunDirectory:
+    """Create the run directory, or check that an existing one may be resumed with `config`.
+
+    Raises:
+        UserError: the name is taken, or the resumed run was started with other settings.
+    """
+    run = RunDirectory(config.run_dir)
+    if run.config.exists():
+        if not resume:
+            state = "is finished" if run.summary.exists() else "exists but is not finished; --resume continues it"
+            raise UserError(f"run {run.root} {state}. Choose another run.name, or remove the folder")
+        _refuse_other_settings(run, config)
+    elif run.root.exists() and any(run.root.iterdir()):
+        raise UserError(f"{run.root} exists and is not a run of ours (no config.yaml): choose another run.name or run.dir")
+    elif resume and not run.root.exists():
+        raise UserError(f"--resume: there is no run {run.root} to resume{_neighbours(run.root)}")
+    run.root.mkdir(parents=True, exist_ok=True)
+    write_text(run.config, dump(config))
+    run.stopped.unlink(missing_ok=True)
+    return run
+
+
+def _refuse_other_settings(run: RunDirectory, config: Config) -> None:
+    before = _flatten(validate(read(run.config), source=str(run.config)).model_dump(mode="json"))
+    now = _flatten(config.model_dump(mode="json"))
+    differing = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE)
+    ]
+    if differing:
+        changes = ", ".join(f"{key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in differing)
+        raise UserError(f"--resume: {run.root} was started with other settings ({changes}); use the same, or another run.name")
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _neighbours(root: Path) -> str:
+    from allpairs.errors import nearest
+
+    runs = [path.parent.name for path in root.parent.glob("*/config.yaml")] if root.parent.is_dir() else []
+    return nearest(root.name, runs) if runs else ""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader (or a crash) sees the old or the new content, never half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,61 @@
+"""One training step's forward: encode this rank's pairs, then the objective over everybody's.
+
+Legend: b pairs on this rank, D embedding, L words, S image side, R regions, F features.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from distributed.data import Batch
+
+
+class Pairs(NamedTuple):
+    """One rank's pairs, on its device: what the encoders and the objective read."""
+
+    images: Tensor
+    """`[b, 3, S, S]` uint8, or regions `[b, R, F]` float32."""
+    tokens_bL: Tensor
+    lengths_b: Tensor
+    image_ids_b: Tensor
+    caption_ids_b: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, device: torch.device) -> "Pairs":
+        """Move `batch` to `device`; the copies overlap with the queue of a GPU."""
+        tokens_bL, lengths_b = batch.tokens
+        tensors = (batch.images, tokens_bL, lengths_b, batch.image_ids, batch.caption_ids)
+        return cls(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+
+
+class StepOutput(NamedTuple):
+    """What one forward gives: the loss to call backward on, and the embeddings it came from."""
+
+    loss: Tensor
+    images_bD: Tensor
+    texts_bD: Tensor
+
+
+class TrainStep(nn.Module):
+    """Encoder and objective as one module, so that data parallelism averages the gradients of both.
+
+    The objective's own parameters (a learned scale) then follow the same rule as the encoder's.
+    """
+
+    def __init__(self, encoder: nn.Module, objective: nn.Module, group: dist.ProcessGroup | None, precision: str) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.objective = objective
+        self.group = group
+        self.bf16 = precision == "bf16"
+
+    def forward(self, pairs: Pairs) -> StepOutput:
+        """Return the loss as `allpairs.objectives` scales it for averaging over ranks, and the embeddings `[b, D]`."""
+        with torch.autocast(pairs.images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            images_bD, texts_bD = self.encoder(pairs.images, pairs.tokens_bL, pairs.lengths_b)
+        loss = self.objective(
+            images_bD, texts_bD, query_ids=pairs.image_ids_b, candidate_ids=pairs.caption_ids_b, group=self.group
+        )
+        return StepOutput(loss, images_bD.detach(), texts_bD.detach())

@@ -1,0 +1,39 @@
+"""How the ranks share gradients and optimiser state: one class per way, chosen by `train.strategy`."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from distributed.config import Config
+from distributed.ranks import Ranks
+from distributed.step import Pairs, StepOutput, TrainStep
+
+
+class Strategy(Protocol):
+    """What the training loop asks of a way to share work."""
+
+    step: TrainStep
+    """The module underneath, with full weights on every rank."""
+
+    def forward(self, pairs: Pairs) -> StepOutput:
+        """Run one step's forward; collective."""
+
+    def update(self, loss: Tensor, lr_factor: float) -> float:
+        """Backward, average over ranks, clip, step. Return the gradient norm before clipping. Collective."""
+
+    def save(self, folder: str) -> None:
+        """Write the optimiser's state below `folder`. Collective."""
+
+    def load(self, folder: str) -> None:
+        """Restore what `save` wrote. Collective."""
+
+
+def make_strategy(config: Config, step: TrainStep, ranks: Ranks) -> Strategy:
+    """Wrap `step` as `config.train.strategy` says."""
+    if config.train.strategy == "deepspeed":
+        from distributed.strategies.deepspeed import DeepSpeedZero
+
+        return DeepSpeedZero(config, step, ranks)
+    from distributed.strategies.ddp import DataParallel
+
+    return DataParallel(config, step, ranks)

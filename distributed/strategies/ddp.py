@@ -1,0 +1,59 @@
+"""DistributedDataParallel: full weights, gradients and optimiser state on every rank."""
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from allpairs.errors import UserError
+from distributed.config import Config
+from distributed.ranks import Ranks
+from distributed.step import Pairs, StepOutput, TrainStep
+from distributed.strategies.parameters import make_adamw, set_learning_rate
+
+
+class DataParallel:
+    """DDP over the ranks; a single rank is not wrapped."""
+
+    def __init__(self, config: Config, step: TrainStep, ranks: Ranks) -> None:
+        self.step = step.to(ranks.device)
+        self._peak = config.optimizer.lr
+        self._clip = config.optimizer.clip_norm
+        self._rank = ranks.rank
+        self._optimizer = make_adamw(self.step, config.optimizer)
+        self._module: torch.nn.Module = self.step
+        if ranks.world > 1:
+            devices = [ranks.device] if ranks.device.type == "cuda" else None
+            # Gradients live in the all-reduce buckets: one copy less per step.
+            self._module = DistributedDataParallel(self.step, device_ids=devices, gradient_as_bucket_view=True)
+
+    def forward(self, pairs: Pairs) -> StepOutput:
+        """Run the step's forward through DDP's hooks."""
+        output: StepOutput = self._module(pairs)
+        return output
+
+    def update(self, loss: Tensor, lr_factor: float) -> float:
+        """Backward (DDP averages), clip, AdamW step; return the norm before clipping."""
+        set_learning_rate(self._optimizer.param_groups, self._peak * lr_factor)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        limit = self._clip if self._clip is not None else float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.step.parameters(), limit)
+        self._optimizer.step()
+        return float(norm)
+
+    def save(self, folder: str) -> None:
+        """Rank 0 writes optimizer.pt: the state is the same on all ranks."""
+        if self._rank == 0:
+            torch.save(self._optimizer.state_dict(), Path(folder) / "optimizer.pt")
+
+    def load(self, folder: str) -> None:
+        """Read optimizer.pt; tensors and plain values only, no other object is ever constructed."""
+        path = Path(folder) / "optimizer.pt"
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(f"{path}: not a readable optimiser state ({str(error).splitlines()[0]})") from None
+        self._optimizer.load_state_dict(state)

@@ -1,0 +1,70 @@
+"""DeepSpeed ZeRO stages 1 and 2: optimiser state (and gradients) sharded over the ranks."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from allpairs.errors import UserError
+from distributed.config import Config
+from distributed.ranks import Ranks
+from distributed.step import Pairs, StepOutput, TrainStep
+from distributed.strategies.parameters import make_adamw, set_learning_rate
+
+TAG = "zero"
+
+
+class DeepSpeedZero:
+    """ZeRO over the ranks. DeepSpeed averages gradients over them as DDP does, so the objective's scaling is the same."""
+
+    def __init__(self, config: Config, step: TrainStep, ranks: Ranks) -> None:
+        try:
+            import deepspeed
+        except ImportError:
+            raise UserError("train.strategy=deepspeed: DeepSpeed is not installed; pip install '.[deepspeed]'") from None
+        self.step = step.to(ranks.device)
+        self._peak = config.optimizer.lr
+        self._world = ranks.world
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=self.step,
+            optimizer=make_adamw(self.step, config.optimizer),
+            dist_init_required=False,
+            config={
+                "train_batch_size": config.train.global_batch // ranks.world * ranks.world,
+                "train_micro_batch_size_per_gpu": config.train.global_batch // ranks.world,
+                "gradient_clipping": config.optimizer.clip_norm or 0.0,
+                "zero_optimization": {"stage": config.train.zero_stage},
+                # torch's AdamW serves CPU and GPU alike; DeepSpeed's own would need another compiled op.
+                "zero_allow_untested_optimizer": True,
+                "zero_force_ds_cpu_optimizer": False,
+                "wall_clock_breakdown": False,
+                "steps_per_print": 10**9,
+            },
+        )
+
+    def forward(self, pairs: Pairs) -> StepOutput:
+        """Run the step's forward through DeepSpeed's engine."""
+        output: StepOutput = self._engine(pairs)
+        return output
+
+    def update(self, loss: Tensor, lr_factor: float) -> float:
+        """Backward (ZeRO averages and shards), clip, step; return the norm before clipping."""
+        set_learning_rate(self._optimizer.param_groups, self._peak * lr_factor)
+        self._engine.backward(loss)
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    def save(self, folder: str) -> None:
+        """Every rank writes its shard, in DeepSpeed's own format."""
+        self._engine.save_checkpoint(folder, tag=TAG)
+
+    def load(self, folder: str) -> None:
+        """Read this rank's shard; the number of workers must be the one that wrote it."""
+        shards = len(list((Path(folder) / TAG).glob("*zero_pp_rank_*optim_states.pt")))
+        if shards != self._world:
+            raise UserError(
+                f"{folder}: written by {shards} ZeRO workers, this run has {self._world}: "
+                f"resume with cluster.workers={shards}, or train with train.strategy=ddp"
+            )
+        # The shards are this run's own files, written by DeepSpeed with pickle; its loader needs torch's full unpickler.
+        self._engine.load_checkpoint(folder, tag=TAG)

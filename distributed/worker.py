@@ -1,0 +1,44 @@
+"""What Ray Train runs on every worker: join the ranks, train, and stop together."""
+
+import json
+import logging
+import os
+from typing import Any
+
+import torch
+
+from allpairs.errors import UserError
+from distributed.config import validate
+from distributed.ranks import Ranks, Stopped
+from distributed.run_directory import RunDirectory, write_text
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """Train with the resolved configuration `settings["config"]` (plain values); Ray Train's `train_loop_per_worker`.
+
+    A reason to stop that all ranks agreed on (non-finite loss, too many bad samples) ends the function normally, so
+    that Ray doesn't restart what would fail again; the driver reads the reason from the run directory.
+    """
+    import ray.train
+    import ray.train.torch
+
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    config = validate(settings["config"])
+    if config.train.strategy == "deepspeed":
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    from distributed.loop import Training
+
+    device = ray.train.torch.get_device()
+    ranks = Ranks.join(device)
+    try:
+        try:
+            training = Training(config, ranks, report=ray.train.report)
+        except UserError as error:
+            # Raised while restoring, by all ranks or one: the others may wait in a collective, so this rank must fail.
+            if ranks.world == 1:
+                raise Stopped(str(error)) from None
+            raise
+        training.run()
+    except Stopped as stopped:
+        if ranks.rank == 0:
+            write_text(RunDirectory(config.run_dir).stopped, json.dumps({"reason": str(stopped)}))
