@@ -1,7 +1,7 @@
 """Image–text data: build it, check it, read it in a seeded order that resumes exactly at any world size.
 
-``python -m distributed.data build|validate|describe`` makes and inspects data sets; training and evaluation read them with
-`open_dataset`, `TrainReader` and `evaluation_batches`.
+``python -m distributed.data build|validate|describe`` makes and inspects data sets; training and evaluation read them
+with `open_dataset`, `TrainReader` and `evaluation_batches`.
 """
 
 from distributed.data.batch import Batch, TrainBatch

@@ -11,7 +11,7 @@ from PIL import Image
 from distributed.data.draws import Purpose, draw, draw_unit
 
 Augment = Literal["none", "crop", "crop_flip"]
-# The crop window's side is drawn between 7/8 of the picture (VSE++'s 224 of 256) and all of it, which is what evaluation sees.
+# The crop window's side is drawn between 7/8 of the picture (VSE++'s 224 of 256) and all of it, as evaluation sees it.
 _SMALLEST_WINDOW = 7 / 8
 
 
@@ -21,16 +21,17 @@ def cached_side(side: int, augment: Augment) -> int:
 
 
 def augment_image(image: np.ndarray, side: int, augment: Augment, *, seed: int, epoch: int, row: int) -> np.ndarray:
-    """Return ``[3, S, S]`` uint8 from the cached ``[3, M, M]``: a drawn square window, resized, mirrored for half the rows."""
+    """Return ``[3, S, S]`` uint8 from the cached ``[3, M, M]``: a drawn window, resized, mirrored for half the rows."""
     if augment == "none":
         return image
     ids = np.array([row])
-    full = image.shape[-1]
-    window = full * (
-        _SMALLEST_WINDOW + (1 - _SMALLEST_WINDOW) * float(draw_unit(seed, epoch, Purpose.CROP_SCALE, ids)[0])
+    scale, x, y = (
+        float(draw_unit(seed, epoch, purpose, ids)[0])
+        for purpose in (Purpose.CROP_SCALE, Purpose.CROP_X, Purpose.CROP_Y)
     )
-    left = (full - window) * float(draw_unit(seed, epoch, Purpose.CROP_X, ids)[0])
-    top = (full - window) * float(draw_unit(seed, epoch, Purpose.CROP_Y, ids)[0])
+    full = image.shape[-1]
+    window = full * (_SMALLEST_WINDOW + (1 - _SMALLEST_WINDOW) * scale)
+    left, top = (full - window) * x, (full - window) * y
     picture = Image.fromarray(image.transpose(1, 2, 0))
     picture = picture.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + window, top + window))
     pixels = np.asarray(picture).transpose(2, 0, 1)

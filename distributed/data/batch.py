@@ -1,7 +1,7 @@
 """What the readers hand to the training loop and to the evaluation.
 
-Shapes: b images of this rank's batch · C their captions (training: k·b, k captions per image) · S image side in pixels ·
-R regions · F features.
+Shapes: b images of this rank's batch · C their captions (training: k·b, k captions per image) · S image side in
+pixels · R regions · F features.
 """
 
 from collections.abc import Callable

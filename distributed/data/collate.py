@@ -41,7 +41,7 @@ def collate(
     for row, array, _ in good:
         if array.shape != arrays[0].shape:
             raise UserError(
-                f"{dataset.where(row)}: an array of shape {list(array.shape)} among samples of shape {list(arrays[0].shape)}"
+                f"{dataset.where(row)}: an array of shape {list(array.shape)} among others of {list(arrays[0].shape)}"
             )
     captions = [caption for _, _, texts in good for caption in texts]
     return Batch(
@@ -61,8 +61,8 @@ def refuse_too_few(dataset: Dataset, rows: Sequence[int], batch: Batch) -> None:
     if len(batch.keys) < MIN_GOOD_ROWS:
         named = "; ".join(dataset.where(row) for row in rows[:4]) + (" …" if len(rows) > 4 else "")
         raise UserError(
-            f"a batch of {len(rows)} samples has {describe_bad(batch.bad)} and so fewer than the {MIN_GOOD_ROWS} good ones a "
-            f"step needs: {named}; see `python -m distributed.data validate {dataset.folder}`"
+            f"a batch of {len(rows)} samples has {describe_bad(batch.bad)}: fewer than the {MIN_GOOD_ROWS} good ones "
+            f"that a step needs: {named}; see `python -m distributed.data validate {dataset.folder}`"
         )
 
 

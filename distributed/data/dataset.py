@@ -115,9 +115,7 @@ class Dataset:
         file = self._open(self._place(row)[0])
         data = os.pread(file.fileno(), size, self._field(row, "image_offset"))
         if len(data) != size:
-            raise UserError(
-                f"{self.where(row)}: the shard ends inside this sample; it was cut off after the data were built"
-            )
+            raise UserError(f"{self.where(row)}: the shard ends inside this sample: it was cut off after the build")
         return RawSample(self.key(row), row, self._field(row, "suffix"), data, captions)
 
     def _place(self, row: int) -> tuple[int, int]:
@@ -150,7 +148,7 @@ def open_dataset(path: str | Path) -> Dataset:
             raise UserError(f"{file}: this shard of {folder / MANIFEST} does not exist")
         if (found := file.stat().st_size) != shard.bytes:
             raise UserError(
-                f"{file}: {found} bytes, but {folder / MANIFEST} says {shard.bytes}: the shard was cut off or replaced; "
+                f"{file}: {found} bytes, but {folder / MANIFEST} says {shard.bytes}: it was cut off or replaced; "
                 f"see `python -m distributed.data validate {folder}`"
             )
     return Dataset(folder, manifest, _open_index(folder, manifest))

@@ -1,7 +1,7 @@
 """Seeded draws that are pure functions of (seed, epoch, purpose, id): no generator state to save, none to lose.
 
-Every draw is one SplitMix64 hash (Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014), so
-it does not depend on world size, on the order of asking, or on the version of any random library.
+Every draw is one SplitMix64 hash (Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014),
+so it does not depend on world size, on the order of asking, or on the version of any random library.
 """
 
 from enum import IntEnum
@@ -52,7 +52,7 @@ def permutation(seed: int, epoch: int, purpose: Purpose, ids: np.ndarray) -> np.
     return np.argsort(draw(seed, epoch, purpose, ids), kind="stable")
 
 
-def choose(seed: int, epoch: int, purpose: Purpose, item: int, available: int, count: int) -> list[int]:
+def choose(seed: int, epoch: int, purpose: Purpose, item: int, *, available: int, count: int) -> list[int]:
     """Draw `count` distinct numbers below `available` for sample `item`; when there are fewer, they repeat in turn."""
     order = permutation(seed, epoch, purpose, (item << 16) + np.arange(available))
     return [int(order[i % available]) for i in range(count)]

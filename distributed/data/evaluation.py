@@ -28,27 +28,25 @@ def evaluation_batches(
 ) -> Generator[Batch, None, None]:
     """Yield this rank's contiguous slice of the data set in batches of at most `batch` images.
 
-    Ranks may get different numbers of batches (none, when there are fewer images than ranks): no collective belongs inside
-    the loop. Bad samples are left out and counted; a batch without a good one is not yielded.
+    Ranks may get different numbers of batches (none, when there are fewer images than ranks): no collective belongs
+    inside the loop. Bad samples are left out and counted; a batch without a good one is not yielded.
 
     Raises:
         UserError: after the last batch, when more than `max_bad_fraction` of this rank's samples were bad.
     """
     seen, bad = 0, Counter[str]()
     loader = Loader(dataset, side=image_size, max_pixels=max_image_pixels)
-    for part in in_background(_produce(dataset, loader, batch, rank, world, threads, tokenize), prefetch):
+
+    def produce() -> Iterator[Batch]:
+        mine = rank_slice(len(dataset), rank=rank, world=world)
+        with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
+            for start in range(mine.start, mine.stop, batch):
+                rows = range(start, min(start + batch, mine.stop))
+                yield collate(dataset, rows, loader.load, tokenize=tokenize, pool=pool)
+
+    for part in in_background(produce(), prefetch):
         seen += part.seen
         bad.update(part.bad)
         if part.keys:
             yield part
     refuse_too_bad(dataset, seen, bad, max_bad_fraction)
-
-
-def _produce(
-    dataset: Dataset, loader: Loader, batch: int, rank: int, world: int, threads: int, tokenize: Tokenize | None
-) -> Iterator[Batch]:
-    mine = rank_slice(len(dataset), rank=rank, world=world)
-    with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
-        for start in range(mine.start, mine.stop, batch):
-            rows = range(start, min(start + batch, mine.stop))
-            yield collate(dataset, rows, loader.load, tokenize=tokenize, pool=pool)

@@ -13,6 +13,7 @@ from distributed.data.dataset import BadSampleError
 
 # No other format is tried: some of Pillow's readers start programs or parse rarely checked formats.
 FORMATS = ("PNG", "JPEG", "WEBP")
+_HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 
 

@@ -1,7 +1,7 @@
 """The index beside the manifest: one Arrow record batch per shard, memory-mapped, so that any sample is one `pread`.
 
-Columns: key · image_offset, image_size, suffix (size -1: no image member) · text_offset, text_size (size -1: no text member) ·
-captions (null: the text is not UTF-8).
+Columns: key · image_offset, image_size, suffix (size -1: no image member) · text_offset, text_size (size -1: no text
+member) · captions (null: the text is not UTF-8).
 """
 
 import os
@@ -71,7 +71,7 @@ def write_index(file: Path, batches: Iterable[pa.RecordBatch]) -> None:
 
 
 def read_index(file: Path) -> list[pa.RecordBatch]:
-    """Return the record batches of an index, mapped from the file. Raises OSError or pa.ArrowInvalid when it is broken."""
+    """Return an index's record batches, mapped from the file. Raises OSError or pa.ArrowInvalid when it is broken."""
     reader = pa.ipc.open_file(pa.memory_map(str(file)))
     if not reader.schema.equals(SCHEMA):
         raise pa.ArrowInvalid("its columns are not those of this version")

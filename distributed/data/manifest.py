@@ -17,7 +17,7 @@ INDEX = "index.arrow"
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file; `file` is relative to the manifest's folder, or absolute for shards that were indexed where they lie."""
+    """One tar file; `file` is relative to the manifest's folder, or absolute for shards indexed where they lie."""
 
     file: str
     samples: int

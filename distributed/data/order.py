@@ -11,8 +11,8 @@ import numpy as np
 from allpairs.errors import UserError
 from distributed.data.draws import Purpose, permutation
 
-# A tail below an eighth of a batch joins the batch before it: it would be a step with hardly any negatives. A fixed share,
-# not one of the world size, keeps the global batches the same at every world size of 16 rows per rank or more.
+# A tail below an eighth of a batch joins the batch before it: it would be a step with hardly any negatives. As a share
+# of the batch, not of the world, it keeps the global batches the same at every world size down to 16 rows per rank.
 TAIL_SHARE = 8
 
 
@@ -58,15 +58,15 @@ class EpochOrder:
 def batch_sizes(remaining: int, global_batch: int, *, world: int, min_rows: int) -> list[int]:
     """Cut the `remaining` samples of an epoch into global batches; every rank sees the same list.
 
-    All have `global_batch` samples but the last: the tail is a smaller batch of its own, or joins the batch before it when
-    it is under an eighth of a batch or would leave a rank fewer than `min_rows` rows.
+    All have `global_batch` samples but the last: the tail is a smaller batch of its own, or joins the batch before it
+    when it is under an eighth of a batch or would leave a rank fewer than `min_rows` rows.
 
     Raises:
         UserError: even one batch of everything that remains leaves some rank fewer than `min_rows` rows.
     """
     if min(remaining, global_batch) < world * min_rows:
         raise UserError(
-            f"{remaining} samples in batches of {global_batch} cannot give each of {world} ranks {min_rows} rows per step: "
+            f"{remaining} samples in batches of {global_batch} cannot give each of {world} ranks {min_rows} rows: "
             f"use fewer workers, a global batch of at least {world * min_rows}, or more data"
         )
     full, tail = divmod(remaining, global_batch)

@@ -1,7 +1,8 @@
 """The training reader: one global seeded order, cut evenly over the ranks, resumable at any sample and any world size.
 
-Global batch t is places [tB, (t+1)B) of the epoch's order whatever the world size; rank r reads an even contiguous slice of
-it. So every rank takes the same number of steps and every sample is read exactly once per epoch. Shapes as in batch.py.
+Global batch t is places [tB, (t+1)B) of the epoch's order whatever the world size; rank r reads an even contiguous
+slice of it. So every rank takes the same number of steps and every sample is read exactly once per epoch.
+Shapes as in batch.py.
 """
 
 from collections import Counter
@@ -32,7 +33,7 @@ class TrainReader:
         seed: decides order, captions and augmentation, together with the epoch.
         rank, world: this reader's place among `world` readers.
         image_size: S, the side of the images in pixels (unused for regions).
-        captions_per_image: k captions per image and step; distinct while the image has as many, repeated in turn otherwise.
+        captions_per_image: k captions per image and step, distinct where the image has as many.
         shuffle_window: samples are shuffled within this many (see order.py).
         augment: ``none``, ``crop`` or ``crop_flip`` (images only; a flip makes captions with left and right untrue).
         max_image_pixels: larger images are bad samples; checked before decoding.
@@ -129,7 +130,7 @@ class TrainReader:
         def load(row: int) -> tuple[np.ndarray, list[str]]:
             image, captions = self._loader.load(row)
             image = augment_image(image, self._side, self._augment, seed=seed, epoch=epoch, row=row)
-            drawn = choose(seed, epoch, Purpose.CAPTIONS, row, len(captions), self._captions_per_image)
+            drawn = choose(seed, epoch, Purpose.CAPTIONS, row, available=len(captions), count=self._captions_per_image)
             return image, [captions[i] for i in drawn]
 
         with ThreadPoolExecutor(self._threads) if self._threads > 1 else nullcontext() as pool:

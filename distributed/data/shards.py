@@ -34,7 +34,8 @@ class TruncatedShardError(Exception):
     """The tar file ends in the middle: `samples` were whole before it."""
 
     def __init__(self, file: Path, reason: str) -> None:
-        super().__init__(f"{file}: truncated or damaged tar ({reason})")
+        self.reason = f"truncated or damaged tar ({reason})"
+        super().__init__(f"{file}: {self.reason}")
 
 
 def split_name(member: str) -> tuple[str, str]:
@@ -50,7 +51,7 @@ def walk_shard(file: Path) -> Iterator[ShardSample]:
     A repeated suffix starts a new sample, so that a doubled key shows up as two samples.
 
     Raises:
-        TruncatedShardError: after the samples before it, where the file ends early, has no end mark, or is no plain tar.
+        TruncatedShardError: the file ends early, has no end mark or is no plain tar; the samples before are given.
     """
     current: ShardSample | None = None
     for name, span in _members(file):
@@ -75,7 +76,7 @@ def _members(file: Path) -> Iterator[tuple[str, Span]]:
             while (member := tar.next()) is not None:
                 if member.isreg() and not member.issparse():
                     yield member.name, Span(member.offset_data, member.size)
-                tar.members.clear()  # tarfile keeps every header; a shard can hold millions
+                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header; a shard can hold millions
             end = tar.offset
     except (tarfile.TarError, EOFError, OSError) as error:
         raise TruncatedShardError(file, str(error)) from error

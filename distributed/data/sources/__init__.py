@@ -1,0 +1,1 @@
+"""Where data sets come from: each module turns one kind of source into samples per split."""
