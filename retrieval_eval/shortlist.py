@@ -1,6 +1,5 @@
 """Top-K shortlists by FAISS, on a GPU where its build and the card allow it, and by torch where FAISS is missing."""
 
-import importlib.util
 import logging
 import subprocess
 import sys
@@ -40,17 +39,15 @@ class Shortlist:
 
 @cache
 def backend() -> Backend:
-    """Return what makes the shortlists here, probed once per process; one logged line when it is not the best installed.
+    """Return what makes the shortlists here, probed once per process; one logged line says what falls back.
 
     An unsupported card makes the first GPU search abort the whole process, so a child process tries it.
     """
-    if importlib.util.find_spec("faiss") is None:
-        logger.warning(
-            "FAISS is not installed (pip install 'allpairs[faiss-cpu]' or '[faiss-gpu]'): torch.topk instead"
-        )
+    try:
+        import faiss
+    except ImportError as error:
+        logger.warning("FAISS is not here (%s; extra faiss-cpu or faiss-gpu): torch.topk makes the shortlists", error)
         return "torch"
-    import faiss
-
     if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
         return "faiss-cpu"
     try:

@@ -14,10 +14,10 @@ def table(report: Report, title: str | None = None) -> "Table":
     from rich.table import Table
 
     shown = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
-    shown.add_column("direction")
-    headings = [*(f"R@{k}" for k in report.ks), "average", "median rank", "mean rank", "mAP@5", "queries", "gallery"]
+    shown.add_column("")
+    headings = [*(f"R@{k}" for k in report.ks), "avg", "median", "mean", "mAP@5", "queries", "gallery"]
     for heading in headings:
-        shown.add_column(heading, justify="right")
+        shown.add_column(heading, justify="right", no_wrap=True)
     for direction in report.directions:
         get = {name.split("/")[1]: value for name, value in report.metrics.items() if name.startswith(f"{direction}/")}
         shown.add_row(
