@@ -1,0 +1,150 @@
+"""What each process of the worlds test does: train one step of a tiny model on its share of one fixed batch."""
+
+import itertools
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from allpairs.engine import global_value, similarity_statistics
+from allpairs.errors import UserError
+from allpairs.objectives import make
+
+PAIRS = 12
+IDS = torch.tensor([0, 1, 2, 3, 0, 5, 6, 1, 8, 0, 10, 11])
+MARGINS = torch.linspace(-0.1, 0.4, PAIRS, dtype=torch.float64)
+OBJECTIVES = {
+    "triplet": ("triplet", {"margin": 0.3}, False),
+    "triplet_margins": ("triplet", {}, True),
+    "triplet_hn": ("triplet_hn", {"margin": 0.3}, False),
+    "triplet_hn_margins": ("triplet_hn", {}, True),
+    "vlc": ("vlc", {"scale": 12.0}, False),
+    "vlc_learned": ("vlc", {"scale": 12.0, "learn_scale": True}, False),
+    "unified": ("unified", {"margin": 0.2, "scale": 20.0}, False),
+    "unified_margins": ("unified", {"scale": 20.0}, True),
+}
+LAYOUTS = {
+    "even": {1: [12], 2: [6, 6], 3: [4, 4, 4], 4: [3, 3, 3, 3]},
+    "ragged": {1: [12], 2: [9, 3], 3: [2, 7, 3], 4: [1, 6, 2, 3]},
+    "empty_rank": {1: [12], 2: [0, 12], 3: [5, 0, 7], 4: [0, 7, 0, 5]},
+}
+CASES = list(itertools.product(OBJECTIVES, ["mean", "sum"], ["float64", "float32"], LAYOUTS, ["no_ids", "ids"]))
+
+
+class Training(nn.Module):
+    """Two encoders and the objective in one module, as the training service wraps them."""
+
+    def __init__(self, objective: nn.Module) -> None:
+        super().__init__()
+        self.images = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4))
+        self.texts = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4))
+        self.objective = objective
+
+    def forward(self, images: Tensor, texts: Tensor, **given: object) -> Tensor:
+        return self.objective(self.images(images), self.texts(texts), **given)
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(11)
+    images = torch.randn(PAIRS, 5, generator=generator, dtype=torch.float64)
+    return images, images[:, :3] + 0.5 * torch.randn(PAIRS, 3, generator=generator, dtype=torch.float64)
+
+
+def share(layout: str, world: int, rank: int) -> slice:
+    counts = LAYOUTS[layout][world]
+    return slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+
+
+def steps(world: int, rank: int, group: dist.ProcessGroup | None) -> dict:
+    """Return, for each of CASES, the global loss and every gradient after one backward pass."""
+    found = {}
+    for (objective, reduction, dtype), cases in itertools.groupby(CASES, key=lambda case: case[:3]):
+        name, arguments, with_margins = OBJECTIVES[objective]
+        torch.manual_seed(5)
+        model = Training(make(name, **arguments, reduction=reduction)).to(getattr(torch, dtype))
+        wrapped = model if group is None else DistributedDataParallel(model, process_group=group)
+        for case in cases:
+            _, _, _, layout, ids = case
+            rows = share(layout, world, rank)
+            images, texts = (x[rows].to(getattr(torch, dtype)) for x in batch())
+            loss = wrapped(
+                images,
+                texts,
+                query_ids=IDS[rows] if ids == "ids" else None,
+                margins=MARGINS[rows] if with_margins else None,
+                group=group,
+            )
+            loss.backward()
+            gradients = {key: parameter.grad.clone() for key, parameter in model.named_parameters()}
+            model.zero_grad()
+            found[case] = {"loss": global_value(loss, group), **gradients}
+    return found
+
+
+def tied(world: int, rank: int, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """Return this rank's embedding gradients where every negative ties exactly: all scores 1/2, the positives 0."""
+    rows = share("ragged", world, rank)
+    queries = (0.5 * (1 - torch.eye(PAIRS)))[rows].requires_grad_()
+    candidates = torch.eye(PAIRS)[rows].requires_grad_()
+    make("triplet_hn", margin=0.2, reduction="sum", normalize=False)(queries, candidates, group=group).backward()
+    return queries.grad, candidates.grad
+
+
+def statistics(world: int, rank: int, group: dist.ProcessGroup | None) -> dict:
+    """Return the similarity statistics of the batch under each layout, with and without ids."""
+    images, texts = batch()
+    found = {}
+    for layout, ids in itertools.product(LAYOUTS, [None, IDS]):
+        rows = share(layout, world, rank)
+        found[layout, ids is not None] = similarity_statistics(
+            images[rows, :3], texts[rows], query_ids=None if ids is None else ids[rows], group=group, block=4
+        )
+    return found
+
+
+def disagreements(rank: int, group: dist.ProcessGroup) -> dict:
+    """Return the message of each call in which rank 0 gives something else than the others."""
+    x, zero = torch.eye(4), rank == 0
+    calls = {
+        "ids": lambda: make("vlc")(x, x, query_ids=torch.arange(4) if zero else None, group=group),
+        "size": lambda: make("vlc")(*[x[:, :3] if zero else x] * 2, group=group),
+        "precision": lambda: make("vlc")(*[x.double() if zero else x] * 2, group=group),
+        "gradient": lambda: make("vlc")(x.clone().requires_grad_(zero), x, group=group),
+        "nothing": lambda: make("vlc")(x[:0], x[:0], group=group),
+    }
+    messages = {}
+    for what, call in calls.items():
+        try:
+            call()
+        except UserError as error:
+            messages[what] = str(error)
+    return messages
+
+
+def forgotten_group() -> list[str]:
+    """Return the warnings of a call without `group=` inside a job of several ranks."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make("vlc")(torch.eye(4), torch.eye(4))
+    return [str(warning.message) for warning in caught]
+
+
+def everything(rank: int, world: int, directory: str) -> None:
+    """Join a gloo group of `world` processes, run all of the above and save what came out."""
+    torch.set_num_threads(1)
+    store = f"file://{directory}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=120))
+    group = dist.group.WORLD
+    results = {
+        "steps": steps(world, rank, group),
+        "tied": tied(world, rank, group),
+        "statistics": statistics(world, rank, group),
+        "disagreements": disagreements(rank, group),
+        "forgotten_group": forgotten_group(),
+    }
+    torch.save(results, Path(directory) / f"rank{rank}.pt")
+    dist.destroy_process_group()

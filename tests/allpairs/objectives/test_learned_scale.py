@@ -1,0 +1,61 @@
+"""The learned scale of `vlc`: log-parametrised and never above 100."""
+
+import math
+
+import pytest
+import torch
+
+from allpairs.objectives import make
+
+
+def pairs(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    queries = torch.randn(6, 4, generator=generator)
+    return queries, queries + 0.1 * torch.randn(6, 4, generator=generator)
+
+
+def test_only_a_learned_scale_is_a_parameter():
+    assert list(make("vlc", scale=20.0).parameters()) == []
+    objective = make("vlc", scale=20.0, learn_scale=True)
+    assert [name for name, _ in objective.named_parameters()] == ["log_scale"]
+    assert objective.scale.item() == pytest.approx(20.0)
+    assert list(objective.state_dict()) == ["log_scale"]
+
+
+def test_same_value_as_the_fixed_scale():
+    fixed, learned = make("vlc", scale=20.0), make("vlc", scale=20.0, learn_scale=True)
+    torch.testing.assert_close(learned(*pairs()), fixed(*pairs()))
+
+
+def test_scale_above_one_hundred_is_used_as_one_hundred_and_comes_back():
+    objective = make("vlc", scale=100.0, learn_scale=True)
+    objective.log_scale.data.fill_(math.log(5000))
+    expected = make("vlc", scale=100.0)(*pairs())
+    objective.eval()
+    torch.testing.assert_close(objective(*pairs()), expected, rtol=1e-5, atol=1e-7)
+    assert objective.log_scale.item() == pytest.approx(math.log(5000))  # evaluation changes no weight
+    objective.train()
+
+    # Hard pairs, each nearest to a wrong candidate, want a smaller scale: the gradient must not be stuck at the bound.
+    queries, candidates = pairs()
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.01)
+    objective(queries, candidates.roll(1, dims=0)).backward()
+    assert objective.log_scale.item() == pytest.approx(math.log(100))
+    assert objective.log_scale.grad.item() > 0
+    optimizer.step()
+    assert objective.scale.item() < 100
+
+
+def test_two_calls_before_one_backward():
+    objective = make("vlc", scale=100.0, learn_scale=True)
+    objective.log_scale.data.fill_(5.0)
+    (objective(*pairs(0)) + objective(*pairs(1))).backward()
+    assert objective.log_scale.grad.isfinite().all()
+
+
+def test_scale_is_kept_precise_in_a_bfloat16_module():
+    objective = make("vlc", scale=20.0, learn_scale=True).bfloat16()
+    loss = objective(*pairs())
+    assert loss.dtype == torch.float32
+    exact = math.exp(objective.log_scale.item())  # the parameter is rounded, what follows from it is not
+    torch.testing.assert_close(loss, make("vlc", scale=exact)(*pairs()))
