@@ -16,7 +16,8 @@ from allpairs.models import DualEncoder, Vocabulary
 from distributed.config import Config
 from distributed.data import Dataset, evaluation_batches
 from distributed.ranks import Ranks
-from retrieval_eval import EmbeddingSet, Report, evaluate
+from retrieval_eval.embeddings import EmbeddingSet
+from retrieval_eval.evaluation import Report, evaluate
 
 THUMBNAIL_SIDE = 128  # px: sharp enough on a high-density screen at the report's size, about 3 KB each
 
@@ -66,13 +67,12 @@ def encode(
             captions.append(encoder.encode_texts(tokens.to(ranks.device), lengths.to(ranks.device)).float().cpu())
             caption_ids.append(batch.caption_ids)
     encoder.train(was_training)
-    dim = encoder.dim
     gathered = [
         ranks.gather_rows(torch.cat(parts) if parts else empty)
         for parts, empty in (
-            (images, torch.empty(0, dim)),
+            (images, torch.empty(0, config.model.dim)),
             (image_ids, torch.empty(0, dtype=torch.int64)),
-            (captions, torch.empty(0, dim)),
+            (captions, torch.empty(0, config.model.dim)),
             (caption_ids, torch.empty(0, dtype=torch.int64)),
         )
     ]
@@ -122,7 +122,7 @@ def embedding_set(encoded: Encoded, dataset: Dataset, split: str) -> EmbeddingSe
         image_ids=encoded.image_ids_N.numpy(),
         caption_ids=encoded.caption_ids_C.numpy(),
         image_keys=[sample.key for sample in samples],
-        caption_texts=[next(texts[image_id]) for image_id in encoded.caption_ids_C.tolist()],
+        texts=[next(texts[image_id]) for image_id in encoded.caption_ids_C.tolist()],
         thumbnails=[thumbnail(sample.data) if is_image else None for sample in samples],
         split=split,
     )

@@ -7,7 +7,9 @@ from distributed.data import open_dataset
 from distributed.evaluation import embedding_set, encode
 from distributed.run_directory import write_text
 from distributed.tracking.examples import examples
-from retrieval_eval import EmbeddingSet, Report, write_report
+from retrieval_eval.embeddings import EmbeddingSet
+from retrieval_eval.evaluation import Report
+from retrieval_eval.page import write_report
 
 if TYPE_CHECKING:
     from distributed.loop import Training

@@ -49,7 +49,8 @@ def fit(
 
     Raises:
         UserError: the run directory is taken, data are missing or do not fit the model, the cluster is too small.
-        RunFailed: all ranks agreed to stop (non-finite loss, too many bad samples).
+        RunFailed: all ranks agreed to stop (non-finite loss, too many bad samples), or workers failed again after
+            `cluster.max_failures` restarts.
     """
     datasets = check_data(config)
     run = prepare(config, resume=resume)
@@ -67,7 +68,7 @@ def fit(
 
 
 def _run_on_ray(config: Config, run: RunDirectory, callbacks: Sequence["UserCallback"]) -> None:
-    from ray.train import FailureConfig, RunConfig
+    from ray.train import FailureConfig, RunConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     from distributed.worker import train_worker
@@ -92,7 +93,10 @@ def _run_on_ray(config: Config, run: RunDirectory, callbacks: Sequence["UserCall
             worker_runtime_env={"env_vars": QUIET},
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise RunFailed(f"after {config.cluster.max_failures} restarts: {error}") from None
 
 
 def check_data(config: Config) -> dict[str, Dataset]:

@@ -1,6 +1,5 @@
 """Show a run while it goes on: the driver follows the run's metrics.jsonl and prints one line per row."""
 
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,7 +57,7 @@ def line(row: dict[str, Any]) -> str:
             f"sim + {row['train/positive_similarity']:.2f} − {row['train/hardest_negative_similarity']:.2f}  "
             f"{row['train/samples_per_second']:,.0f} samples/s  ETA {duration(row['train/eta_seconds'])}"
         )
-    return json.dumps({key: value for key, value in row.items() if key.endswith("rsum")})
+    return "  ".join(f"{name} {value:.1f}" for name, value in row.items() if name.endswith("rsum"))
 
 
 def duration(seconds: float) -> str:

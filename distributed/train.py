@@ -14,7 +14,8 @@ from rich.console import Console
 
 from distributed.config import load
 from distributed.launch import Result, RunFailed, cluster, fit
-from distributed.progress import Follower, duration
+from distributed.progress import Follower
+from distributed.summary import summary_lines, summary_table
 from retrieval_eval.command import run
 
 app = App(name="python -m distributed.train", help=__doc__, version_flags=[])
@@ -52,22 +53,11 @@ def train(*overrides: str, config: Annotated[Path, Parameter(name="--config")], 
 
 
 def _summarise(console: Console, result: Result, seconds: float) -> None:
-    from retrieval_eval import metrics_table
-
-    metrics = result.metrics
-    if not result.finished:
-        console.print(f"stopped after step {metrics.get('step', 0):,.0f} as asked; --resume continues it")
-        return
-    split = "test" if "test/rsum" in metrics else "val"
-    console.print(metrics_table(metrics, split))
-    console.print(
-        f"best epoch {metrics['val/best_epoch']:.0f} (val RSUM {metrics['val/best_rsum']:.1f}) · "
-        f"training {duration(metrics['train/seconds'])}, everything {duration(seconds)}\n"
-        f"report       {result.run_dir / 'report.html'}\n"
-        f"checkpoints  {result.run_dir / 'checkpoints'}\n"
-        f"metrics      {result.run_dir / 'metrics.jsonl'}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    if result.finished:
+        console.print(summary_table(result))
+        console.print(summary_lines(result, seconds), highlight=False, soft_wrap=True)
+    else:
+        console.print(f"stopped after step {result.metrics['step']:,} as asked; the same command with --resume continues")
 
 
 if __name__ == "__main__":

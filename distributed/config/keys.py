@@ -1,12 +1,16 @@
 """The dotted names of all configuration keys, for hints; read off the tree's own JSON schema."""
 
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
+from allpairs.models.spec import ImageSpec, kinds
 from allpairs.objectives import arguments, names
 
 TAGS = ("objective.name", "model.image.kind", "model.text.kind")
 """Keys that choose which other keys their section has."""
+
+IMAGE_KINDS = tuple(kind for member in get_args(get_args(ImageSpec)[0]) for kind in kinds(member))
+"""The tags of the `model.image` union."""
 
 
 @cache

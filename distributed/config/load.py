@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from allpairs.errors import UserError, nearest
-from distributed.config.keys import TAGS, known_keys
+from distributed.config.keys import IMAGE_KINDS, TAGS, known_keys
 from distributed.config.tree import Config
 
 
@@ -99,15 +99,7 @@ def _line(item: dict[str, Any]) -> str:
 
 def _without_tags(loc: tuple[str | int, ...]) -> list[str | int]:
     """Drop the branch names that pydantic puts into the path of a tagged union (`model.image.cnn.width`)."""
-    parts: list[str | int] = []
-    after_union = False
-    for part in loc:
-        if not after_union and f"{'.'.join(map(str, parts))}.kind" in TAGS and loc[-1] != part:
-            after_union = True
-            continue
-        parts.append(part)
-        after_union = False
-    return parts
+    return [part for before, part in zip((None, *loc), loc, strict=False) if not (before == "image" and part in IMAGE_KINDS)]
 
 
 def _hint(key: str) -> str:

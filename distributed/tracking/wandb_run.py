@@ -8,7 +8,7 @@ from distributed.config import Config
 from distributed.run_directory import RunDirectory
 from distributed.tracking.redact import redact
 from distributed.tracking.examples import Example
-from retrieval_eval import EmbeddingSet
+from retrieval_eval.embeddings import EmbeddingSet
 
 
 class WandbRun:
