@@ -1,0 +1,133 @@
+"""The file of a search: which run it varies, how, and how long."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from allpairs.errors import UserError, nearest
+from distributed.config import Config
+from distributed.config.load import read
+from tune.space import Domain
+
+RESERVED = ("run", "run.name", "run.dir")
+
+
+class Search(BaseModel):
+    """A search as its YAML file declares it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
+    """Folder of the search below `dir`, and the W&B group of its trials."""
+    base: Path
+    """Configuration of the run whose keys are searched."""
+    dir: Path = Path("runs/tune")
+    """Folder that holds all searches. On a cluster: storage that every node sees under the same path."""
+    overrides: dict[str, Any] = {}
+    """Configuration keys set for all trials, e.g. `train.epochs: 8`; a whole section may be given too."""
+    space: dict[str, Domain] = Field(min_length=1)
+    """Configuration keys (or a whole section, e.g. `objective`) and the values to try."""
+    algorithm: Literal["grid", "random", "optuna"] = "grid"
+    """grid: every combination; random: draws; optuna: draws that learn from the trials before (TPE)."""
+    trials: int | None = Field(None, ge=1)
+    """Number of trials, for random and optuna."""
+    metric: str = "val/rsum"
+    """What is compared: a metric of the evaluations during training."""
+    mode: Literal["max", "min"] = "max"
+    """Whether more of `metric` is better."""
+    scheduler: Literal["none", "asha"] = "none"
+    """asha: trials that lag behind at the same epoch are stopped early."""
+    grace: int = Field(2, ge=1)
+    """For asha: epochs every trial gets."""
+    reduction: float = Field(3, gt=1)
+    """For asha: one in this many trials goes on from one rung to the next."""
+    max_concurrent_trials: int = Field(1, ge=1)
+    """Trials at a time; each needs `cluster.workers` workers."""
+    seed: int = Field(0, ge=0)
+    """Decides what random and optuna draw."""
+    plot: Literal["landscape", "curves"] = "landscape"
+    """landscape: the best metric over the searched keys; curves: loss, RSUM and similarities against epochs."""
+
+    @field_validator("space", "overrides")
+    @classmethod
+    def _leaves_names_to_us(cls, keys: dict[str, Any]) -> dict[str, Any]:
+        for key in keys:
+            if key in RESERVED:
+                raise ValueError(f"{key} is set by the search (from its own name and dir)")
+        return keys
+
+    @model_validator(mode="after")
+    def _algorithm_fits_space(self) -> Self:
+        for key, domain in self.space.items():
+            if self.algorithm == "grid" and domain.kind != "grid":
+                raise ValueError(f"space.{key}: {domain.kind} needs algorithm random or optuna; grid takes grid only")
+            if self.algorithm != "grid" and domain.kind == "grid":
+                raise ValueError(f"space.{key}: grid needs algorithm grid; {self.algorithm} takes choice for a list")
+        if self.algorithm == "grid" and self.trials is not None:
+            raise ValueError("trials: a grid has as many trials as combinations; leave it out")
+        if self.algorithm != "grid" and self.trials is None:
+            raise ValueError(f"trials: missing; {self.algorithm} needs a number of trials")
+        twice = sorted(self.space.keys() & self.overrides.keys())
+        if twice:
+            raise ValueError(f"{twice[0]} is both searched and overridden")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Where the search keeps its trials and its report."""
+        return self.dir / self.name
+
+
+def load_search(path: Path, arguments: Sequence[str] = ()) -> Search:
+    """Read the search file and apply ``key=value`` arguments: its own keys, or configuration keys for all trials.
+
+    Raises:
+        UserError: unknown key (with the nearest), wrong type, a space that does not fit the algorithm.
+    """
+    tree = read(path)
+    overrides = dict(tree.get("overrides") or {})
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise UserError(f"argument {argument!r}: {text!r} is not a YAML value") from None
+        if not equals:
+            raise UserError(f"argument {argument!r}: expected key=value")
+        if key.partition(".")[0] in Config.model_fields:
+            overrides[key] = value
+        elif key in ("space", "overrides"):
+            raise UserError(f"argument {argument!r}: {key} is given in the file")
+        elif key in Search.model_fields:
+            tree[key] = value
+        else:
+            raise UserError(f"argument {argument!r}: unknown key{nearest(key, [*Search.model_fields, *_sections()])}")
+    try:
+        search = Search.model_validate(tree | {"overrides": overrides})
+        return search.model_copy(update={"dir": search.dir.expanduser().resolve()})  # trials run elsewhere
+    except ValidationError as error:
+        lines = [f"{path}: {_line(dict(item))}" for item in error.errors()]
+    raise UserError("\n".join(lines))
+
+
+def _sections() -> list[str]:
+    from distributed.config.keys import known_keys
+
+    return sorted(known_keys())
+
+
+def _line(item: dict[str, Any]) -> str:
+    key = ".".join(map(str, item["loc"]))
+    message = str(item["msg"]).removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if item["type"] == "extra_forbidden":
+        fields = Domain.model_fields if str(item["loc"][0]) == "space" else Search.model_fields
+        return f"{key}: unknown key{nearest(str(item['loc'][-1]), fields)}"
+    if item["type"] == "missing":
+        return f"{key}: missing; it has no default"
+    if item["type"] == "value_error":
+        return message if not key or message.startswith(key) else f"{key}: {message}"
+    return f"{key}={item['input']!r} is not accepted: {message}"

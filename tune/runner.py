@@ -1,0 +1,175 @@
+"""Run the trials of a search on Ray Tune, or go on with a search that was interrupted.
+
+The driver of each trial holds one `tune_driver`, a resource of its own: were it a CPU, drivers would take the CPUs
+their own workers wait for. Ray's dashboard runs too, for without it the workers of a stopped trial are never freed.
+"""
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from allpairs.errors import UserError
+from distributed.config import Config
+from distributed.config.load import read
+from distributed.run_directory import RunDirectory, write_text
+from tune.config import Search
+from tune.results import Trial, evaluations
+from tune.space import decode
+from tune.trial import Plan, run_trial
+
+if TYPE_CHECKING:
+    import ray.tune
+
+FREE_TO_CHANGE = ("plot",)
+"""Keys of a search that may differ when it is resumed; all others are part of what its trials mean."""
+
+DRIVER = "tune_driver"
+
+
+def open_folder(search: Search, *, resume: bool) -> None:
+    """Make the search's folder, or check that an existing one may be resumed.
+
+    Raises:
+        UserError: the name is taken, there is nothing to resume, or the search was started with other settings.
+    """
+    file = search.folder / "search.yaml"
+    now = search.model_dump(mode="json", exclude_unset=True)
+    if file.exists():
+        if not resume:
+            raise UserError(f"search {search.folder} exists; --resume continues it. Otherwise choose another name")
+        before = read(file)
+        keys = sorted((before.keys() | now.keys()) - set(FREE_TO_CHANGE))
+        changes = [
+            f"{key}: {before.get(key)!r} before, {now.get(key)!r} now"
+            for key in keys
+            if before.get(key) != now.get(key)
+        ]
+        if changes:
+            raise UserError(f"--resume: {search.folder} was started with other settings ({'; '.join(changes)})")
+    elif resume:
+        raise UserError(f"--resume: there is no search {search.folder} to resume")
+    search.folder.mkdir(parents=True, exist_ok=True)
+    write_text(file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
+
+
+def run_search(plan: Plan, configs: list[Config]) -> list[Trial]:
+    """Run every trial of `plan` that has not ended, and return all of them; `configs` are what they may come to.
+
+    Raises:
+        UserError: the cluster offers no `tune_driver`.
+    """
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # metrics.jsonl and W&B hold what they would write
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's banner; our lines say what happens
+    from distributed.launch import cluster
+
+    search = plan.search
+    workers = max(config.cluster.workers * config.cluster.cpus_per_worker for config in configs)
+    cpus = search.max_concurrent_trials * workers
+    with cluster(cpus=cpus, resources={DRIVER: search.max_concurrent_trials}):
+        _require_drivers()
+        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        _tuner(plan, configs).fit()
+    return read_trials(search)
+
+
+def read_trials(search: Search) -> list[Trial]:
+    """Return the trials Ray Tune has noted for `search`, with the metrics of their run directories."""
+    from ray.tune import ExperimentAnalysis
+
+    plan = Plan.of(search)
+    trials = []
+    for noted in ExperimentAnalysis(str(search.folder / "ray")).trials:
+        run = RunDirectory(search.folder / "trials" / plan.run_name(noted.trial_id))
+        reason = _reason(noted, run) if noted.status == "ERROR" else ""
+        if noted.status == "ERROR":
+            status = "failed"
+        elif noted.status != "TERMINATED":
+            status = "unfinished"
+        else:
+            status = "stopped early" if run.read_summary() is None else "finished"
+        trials.append(Trial(noted.trial_id, decode(noted.config), status, run.root, evaluations(run), reason))  # type: ignore[arg-type]
+    return trials
+
+
+def _tuner(plan: Plan, configs: list[Config]) -> "ray.tune.Tuner":
+    import ray.tune
+    from ray.tune.logger import JsonLoggerCallback
+
+    from tune.progress import Lines
+
+    search = plan.search
+
+    def trial(values: dict[str, Any]) -> None:
+        run_trial(plan, decode(values))
+
+    trainable = ray.tune.with_resources(trial, {DRIVER: 1})
+    folder = search.folder / "ray"
+    if ray.tune.Tuner.can_restore(str(folder)):
+        return ray.tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, restart_errored=True)
+    return ray.tune.Tuner(
+        trainable,
+        param_space={key: domain.to_ray() for key, domain in search.space.items()},
+        tune_config=ray.tune.TuneConfig(
+            metric=search.metric,
+            mode=search.mode,
+            num_samples=search.trials or 1,
+            max_concurrent_trials=search.max_concurrent_trials,
+            search_alg=_searcher(search),
+            scheduler=_scheduler(search, max(config.train.epochs for config in configs)),
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=ray.tune.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            verbose=0,
+            callbacks=[Lines(search.metric), JsonLoggerCallback()],
+        ),
+    )
+
+
+def _searcher(search: Search) -> Any:
+    if search.algorithm == "optuna":
+        import optuna
+        from ray.tune.search.optuna import OptunaSearch
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        return OptunaSearch(metric=search.metric, mode=search.mode, seed=search.seed)
+    from ray.tune.search import BasicVariantGenerator
+
+    return BasicVariantGenerator(random_state=search.seed)
+
+
+def _scheduler(search: Search, epochs: int) -> Any:
+    if search.scheduler == "none":
+        return None
+    from ray.tune.schedulers import ASHAScheduler
+
+    # Our own epochs: Tune's training_iteration starts over after a restore. Beyond the last epoch, because Ray kills a
+    # trial that reaches max_t, and ours have a report to write then.
+    return ASHAScheduler(
+        time_attr="epoch", max_t=epochs + 1, grace_period=search.grace, reduction_factor=search.reduction
+    )
+
+
+def _require_drivers() -> None:
+    import ray
+
+    offered = ray.cluster_resources().get(DRIVER, 0)
+    if offered < 1:
+        raise UserError(
+            f"this Ray cluster offers no {DRIVER!r}, which drives one trial each; start its head with "
+            f"--resources='{{\"{DRIVER}\": 8}}' (deploy/ray-cluster.yaml does)"
+        )
+
+
+def _reason(noted: Any, run: RunDirectory) -> str:
+    """Return why a trial failed: what its ranks agreed on, else the last line of its error."""
+    import json
+
+    if run.stopped.exists():
+        return str(json.loads(run.stopped.read_text(encoding="utf-8"))["reason"])
+    error = noted.get_error()
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else "unknown"

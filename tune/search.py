@@ -1,0 +1,81 @@
+"""Search over configuration keys: `python -m tune.search --config configs/tune/NAME.yaml [key=value ...] [--resume]`.
+
+A `key=value` sets a key of the search (`trials=20`) or, for all trials, one of the configuration (`train.epochs=4`).
+The keys of a search are documented in `tune/config.py`. Everything lands in `dir/name`: `results.csv`, `search.png` and
+`.svg`, and each trial's run directory below `trials/`.
+"""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from retrieval_eval.command import run
+from tune.config import load_search
+from tune.trial import Plan
+
+if TYPE_CHECKING:
+    from tune.results import Trial
+
+app = App(name="python -m tune.search", help=__doc__, version_flags=[])
+
+
+@app.default
+def search(*arguments: str, config: Annotated[Path, Parameter(name="--config")], resume: bool = False) -> int:
+    """Run a search and report it; exit code 1 when no trial was measured.
+
+    Parameters
+    ----------
+    arguments
+        `key=value` over the search file, in order; values are YAML.
+    config
+        YAML file of the search, e.g. configs/tune/margin_scale.yaml.
+    resume
+        Go on with an interrupted search of the same name: ended trials are kept, others continue their runs.
+    """
+    from tune.runner import open_folder, run_search
+
+    started = time.perf_counter()
+    settings = load_search(config, arguments)
+    plan = Plan.of(settings)
+    configs = plan.check()
+    open_folder(settings, resume=resume)
+    count = len(configs) if settings.algorithm == "grid" else settings.trials
+    print(
+        f"{settings.name}  {settings.algorithm} search over {', '.join(settings.space)} · {count} trials, "
+        f"{settings.max_concurrent_trials} at a time · {settings.folder}",
+        flush=True,
+    )
+    trials = run_search(plan, configs)
+    return _report(plan, trials, time.perf_counter() - started)
+
+
+def _report(plan: Plan, trials: list["Trial"], seconds: float) -> int:
+    from rich.console import Console
+
+    from distributed.progress import duration
+    from tune.plots import draw
+    from tune.results import table, write_csv
+
+    settings = plan.search
+    folder = settings.folder
+    write_csv(folder / "results.csv", trials, settings)
+    console = Console()
+    console.print()
+    console.print(table(trials, settings))
+    measured = [trial for trial in trials if trial.best(settings.metric, settings.mode) is not None]
+    if measured:
+        draw(folder / "search.png", measured, settings)
+    console.print(
+        f"\n{len(measured)} trials in {duration(seconds)}\nresults  {folder / 'results.csv'}\n"
+        + (f"plot     {folder / 'search.png'} (and .svg)\n" if measured else "")
+        + f"runs     {folder / 'trials'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0 if measured else 1
+
+
+if __name__ == "__main__":
+    run(app)

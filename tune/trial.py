@@ -1,0 +1,95 @@
+"""One trial: a configuration made of the base, the search's overrides and the values drawn, and the run of it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from allpairs.errors import UserError
+from distributed.config import Config, validate
+from distributed.config.load import apply, read
+from tune.config import Search
+from tune.labels import describe
+from tune.results import evaluations
+from tune.space import combinations, one_at_a_time
+
+# More combinations of a grid than this are checked value by value instead of all together.
+_CHECKED_TOGETHER = 2000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all trials share, fixed where and when the search starts."""
+
+    search: Search
+    base: Mapping[str, Any]
+    """The base configuration as its file says it."""
+    here: Path
+    """Folder that relative paths are meant from: trials run in folders of their own."""
+
+    @classmethod
+    def of(cls, search: Search) -> Self:
+        """Read the base configuration of `search`."""
+        return cls(search, read(search.base), Path.cwd())
+
+    def run_name(self, trial_id: str) -> str:
+        """Name the run of a trial: the same after a restart, so that the restart goes on where it was."""
+        return f"{self.search.name}-{trial_id}"
+
+    def config(self, values: Mapping[str, Any], trial_id: str) -> Config:
+        """Return the configuration of a trial with `values` for the searched keys.
+
+        Raises:
+            UserError: the resulting configuration is not valid; the message names the key and the nearest valid one.
+        """
+        search = self.search
+        tree = dict(self.base)
+        tree["tracking"] = {**(tree.get("tracking") or {}), "group": search.name, "job_type": "tune"}
+        for changes in (search.overrides, values):
+            # Sections first, their keys after, so that `objective.margin` may refine a searched `objective`.
+            tree |= {key: value for key, value in changes.items() if "." not in key}
+            tree = apply(tree, [f"{key}={_flow(value)}" for key, value in changes.items() if "." in key])
+        tree["run"] = {"name": self.run_name(trial_id), "dir": str(search.folder / "trials")}
+        config = validate(tree, source=f"{search.base} with {describe(values)}")
+        root = self.here / config.data.root.expanduser()
+        return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+
+    def check(self) -> list[Config]:
+        """Load every configuration the search may come to (for a range: at its ends), before anything starts.
+
+        Raises:
+            UserError: a key or value that the configuration refuses.
+        """
+        search = self.search
+        count = math.prod(len(domain.probes) for domain in search.space.values())
+        together = search.algorithm == "grid" and count <= _CHECKED_TOGETHER
+        probes = combinations(search.space) if together else one_at_a_time(search.space)
+        configs = [self.config(values, "check") for values in probes]
+        shortest = min(config.train.epochs for config in configs)
+        if search.scheduler == "asha" and search.grace > shortest:
+            raise UserError(f"grace={search.grace} is longer than train.epochs={shortest}; accepted: at most that many")
+        return configs
+
+
+def run_trial(plan: Plan, values: Mapping[str, Any]) -> None:
+    """Train one trial inside a Ray Tune function; a trial that ran before goes on, a finished one reports at once."""
+    import ray.tune
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from distributed.launch import fit
+    from distributed.run_directory import RunDirectory
+
+    config = plan.config(values, ray.tune.get_context().get_trial_id())
+    run = RunDirectory(config.run_dir)
+    finished_before = run.read_summary() is not None
+    fit(config, resume=run.config.exists(), callbacks=[TuneReportCallback()])
+    if finished_before:  # nothing was trained, so nothing was reported: Tune still wants the trial's result
+        ray.tune.report(evaluations(run)[-1])
+
+
+def _flow(value: Any) -> str:
+    """Write a value as one line of YAML (JSON would write 1e-05, which YAML reads as text)."""
+    return yaml.safe_dump([value], default_flow_style=True, width=math.inf).strip()[1:-1]
