@@ -34,15 +34,14 @@ def test_loss_and_gradients_equal_one_process(objective, ranks, alone):
     for rank, case in [(rank, case) for rank in ranks for case in cases]:
         assert rank["steps"][case].keys() == alone[case].keys()
         for key, expected in alone[case].items():
-            error = (rank["steps"][case][key] - expected).abs().max()
-            assert error <= tolerance[case[2]] * expected.abs().max(), (case, key, error)
+            error = (rank["steps"][case][key] - expected).norm() / expected.norm()
+            assert error <= tolerance[case[2]], (case, key, error)
 
 
 def test_encoder_and_scale_do_have_gradients(alone):
     for case, values in alone.items():
-        assert len(values) == 1 + 8 + (case[0] == "vlc_learned")
-        # A bias before the cosine may have little, but never nothing.
-        assert all((value != 0).any() for value in values.values()), case
+        assert values.keys() == {"loss", "encoder"} | ({"log_scale"} if case[0] == "vlc_learned" else set())
+        assert all((value != 0).all() for value in values.values()), case
 
 
 def test_ties_across_ranks_go_to_the_lowest_global_index(ranks):

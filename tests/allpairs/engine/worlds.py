@@ -60,7 +60,7 @@ def share(layout: str, world: int, rank: int) -> slice:
 
 
 def steps(world: int, rank: int, group: dist.ProcessGroup | None) -> dict:
-    """Return, for each of CASES, the global loss and every gradient after one backward pass."""
+    """Return, for each of CASES, the global loss and the gradients of encoder and objective after one backward."""
     found = {}
     for (objective, reduction, dtype), cases in itertools.groupby(CASES, key=lambda case: case[:3]):
         name, arguments, with_margins = OBJECTIVES[objective]
@@ -79,9 +79,13 @@ def steps(world: int, rank: int, group: dist.ProcessGroup | None) -> dict:
                 group=group,
             )
             loss.backward()
-            gradients = {key: parameter.grad.clone() for key, parameter in model.named_parameters()}
+            encoder = [*model.images.parameters(), *model.texts.parameters()]
+            found[case] = {
+                "loss": global_value(loss, group),
+                "encoder": torch.cat([parameter.grad.flatten() for parameter in encoder]),
+                **{key: parameter.grad.clone() for key, parameter in model.objective.named_parameters()},
+            }
             model.zero_grad()
-            found[case] = {"loss": global_value(loss, group), **gradients}
     return found
 
 
