@@ -98,8 +98,7 @@ class Dataset:
     def all_captions(self) -> Iterator[str]:
         """Yield every caption in manifest order; no image and no shard is touched."""
         for batch in self._index:
-            for captions in batch.column("captions"):
-                yield from captions.as_py() or ()
+            yield from batch.column("captions").flatten().to_pylist()
 
     def read(self, row: int) -> RawSample:
         """Return one sample.
