@@ -24,10 +24,12 @@ class CrossCheck:
 
     def __str__(self) -> str:
         worst = min(self.agreement, key=lambda name: self.agreement[name])
+        if self.agreement[worst] == 100:
+            return f"{self.backend} agrees with every counted hit and miss"
         unexplained = sum(len(queries) for queries in self.differences.values())
         return (
-            f"{self.backend} agrees with the counted recalls on {self.agreement[worst]:.2f} % of the queries or more"
-            f" (least at {worst}); {sum(self.rounding.values())} differ by rounding, {unexplained} unexplained"
+            f"{self.backend} agrees with the counted hits and misses of {self.agreement[worst]:.2f} % of the queries"
+            f" or more (least at {worst}); {sum(self.rounding.values())} differ by rounding, {unexplained} unexplained"
         )
 
 

@@ -7,6 +7,7 @@
 import json
 import shutil
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from allpairs.errors import UserError, nearest
 
 FORMAT = 1
+SIBLINGS = 20  # a folder with more entries is not listed in a message
 
 
 @dataclass(eq=False)
@@ -136,7 +138,8 @@ def existing(path: Path) -> Path:
     while not missing.parent.exists():
         missing = missing.parent
     names = [entry.name for entry in missing.parent.iterdir()]
-    raise UserError(f"{path} does not exist: no {missing.name!r} in {missing.parent}" + (nearest(missing.name, names)))
+    hint = nearest(missing.name, names) if 0 < len(names) <= SIBLINGS or get_close_matches(missing.name, names) else ""
+    raise UserError(f"{path} does not exist: no {missing.name!r} in {missing.parent}{hint}")
 
 
 def read_matrix(path: Path) -> np.ndarray:

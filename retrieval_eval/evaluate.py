@@ -39,7 +39,7 @@ def evaluate(
     one_way: Annotated[
         bool, Parameter(help="Queries to gallery only; then gallery items may belong to no query.")
     ] = False,
-    out: Annotated[Path | None, Parameter(help="Folder for report.html and metrics.json; default: the run's.")] = None,
+    out: Annotated[Path | None, Parameter(help="Folder for report.html and metrics.json (a run's report goes to the run).")] = None,
 ) -> None:
     """Evaluate a run (--run), or two galleries (--queries, --gallery, --positives)."""
     arrays = {"--queries": queries, "--gallery": gallery, "--positives": positives}
@@ -51,7 +51,7 @@ def evaluate(
     if protocol is not None:
         check_protocol(protocol)
     if run is not None:
-        _evaluate_run(run, split, protocol, out or run)
+        _evaluate_run(run, split, protocol, out)
     elif queries is not None and gallery is not None and positives is not None:
         _evaluate_arrays(queries, gallery, positives, one_way, out)
     else:
@@ -60,21 +60,20 @@ def evaluate(
         )
 
 
-def _evaluate_run(folder: Path, split: str, protocol: str | None, out: Path) -> None:
+def _evaluate_run(folder: Path, split: str, protocol: str | None, out: Path | None) -> None:
     embeddings = EmbeddingSet.read(existing(folder / "embeddings" / split))
     embeddings.protocol = check_protocol(protocol or embeddings.protocol)
     report = measure(
         embeddings.images, embeddings.captions, embeddings.image_ids, embeddings.caption_ids, device=_device()
     )
     checked = cross_check(report, embeddings.images, embeddings.captions)
-    config = folder / "config.yaml"
     page = write_report(
-        out / "report.html",
+        (out or folder) / "report.html",
         embeddings,
         report,
         history=read_history(folder / "metrics.jsonl"),
         title=f"{folder.resolve().name} · {split}",
-        config=yaml.safe_load(config.read_text(encoding="utf-8")) if config.exists() else None,
+        config=read_config(folder / "config.yaml"),
         cross_check=checked,
     )
     _show(report, f"{folder} · {split}")
@@ -107,12 +106,27 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line) if line.strip() else {}
-        except json.JSONDecodeError as error:
+        except json.JSONDecodeError:
             if number == len(lines):
                 break  # a run that was killed while it wrote its last line
-            raise UserError(f"{path}, line {number}: not JSON ({error.msg})") from None
+            row = None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object")
         rows.append(row)
     return rows
+
+
+def read_config(path: Path) -> dict[str, Any] | None:
+    """Read the resolved configuration of a run, None if there is no file; UserError if it is not a YAML mapping."""
+    if not path.exists():
+        return None
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not a YAML mapping")
+    return config
 
 
 def _device() -> str:

@@ -1,0 +1,108 @@
+"""The folder that training hands to evaluation."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from allpairs.errors import UserError
+from retrieval_eval.embeddings import EmbeddingSet
+
+
+def picture(kind="PNG", colour="red"):
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), colour).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def small(**changes):
+    rng = np.random.default_rng(0)
+    parts = {
+        "images": rng.normal(size=(3, 4)),
+        "captions": rng.normal(size=(5, 4)),
+        "image_ids": [30, 10, 20],
+        "caption_ids": [10, 10, 20, 30, 30],
+        "image_keys": ["a", "b", "ü/c"],
+        "texts": ["one", "two", "", "<four>", "fünf\n"],
+        "thumbnails": [picture(), None, picture("JPEG")],
+        "data_hash": "sha256:abc",
+    }
+    return EmbeddingSet(**(parts | changes))
+
+
+def test_round_trip(tmp_path):
+    written = small()
+    folder = written.write(tmp_path / "embeddings" / "test")
+    found = EmbeddingSet.read(folder)
+    for name in ("images", "captions", "image_ids", "caption_ids"):
+        assert getattr(found, name).dtype == getattr(written, name).dtype
+        assert (getattr(found, name) == getattr(written, name)).all()
+    for name in ("image_keys", "texts", "thumbnails", "split", "data_hash", "protocol"):
+        assert getattr(found, name) == getattr(written, name)
+    facts = {"split": "test", "data_hash": "sha256:abc", "protocol": "custom", "images": 3, "captions": 5, "dim": 4}
+    assert json.loads((folder / "manifest.json").read_text()) == {"format": 1} | facts
+    assert sorted(entry.name for entry in folder.parent.iterdir()) == ["test"]  # nothing half-written stays
+
+
+def test_writing_again_replaces(tmp_path):
+    small().write(tmp_path / "test")
+    small(texts=list("vwxyz"), thumbnails=[]).write(tmp_path / "test")
+    found = EmbeddingSet.read(tmp_path / "test")
+    assert found.texts == list("vwxyz")
+    assert found.thumbnails == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"image_ids": [1, 2]}, "image_ids has 2 entries for 3"),
+        ({"texts": ["one"]}, "texts has 1 entries for 5"),
+        ({"thumbnails": [None]}, "thumbnails has 1 entries for 3"),
+        ({"image_ids": [1, 2, 2]}, "distinct; id 2 occurs 2 times"),
+        ({"captions": np.ones((5, 3))}, r"equally many columns, got shapes \[3, 4\] and \[5, 3\]"),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(changes, said):
+    with pytest.raises(UserError, match=said):
+        small(**changes)
+
+
+def test_reading_says_what_is_missing(tmp_path):
+    folder = small().write(tmp_path / "embeddings" / "test")
+    with pytest.raises(UserError, match=r"no 'tset' in .*did you mean 'test'"):
+        EmbeddingSet.read(folder.with_name("tset"))
+    (folder / "captions.npy").unlink()
+    with pytest.raises(UserError, match=r"captions.npy does not exist"):
+        EmbeddingSet.read(folder)
+
+
+def test_pickles_are_not_opened(tmp_path):
+    folder = small().write(tmp_path / "test")
+
+    class Trap:
+        def __reduce__(self):
+            return (pytest.fail, ("a pickle was opened",))
+
+    np.save(folder / "images.npy", np.array([[Trap()]], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match=r"images.npy is not a .npy array of numbers"):
+        EmbeddingSet.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("manifest.json", b'{"format": 1,', "manifest.json, line 1, column"),
+        ("manifest.json", b"[]", "not a manifest"),
+        ("manifest.json", b'{"format": 99}', "not a manifest of embeddings in format 1"),
+        ("manifest.json", b'{"format": 1, "images": 4, "captions": 5, "dim": 4}', "says images = 4, the files hold 3"),
+        ("images.npy", b"", "images.npy is not a .npy array"),
+        ("images.parquet", b"none", "images.parquet is not a Parquet file"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, file, content, said):
+    folder = small().write(tmp_path / "test")
+    (folder / file).write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        EmbeddingSet.read(folder)
