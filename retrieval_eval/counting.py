@@ -90,7 +90,7 @@ class _Tiles:
         for side, start in enumerate((i, j)):
             if self.loaded[side] != start:
                 chosen = self.orders[side][start : start + self.side]
-                self.blocks[side].zero_()
+                self.blocks[side][len(chosen) :].zero_()
                 torch.index_select(self.sides[side], 0, chosen, out=self.blocks[side][: len(chosen)])
                 self.loaded[side] = start
         return torch.mm(self.blocks[0], self.blocks[1].T, out=self.buffer)

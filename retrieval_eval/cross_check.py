@@ -42,10 +42,7 @@ def cross_check(report: Report, queries: Embeddings, gallery: Embeddings) -> Cro
     for direction, (asking, answering) in zip(report.directions, ((Q, G), (G, Q)), strict=False):
         found = shortlist(asking, answering, max(report.ks))
         positives, ranks = report.positives[direction], report.ranks[direction]
-        pairs = positives.owners * positives.gallery + positives.indices  # ascending: both parts are
-        items = found.indices + np.arange(len(found.indices))[:, None] * positives.gallery
-        place = np.minimum(np.searchsorted(pairs, items), len(pairs) - 1)
-        is_positive = pairs[place] == items  # [N, K]
+        is_positive = positives.contain(found.indices)  # [N, K]
         bound = _rounding_bound(asking, answering)
         for k in report.ks:
             hit = is_positive[:, :k].any(1)

@@ -39,7 +39,9 @@ def evaluate(
     one_way: Annotated[
         bool, Parameter(help="Queries to gallery only; then gallery items may belong to no query.")
     ] = False,
-    out: Annotated[Path | None, Parameter(help="Folder for report.html and metrics.json (a run's report goes to the run).")] = None,
+    out: Annotated[
+        Path | None, Parameter(help="Folder for report.html and metrics.json (a run's report goes to the run).")
+    ] = None,
 ) -> None:
     """Evaluate a run (--run), or two galleries (--queries, --gallery, --positives)."""
     arrays = {"--queries": queries, "--gallery": gallery, "--positives": positives}

@@ -19,8 +19,10 @@ def rows(indices: Sequence[int] | np.ndarray, ids: Any = None) -> str:
     return f"{'row' if len(indices) == 1 else 'rows'} {', '.join(shown)}{more}"
 
 
-def matrix(values: Embeddings, name: str, ids: Any = None, device: torch.device | str | None = None) -> torch.Tensor:
-    """Return `values` as a finite float32 matrix [rows, D]; UserError says what is wrong and in which rows."""
+def matrix(
+    values: Embeddings, name: str, ids: Any = None, device: torch.device | str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return `values` as a finite float32 matrix [rows, D], and its rows' norms; UserError names the bad rows."""
     X = values.detach() if isinstance(values, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(values))
     if X.ndim != 2:
         raise UserError(f"{name} must be a matrix [rows, dimensions], got shape {list(X.shape)}")
@@ -32,10 +34,11 @@ def matrix(values: Embeddings, name: str, ids: Any = None, device: torch.device 
         raise UserError(f"{name} has {X.shape[0]} rows but {len(ids)} ids")
     X = X.to(device=device, dtype=torch.float32)
     # A float64 norm of float32 numbers cannot overflow: it is non-finite exactly where the row is.
-    bad = torch.linalg.vector_norm(X, dim=1, dtype=torch.float64).isfinite().logical_not().nonzero().flatten().tolist()
+    norms = torch.linalg.vector_norm(X, dim=1, dtype=torch.float64)
+    bad = norms.isfinite().logical_not().nonzero().flatten().tolist()
     if bad:
         raise UserError(f"{name} holds NaN or infinite values in {rows(bad, ids)}")
-    return X
+    return X, norms
 
 
 def pair_of_matrices(
@@ -44,14 +47,12 @@ def pair_of_matrices(
     """Return both sides as float32 matrices on one device whose dot products cannot overflow; UserError otherwise."""
     if device is None and isinstance(queries, torch.Tensor):
         device = str(queries.device)
-    Q = matrix(queries, "queries", query_ids, device)  # [N, D]
-    G = matrix(gallery, "gallery", gallery_ids, Q.device)  # [M, D]
+    Q, query_norms = matrix(queries, "queries", query_ids, device)  # [N, D]
+    G, gallery_norms = matrix(gallery, "gallery", gallery_ids, Q.device)  # [M, D]
     if Q.shape[1] != G.shape[1]:
         raise UserError(f"queries have {Q.shape[1]} dimensions but the gallery has {G.shape[1]}")
     # |q·g| <= |q||g|, also for every partial sum: a finite bound means finite scores.
-    largest = torch.linalg.vector_norm(G, dim=1, dtype=torch.float64).max()
-    bound = torch.linalg.vector_norm(Q, dim=1, dtype=torch.float64) * largest
-    bad = (bound >= torch.finfo(torch.float32).max).nonzero().flatten().tolist()
+    bad = (query_norms * gallery_norms.max() >= torch.finfo(torch.float32).max).nonzero().flatten().tolist()
     if bad:
         raise UserError(f"scores of queries {rows(bad, query_ids)} could overflow float32: normalise the embeddings")
     return Q, G

@@ -35,6 +35,13 @@ class Positives:
         """The query of each entry of `indices`, [P]."""
         return np.repeat(np.arange(len(self)), self.counts)
 
+    def contain(self, items: np.ndarray) -> np.ndarray:
+        """Return which of the gallery indices [Q, K], row by row, are positives of their query: [Q, K] bool."""
+        pairs = self.owners * self.gallery + self.indices  # ascending: both parts are
+        asked = items + np.arange(len(self))[:, None] * self.gallery
+        place = np.minimum(np.searchsorted(pairs, asked), len(pairs) - 1)
+        return pairs[place] == asked
+
     def transposed(self) -> "Positives":
         """Return the same pairs with the gallery asking: item g's positives are the queries that hold g."""
         order = np.argsort(self.indices, kind="stable")

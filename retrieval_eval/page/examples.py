@@ -78,7 +78,7 @@ def examples(embeddings: EmbeddingSet, report: Report) -> dict[str, Examples]:
 
 def _choose(asking: _Side, answering: _Side, positives: Positives, ranks: Ranks) -> Examples:
     found = shortlist(asking.embeddings, answering.embeddings, DEPTH)
-    right = np.array([np.isin(row, positives.of(query)) for query, row in enumerate(found.indices)])  # [N, DEPTH]
+    right = positives.contain(found.indices)  # [N, DEPTH]
     best_wrong = np.where(right, -np.inf, found.scores).max(1)
     # Where every shortlisted answer is right, the last one's score bounds the best wrong one's.
     margin = ranks.score - np.where(np.isfinite(best_wrong), best_wrong, found.scores[:, -1])

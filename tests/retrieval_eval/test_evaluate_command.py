@@ -117,16 +117,17 @@ def test_mistakes_end_with_code_2_and_one_line(command, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("damage", "said"),
     [
-        ("metrics.jsonl", '{"step": 1\n{"step": 2}\n', "metrics.jsonl, line 1: not a JSON object"),
-        ("metrics.jsonl", '[1]\n{"step": 2}\n', "metrics.jsonl, line 1: not a JSON object"),
-        ("config.yaml", "a: [1", "config.yaml is not a YAML mapping"),
-        ("config.yaml", "- 1", "config.yaml is not a YAML mapping"),
+        (("metrics.jsonl", '{"step": 1\n{"step": 2}\n'), "metrics.jsonl, line 1: not a JSON object"),
+        (("metrics.jsonl", '[1]\n{"step": 2}\n'), "metrics.jsonl, line 1: not a JSON object"),
+        (("config.yaml", "a: [1"), "config.yaml is not a YAML mapping"),
+        (("config.yaml", "- 1"), "config.yaml is not a YAML mapping"),
     ],
 )
-def test_damaged_files_of_a_run_are_named(command, folder, tmp_path, file, content, said):
+def test_damaged_files_of_a_run_are_named(command, folder, tmp_path, damage, said):
     EmbeddingSet.read(folder / "first" / "embeddings" / "test").write(tmp_path / "run" / "embeddings" / "test")
+    file, content = damage
     (tmp_path / "run" / file).write_text(content)
     code, _, err = command("--run", tmp_path / "run")
     assert code == 2
