@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from allpairs.errors import UserError
-from distributed.data.build import split_folders
 from distributed.data.build_commands import app as build_app
 from distributed.data.describe import describe_folder
+from distributed.data.folders import split_folders
 from distributed.data.validate import SHARD_PROBLEMS, Report, validate_folder
 from retrieval_eval.command import run
 

@@ -1,6 +1,7 @@
 """Building a data set: every source becomes one folder per split, whole or not at all, and a table of what is there."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +10,42 @@ from rich.progress import track
 from rich.table import Table
 
 from allpairs.errors import UserError
-from distributed.data.manifest import MANIFEST, Manifest
-from distributed.data.sources.incomplete import Incomplete
+from distributed.data.manifest import Manifest
 from distributed.data.writer import Sample, new_folder, write_split
 
 SPLIT_ORDER = ("train", "val", "test")
 
 
-def build(
+@dataclass(frozen=True)
+class Built:
+    """What a build has written.
+
+    Attributes:
+        out: the folder.
+        manifests: one per split.
+        left_out: samples of the source that were not written, by cause.
+    """
+
+    out: Path
+    manifests: list[Manifest]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def without(self, left_out: Mapping[str, int]) -> "Built":
+        """Return the same with what was left out."""
+        return replace(self, left_out=dict(left_out))
+
+
+def write_splits(
     out: Path,
     splits: Mapping[str, Iterable[Sample]],
     *,
     name: str,
     source: Mapping[str, Any],
-    incomplete: Incomplete,
     overwrite: bool,
     shard_samples: int,
     kind: str = "image",
-) -> None:
-    """Write `out`/{split} for each split and print what was written.
+) -> Built:
+    """Write `out`/{split} for each split.
 
     Raises:
         UserError: `out` exists and `overwrite` is off, or the source is broken; then nothing is left behind.
@@ -47,38 +65,22 @@ def build(
                 shard_samples=shard_samples,
             )
             manifests.append(manifest)
-    print_built(out, manifests, incomplete)
+    return Built(out, manifests)
 
 
-def print_built(out: Path, manifests: Iterable[Manifest], incomplete: Incomplete | None = None) -> None:
+def print_built(built: Built) -> None:
     """Print one row per split, and what was left out."""
-    table = Table("split", "samples", "captions", "shards", "MB", title=f"{out}", title_justify="left")
+    table = Table("split", "samples", "captions", "shards", "MB", title=f"{built.out}", title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
-    for manifest in manifests:
+    for manifest in built.manifests:
         megabytes = sum(shard.bytes for shard in manifest.shards) / 1e6
         row = (manifest.samples, manifest.captions, len(manifest.shards))
         table.add_row(manifest.split, *(f"{value:,}" for value in row), f"{megabytes:,.1f}")
     console = Console()
     console.print(table)
-    for cause, count in sorted((incomplete.counts if incomplete else {}).items()):
+    for cause, count in sorted(built.left_out.items()):
         console.print(f"left out: {count:,} ({cause})")
-
-
-def split_folders(folder: Path) -> list[Path]:
-    """Return the data set folders under `folder`: itself when it holds a manifest or shards, otherwise its splits.
-
-    Raises:
-        UserError: there is none.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
-    if (folder / MANIFEST).is_file() or any(folder.glob("*.tar")):
-        return [folder]
-    splits = sorted({file.parent for file in (*folder.glob(f"*/{MANIFEST}"), *folder.glob("*/*.tar"))})
-    if not splits:
-        raise UserError(f"{folder}: neither {MANIFEST} nor shards (*.tar), in it or in its subfolders")
-    return sorted(splits, key=lambda path: (SPLIT_ORDER.index(path.name) if path.name in SPLIT_ORDER else 9, path.name))
 
 
 def _shown(samples: Iterable[Sample], split: str) -> Iterator[Sample]:

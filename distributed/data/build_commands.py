@@ -6,9 +6,8 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from distributed.data.build import build, print_built
-from distributed.data.sources.incomplete import Incomplete
-from distributed.data.writer import new_folder
+from distributed.data import sources
+from distributed.data.build import print_built
 
 app = App(name="build", help="Write a data set: WebDataset shards, an index and a manifest per split.")
 
@@ -22,7 +21,7 @@ class Target:
     """Folder to write; it gets one subfolder per split."""
     overwrite: bool = False
     """Replace a data set that is there already."""
-    shard_samples: int = 1000
+    shard_samples: int = sources.SHARD_SAMPLES
     """Samples per shard (a shard also ends at 256 MiB)."""
 
 
@@ -44,60 +43,77 @@ SkipIncomplete = Annotated[bool, Parameter(help="Leave out samples without image
 
 @app.command
 def scenes(*, target: Target, seed: int = 0) -> None:
-    """Render the built-in data: 2,400/300/500 pictures of coloured shapes, five captions each."""
-    from distributed.data.scenes import scene_splits
+    """Render the built-in data: 2,400/300/500 pictures of coloured shapes, five captions each.
 
-    _build(target, scene_splits(seed=seed), "scenes", {"kind": "scenes", "seed": seed}, Incomplete(skip=False))
+    Parameters
+    ----------
+    seed
+        Another seed gives another data set.
+    """
+    print_built(sources.build_scenes(seed=seed, **vars(target)))
 
 
 @app.command
 def karpathy(json: Path, *, images: Path, target: Target, skip_incomplete: SkipIncomplete = False) -> None:
-    """A Karpathy-schema JSON (COCO, Flickr30K, …) and its folder of images; restval joins train."""
-    from distributed.data.sources.karpathy import karpathy_splits
+    """A Karpathy-schema JSON (COCO, Flickr30K, …) and its folder of images; restval joins train.
 
-    incomplete = Incomplete(skip=skip_incomplete)
-    name, splits = karpathy_splits(json, images, incomplete)
-    _build(target, splits, name, {"kind": "karpathy", "file": json.name}, incomplete)
+    Parameters
+    ----------
+    json
+        The JSON file.
+    images
+        Folder that its image paths start from.
+    """
+    print_built(sources.build_karpathy(json, images=images, skip_incomplete=skip_incomplete, **vars(target)))
 
 
 @app.command
 def folder(folder: Path, *, target: Target, splits: Splits = Splits(), skip_incomplete: SkipIncomplete = False) -> None:
-    """Images, each beside a .txt of the same name (a caption per line); subfolders train/val/test are its splits."""
-    from distributed.data.sources.folder import folder_splits
+    """Images, each beside a .txt of the same name (a caption per line); subfolders train/val/test are its splits.
 
-    incomplete = Incomplete(skip=skip_incomplete)
-    samples = folder_splits(folder, incomplete, seed=splits.seed, val=splits.val, test=splits.test)
-    _build(target, samples, folder.resolve().name, {"kind": "folder", **vars(splits)}, incomplete)
+    Parameters
+    ----------
+    folder
+        Folder of the pairs.
+    """
+    print_built(sources.build_folder(folder, skip_incomplete=skip_incomplete, **vars(splits), **vars(target)))
 
 
 @app.command
-def emoji(
-    *, noto: Path, cldr: Path, target: Target, pixels: int = 72, splits: Splits = Splits(val=0.1, test=0.16)
-) -> None:
-    """Emoji with English captions, from checkouts of googlefonts/noto-emoji and unicode-org/cldr-json."""
-    from distributed.data.sources.emoji import emoji_splits
+def emoji(*, noto: Path, cldr: Path, target: Target, splits: Splits = Splits(), pixels: int = 72) -> None:
+    """Emoji with English captions, from checkouts of googlefonts/noto-emoji and unicode-org/cldr-json.
 
-    incomplete = Incomplete(skip=False)
-    samples = emoji_splits(noto, cldr, incomplete, pixels=pixels, seed=splits.seed, val=splits.val, test=splits.test)
-    _build(target, samples, "emoji", {"kind": "emoji", "pixels": pixels, **vars(splits)}, incomplete)
+    Parameters
+    ----------
+    noto
+        Checkout of googlefonts/noto-emoji.
+    cldr
+        Checkout of unicode-org/cldr-json.
+    pixels
+        Size of the drawings: 32, 72, 128 or 512.
+    """
+    print_built(sources.build_emoji(noto=noto, cldr=cldr, pixels=pixels, **vars(splits), **vars(target)))
 
 
 @app.command
 def regions(folder: Path, *, target: Target) -> None:
-    """Precomputed region features: {split}_ims.npy and {split}_caps.txt with five captions per image."""
-    from distributed.data.sources.regions import region_splits
+    """Precomputed region features: {split}_ims.npy and {split}_caps.txt with five captions per image.
 
-    name = folder.resolve().name
-    _build(target, region_splits(folder), name, {"kind": "regions"}, Incomplete(skip=False), kind="regions")
+    Parameters
+    ----------
+    folder
+        Where these files lie.
+    """
+    print_built(sources.build_regions(folder, **vars(target)))
 
 
-@app.command
-def img2dataset(*sources: str, out: Path, split: str, overwrite: bool = False) -> None:
+@app.command(name="img2dataset")
+def img2dataset(*shards: str, out: Path, split: str, overwrite: bool = False) -> None:
     """Index img2dataset shards where they lie, without copying them, as one split: OUT/SPLIT.
 
     Parameters
     ----------
-    sources
+    shards
         Folders, tar files or quoted glob patterns.
     out
         Folder of the data set.
@@ -106,24 +122,4 @@ def img2dataset(*sources: str, out: Path, split: str, overwrite: bool = False) -
     overwrite
         Replace this split if it is there already.
     """
-    from distributed.data.sources.img2dataset import find_shards, index_shards
-
-    files = find_shards(sources)
-    with new_folder(out / split, overwrite=overwrite) as fresh:
-        manifest = index_shards(fresh, files, name=out.resolve().name, split=split)
-    print_built(out, [manifest])
-
-
-def _build(
-    target: Target, splits: dict, name: str, source: dict, incomplete: Incomplete, *, kind: str = "image"
-) -> None:
-    build(
-        target.out,
-        splits,
-        name=name,
-        source=source,
-        incomplete=incomplete,
-        overwrite=target.overwrite,
-        shard_samples=target.shard_samples,
-        kind=kind,
-    )
+    print_built(sources.build_img2dataset(*shards, out=out, split=split, overwrite=overwrite))

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,8 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values."""
-        return {**asdict(self), "ok": self.ok}
+        shards = [{**vars(shard), "problems": dict(shard.problems)} for shard in self.shards]
+        return {**vars(self), "shards": shards, "ok": self.ok}
 
 
 def validate_folder(folder: Path, *, world: int, max_image_pixels: int) -> Report:

@@ -15,7 +15,7 @@ SIZES = {"train": 2400, "val": 300, "test": 500}
 
 
 def scene_splits(*, seed: int, sizes: dict[str, int] | None = None) -> dict[str, Iterator[Sample]]:
-    """Return the samples per split; `sizes` (multiples of 4, the family size) defaults to 2,400 / 300 / 500."""
+    """Return the samples per split; `sizes` (multiples of 10, the family size) defaults to 2,400 / 300 / 500."""
     families = sample_families(seed, sizes or SIZES)
 
     def samples(split: str) -> Iterator[Sample]:

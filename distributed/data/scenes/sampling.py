@@ -1,4 +1,4 @@
-"""Which scenes exist: drawn at random, each with three neighbours that differ from it in exactly one attribute."""
+"""Which scenes exist: drawn at random, each with nine neighbours that differ from it in exactly one attribute."""
 
 import dataclasses
 import random
@@ -10,7 +10,7 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown"
 SIZES = ("small", "large")
 FILLS = ("solid", "outlined", "striped")
 BACKGROUNDS = ("white", "grey", "cream", "pale blue")
-FAMILY = 4
+FAMILY = 10
 
 # Arrangements by number of things. In a nest the first thing is inside the second: sizes follow from that.
 ARRANGEMENTS: dict[int, tuple[str, ...]] = {

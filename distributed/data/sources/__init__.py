@@ -1,1 +1,104 @@
-"""Where data sets come from: each module turns one kind of source into samples per split."""
+"""Where data sets come from: one function per source, each writing one data set folder per split under `out`.
+
+All refuse an `out` that exists unless `overwrite` is given, and leave nothing behind when they fail. They raise
+UserError for a source that is not what it should be.
+"""
+
+from pathlib import Path
+
+from distributed.data.build import Built, write_splits
+from distributed.data.scenes import scene_splits
+from distributed.data.sources.emoji import emoji_splits
+from distributed.data.sources.folder import folder_splits
+from distributed.data.sources.img2dataset import find_shards, index_shards
+from distributed.data.sources.incomplete import Incomplete
+from distributed.data.sources.karpathy import karpathy_splits
+from distributed.data.sources.regions import region_splits
+from distributed.data.writer import new_folder
+
+SHARD_SAMPLES = 1000
+
+
+def build_scenes(*, out: Path, seed: int = 0, overwrite: bool = False, shard_samples: int = SHARD_SAMPLES) -> Built:
+    """Render the built-in data: 2,400/300/500 pictures of coloured shapes with five captions each."""
+    about = {"kind": "scenes", "seed": seed}
+    splits = scene_splits(seed=seed)
+    return write_splits(out, splits, name="scenes", source=about, overwrite=overwrite, shard_samples=shard_samples)
+
+
+def build_karpathy(
+    file: Path,
+    *,
+    images: Path,
+    out: Path,
+    skip_incomplete: bool = False,
+    overwrite: bool = False,
+    shard_samples: int = SHARD_SAMPLES,
+) -> Built:
+    """Write a Karpathy-schema JSON with its folder of images; restval joins train."""
+    incomplete = Incomplete(skip=skip_incomplete)
+    name, splits = karpathy_splits(file, images, incomplete)
+    about = {"kind": "karpathy", "file": file.name}
+    built = write_splits(out, splits, name=name, source=about, overwrite=overwrite, shard_samples=shard_samples)
+    return built.without(incomplete.counts)
+
+
+def build_folder(
+    folder: Path,
+    *,
+    out: Path,
+    seed: int = 0,
+    val: float = 0.1,
+    test: float = 0.1,
+    skip_incomplete: bool = False,
+    overwrite: bool = False,
+    shard_samples: int = SHARD_SAMPLES,
+) -> Built:
+    """Write images that lie beside text files of the same name; `val` and `test` are fractions of an unsplit folder."""
+    incomplete = Incomplete(skip=skip_incomplete)
+    splits = folder_splits(folder, incomplete, seed=seed, val=val, test=test)
+    about = {"kind": "folder", "seed": seed, "val": val, "test": test}
+    name = folder.resolve().name
+    built = write_splits(out, splits, name=name, source=about, overwrite=overwrite, shard_samples=shard_samples)
+    return built.without(incomplete.counts)
+
+
+def build_emoji(
+    *,
+    noto: Path,
+    cldr: Path,
+    out: Path,
+    pixels: int = 72,
+    seed: int = 0,
+    val: float = 0.1,
+    test: float = 0.1,
+    overwrite: bool = False,
+    shard_samples: int = SHARD_SAMPLES,
+) -> Built:
+    """Write emoji with English captions from checkouts of googlefonts/noto-emoji and unicode-org/cldr-json."""
+    incomplete = Incomplete(skip=False)
+    splits = emoji_splits(noto, cldr, incomplete, pixels=pixels, seed=seed, val=val, test=test)
+    about = {"kind": "emoji", "pixels": pixels, "seed": seed, "val": val, "test": test}
+    built = write_splits(out, splits, name="emoji", source=about, overwrite=overwrite, shard_samples=shard_samples)
+    return built.without(incomplete.counts)
+
+
+def build_regions(folder: Path, *, out: Path, overwrite: bool = False, shard_samples: int = SHARD_SAMPLES) -> Built:
+    """Write precomputed region features: ``{split}_ims.npy`` with ``{split}_caps.txt``, five captions per image."""
+    return write_splits(
+        out,
+        region_splits(folder),
+        name=folder.resolve().name,
+        source={"kind": "regions"},
+        kind="regions",
+        overwrite=overwrite,
+        shard_samples=shard_samples,
+    )
+
+
+def build_img2dataset(*sources: str, out: Path, split: str, overwrite: bool = False) -> Built:
+    """Index img2dataset shards (folders, files or glob patterns) where they lie, as the one split `out`/`split`."""
+    files = find_shards(sources)
+    with new_folder(out / split, overwrite=overwrite) as fresh:
+        manifest = index_shards(fresh, files, name=out.resolve().name, split=split)
+    return Built(out, [manifest])

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from distributed.data import open_dataset
@@ -59,8 +60,6 @@ def test_build_validate_describe(command, pairs, tmp_path):
 
 
 def test_every_source_has_its_command(command, tmp_path, karpathy_json, tar_shard, png):
-    import numpy as np
-
     file, images = karpathy_json(tmp_path / "k")
     assert command("build", "karpathy", file, "--images", images, "--out", tmp_path / "k" / "out")[0] == 0
     assert open_dataset(tmp_path / "k" / "out" / "train").manifest.name == "tiny"

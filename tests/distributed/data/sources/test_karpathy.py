@@ -7,7 +7,7 @@ import pytest
 
 from allpairs.errors import UserError
 from distributed.data import Position, TrainReader, open_dataset
-from distributed.data.build import build
+from distributed.data.sources import build_karpathy
 from distributed.data.sources.incomplete import Incomplete
 from distributed.data.sources.karpathy import karpathy_splits
 
@@ -22,9 +22,7 @@ def test_a_karpathy_data_set_survives_the_road(tmp_path, karpathy_json, record_p
     else:
         file, images = karpathy_json(tmp_path)
     record_property("source", str(file))
-    incomplete = Incomplete(skip=False)
-    name, splits = karpathy_splits(file, images, incomplete)
-    build(tmp_path / "out", splits, name=name, source={}, incomplete=incomplete, overwrite=False, shard_samples=1000)
+    build_karpathy(file, images=images, out=tmp_path / "out")
     entries = json.loads(file.read_text(encoding="utf-8"))["images"]
     for split in ("train", "val", "test"):
         wanted = [entry for entry in entries if entry["split"].replace("restval", "train") == split]
