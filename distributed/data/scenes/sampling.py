@@ -20,7 +20,7 @@ ARRANGEMENTS: dict[int, tuple[str, ...]] = {
     4: ("grid", "two nests"),
 }
 _NESTED = {"nest": ((0, 1),), "nest left": ((0, 1),), "nest right": ((0, 1),), "two nests": ((0, 1), (2, 3))}
-_COUNT_WEIGHTS = (15, 40, 30, 15)  # of scenes with 1, 2, 3, 4 things
+_DECK_COPIES = {1: 1, 2: 3, 3: 2, 4: 2}  # how often an arrangement of 1, 2, 3, 4 things comes in a round of families
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,11 @@ def sample_families(seed: int, sizes: dict[str, int]) -> dict[str, list[tuple[Sc
     for split, size in sizes.items():
         assert size % FAMILY == 0
         splits[split] = []
+        deck: list[str] = []
         for family in range(size // FAMILY):
-            while (first := _draw_scene(draw)) in used:
+            deck = deck or _shuffled_deck(draw)
+            arrangement = deck.pop()
+            while (first := _draw_scene(draw, arrangement)) in used:
                 pass
             used.add(first)
             splits[split].append((first, family, "nothing"))
@@ -75,14 +78,21 @@ def sample_families(seed: int, sizes: dict[str, int]) -> dict[str, list[tuple[Sc
     return splits
 
 
-def _draw_scene(draw: random.Random) -> Scene:
+def _shuffled_deck(draw: random.Random) -> list[str]:
+    """Return a round of arrangements, so that every kind of scene occurs in every split."""
+    deck = [name for count, names in ARRANGEMENTS.items() for name in names for _ in range(_DECK_COPIES[count])]
+    draw.shuffle(deck)
+    return deck
+
+
+def _draw_scene(draw: random.Random, arrangement: str) -> Scene:
+    count = next(count for count, names in ARRANGEMENTS.items() if arrangement in names)
     while True:
-        count = draw.choices((1, 2, 3, 4), _COUNT_WEIGHTS)[0]
         things = [
             Thing(draw.choice(SHAPES), draw.choice(COLOURS), draw.choice(SIZES), draw.choice(FILLS))
             for _ in range(count)
         ]
-        scene = Scene(draw.choice(ARRANGEMENTS[count]), tuple(things), draw.choice(BACKGROUNDS))
+        scene = Scene(arrangement, tuple(things), draw.choice(BACKGROUNDS))
         for inner, outer in scene.nests:
             things[inner] = dataclasses.replace(things[inner], size="small")
             things[outer] = dataclasses.replace(things[outer], size="large", fill="solid")
