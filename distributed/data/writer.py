@@ -41,12 +41,13 @@ def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """Give a temporary folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
 
     Raises:
-        UserError: `out` exists and `overwrite` is off, or what is there is no data set.
+        UserError: `out` exists, is not empty, and `overwrite` is off or what is there is no data set.
     """
-    if out.exists():
+    out = out.resolve()  # "." has neither name nor parent to work with
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not overwrite:
             raise UserError(f"{out} exists already; give another --out, or --overwrite to replace it")
-        if not out.is_dir() or (any(out.iterdir()) and not [*out.glob(MANIFEST), *out.glob(f"*/{MANIFEST}")]):
+        if not [*out.glob(MANIFEST), *out.glob(f"*/{MANIFEST}")]:
             raise UserError(
                 f"{out} is no data set (no {MANIFEST} in it or in its splits): --overwrite does not replace it"
             )
@@ -84,7 +85,7 @@ def write_split(
     A shard ends after `shard_samples` samples or once it holds `shard_bytes` bytes.
 
     Raises:
-        UserError: a key twice, a key with a dot, a sample without caption, or no sample at all.
+        UserError: a key twice, a key with a dot, a sample without caption, broken Unicode, or no sample at all.
     """
     import webdataset
 
@@ -163,7 +164,16 @@ def _checked(samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:
         captions = [caption for text in sample.captions if (caption := " ".join(text.split()))]
         if not captions:
             raise UserError(f"sample {sample.key!r} has no caption")
-        members = {"__key__": sample.key, sample.suffix: sample.data, "txt": "\n".join(captions).encode("utf-8")}
+        try:
+            text = "\n".join(captions).encode("utf-8")
+            sample.key.encode("utf-8")
+        except (
+            UnicodeEncodeError
+        ) as error:  # a lone surrogate, from an escape in a JSON or a file name in another encoding
+            raise UserError(
+                f"sample {sample.key!r}: key or caption cannot be written as UTF-8 ({error.reason})"
+            ) from error
+        members = {"__key__": sample.key, sample.suffix: sample.data, "txt": text}
         if sample.extra:
             members["json"] = json.dumps(sample.extra, ensure_ascii=False, sort_keys=True).encode("utf-8")
         yield members

@@ -6,6 +6,7 @@ UserError for a source that is not what it should be.
 
 from pathlib import Path
 
+from allpairs.errors import UserError
 from distributed.data.build import Built, write_splits
 from distributed.data.scenes import scene_splits
 from distributed.data.sources.emoji import emoji_splits
@@ -98,6 +99,8 @@ def build_regions(folder: Path, *, out: Path, overwrite: bool = False, shard_sam
 
 def build_img2dataset(*sources: str, out: Path, split: str, overwrite: bool = False) -> Built:
     """Index img2dataset shards (folders, files or glob patterns) where they lie, as the one split `out`/`split`."""
+    if Path(split).name != split:
+        raise UserError(f"--split {split!r}: a plain name, such as train, val or test")
     files = find_shards(sources)
     with new_folder(out / split, overwrite=overwrite) as fresh:
         manifest = index_shards(fresh, files, name=out.resolve().name, split=split)

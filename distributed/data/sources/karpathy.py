@@ -62,5 +62,5 @@ def _samples(entries: list[dict[str, Any]], images: Path, incomplete: Incomplete
             extra: dict[str, Any] = {
                 name: entry[name] for name in ("cocoid", "filename", "imgid", "split") if name in entry
             }
-            key = relative.stem.replace(".", "_")
+            key = relative.with_name(relative.stem.replace(".", "_")).as_posix()
             yield Sample(key, suffix, (images / relative).read_bytes(), captions, extra)

@@ -74,7 +74,9 @@ def test_every_source_has_its_command(command, tmp_path, karpathy_json, tar_shar
     for split in ("train", "val"):
         assert command("build", "img2dataset", tmp_path / "i", "--out", tmp_path / "i2", "--split", split)[0] == 0
         assert len(open_dataset(tmp_path / "i2" / split)) == 1
-    assert command("build", "img2dataset", tmp_path / "i", "--out", tmp_path / "i2", "--split", "val")[0] == 2
+    code, _, errors = command("build", "img2dataset", tmp_path / "i", "--out", tmp_path / "i2", "--split", "val")
+    assert code == 2
+    assert "val exists already; give another --out, or --overwrite" in errors
 
 
 def test_problems_are_exit_code_1(command, tmp_path, tar_shard, png):
@@ -92,7 +94,7 @@ def test_problems_are_exit_code_1(command, tmp_path, tar_shard, png):
         (["describe", "."], "neither manifest.json nor shards"),
         (["build", "folder", "nowhere", "--out", "o"], "nowhere: no such folder"),
         (["build", "img2dataset", "pipe:cat x.tar", "--out", "o", "--split", "train"], "addresses are refused"),
-        (["build", "scenes", "--out", "."], ". exists already"),
+        (["build", "img2dataset", ".", "--out", "o", "--split", "../x"], "a plain name"),
         (["build", "scenes", "--out", "o", "--shard-samples", "0"], "--shard-samples 0: at least 1"),
     ],
 )

@@ -1,5 +1,6 @@
 import io
 import json
+from pathlib import Path
 
 import pytest
 import webdataset
@@ -69,6 +70,8 @@ def test_a_moved_data_set_still_opens(tmp_path, png):
         (Sample("a.b", "png", b"", ["x"]), "a key has no dot"),
         (Sample("s/000", "png", b"", ["x"]), "occurs twice"),
         (Sample("new", "png", b"", [" "]), "has no caption"),
+        (Sample("new", "png", b"", ["broken \ud83d emoji"]), "cannot be written as UTF-8"),
+        (Sample("caf\udce9", "png", b"", ["x"]), "cannot be written as UTF-8"),
     ],
 )
 def test_samples_that_no_reader_could_read_are_refused(tmp_path, png, sample, message):
@@ -93,6 +96,14 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         (fresh / "all").touch()
         assert not (tmp_path / "deep" / "out").exists()
     assert [file.name for file in (tmp_path / "deep").rglob("*")] == ["out", "all"]
+
+
+def test_an_empty_folder_is_filled(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    with new_folder(Path(), overwrite=False) as fresh:
+        (fresh / "all").touch()
+    assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*")] == ["out", "out/all"]
 
 
 def test_only_a_data_set_is_overwritten_and_only_on_demand(tmp_path, png):

@@ -69,7 +69,7 @@ def test_incomplete_samples_are_left_out_on_demand(tmp_path, karpathy_json):
     change(file, lambda entry: entry.update(filename="gone.png"))
     incomplete = Incomplete(skip=True)
     _, splits = karpathy_splits(file, images, incomplete)
-    assert [sample.key for sample in splits["train"]] == ["img_1", "img_4"]
+    assert [sample.key for sample in splits["train"]] == ["train2014/img_1", "img_4"]
     assert incomplete.counts == {"no such image": 1}
 
 
