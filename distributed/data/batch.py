@@ -4,13 +4,16 @@ Shapes: b images of this rank's batch · C their captions (training: k·b, k cap
 pixels · R regions · F features.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from distributed.data.position import Position
+
+if TYPE_CHECKING:
+    import torch  # not at run time: building and checking data should start without the seconds it takes
 
 Tokenize = Callable[[list[str]], Any]
 

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
-import torch
-
 from allpairs.errors import UserError
 from distributed.data.batch import Batch, Tokenize
 from distributed.data.dataset import BadSampleError, Dataset
@@ -28,6 +26,7 @@ def collate(
     Raises:
         UserError: the arrays of the rows differ in shape.
     """
+    import torch
 
     def attempt(row: int) -> tuple[np.ndarray, list[str]] | BadSampleError:
         try:
