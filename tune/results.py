@@ -87,5 +87,8 @@ def write_csv(path: Path, trials: Sequence[Trial], search: Search) -> None:
             best = trial.best(search.metric, search.mode) or ("", "")
             last = trial.history[-1] if trial.history else {}
             measured = [*best, last.get(search.metric, ""), last.get("epoch", "")]
-            values = [short_value(value) if isinstance(value, Mapping) else value for value in trial.values.values()]
+            values = [
+                short_value(value) if isinstance(value, Mapping) else value
+                for value in (trial.values[key] for key in search.space)
+            ]
             writer.writerow([trial.id, trial.status, *values, *measured, trial.reason, trial.run_dir])

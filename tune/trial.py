@@ -75,7 +75,7 @@ class Plan:
 
 
 def run_trial(plan: Plan, values: Mapping[str, Any]) -> None:
-    """Train one trial inside a Ray Tune function; a trial that ran before goes on, a finished one reports at once."""
+    """Train one trial inside a Ray Tune function; one that ran before goes on, a finished one reports at once."""
     import ray.tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -84,10 +84,11 @@ def run_trial(plan: Plan, values: Mapping[str, Any]) -> None:
 
     config = plan.config(values, ray.tune.get_context().get_trial_id())
     run = RunDirectory(config.run_dir)
-    finished_before = run.read_summary() is not None
+    evaluated_before = len(evaluations(run))
     fit(config, resume=run.config.exists(), callbacks=[TuneReportCallback()])
-    if finished_before:  # nothing was trained, so nothing was reported: Tune still wants the trial's result
-        ray.tune.report(evaluations(run)[-1])
+    measured = evaluations(run)
+    if len(measured) == evaluated_before:  # interrupted after its last epoch: all was measured, Tune wants a result
+        ray.tune.report(measured[-1])
 
 
 def _flow(value: Any) -> str:
