@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING
 
 from distributed.data import open_dataset
 from distributed.evaluation import embedding_set, encode
+from distributed.progress import duration
 from distributed.run_directory import write_text
 from distributed.tracking.examples import examples
+from distributed.tracking.redact import redact
+from retrieval_eval.cross_check import cross_check
 from retrieval_eval.embeddings import EmbeddingSet
 from retrieval_eval.evaluation import Report
 from retrieval_eval.page import write_report
@@ -54,5 +57,21 @@ def _write_page(training: "Training", embeddings: EmbeddingSet, report: Report) 
         report,
         history=training.run_dir.history(),
         title=training.config.run.name,
-        config=training.config.model_dump(mode="json"),
+        config=redact(training.config.model_dump(mode="json")),
+        facts=_facts(training),
+        cross_check=cross_check(report, embeddings.images, embeddings.captions),
     )
+
+
+def _facts(training: "Training") -> dict[str, str]:
+    """Return what a reader of the report asks first: when, with what, how long."""
+    origin = json.loads(training.run_dir.provenance.read_text(encoding="utf-8"))
+    config = training.config
+    return {
+        "Started": origin["started"],
+        "Commit": f"{origin['git_commit'] or 'unknown'}{' with local changes' if origin['git_dirty'] else ''}",
+        "Workers": f"{training.ranks.world} ({training.ranks.device.type}), {config.train.strategy}, {config.train.precision}",
+        "Training time": duration(training.progress.train_seconds),
+        "Best epoch": f"{training.progress.best_epoch} of {config.train.epochs}",
+        "Versions": ", ".join(f"{name} {origin['packages'][name]}" for name in ("torch", "ray")),
+    }

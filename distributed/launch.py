@@ -52,19 +52,30 @@ def fit(
         RunFailed: all ranks agreed to stop (non-finite loss, too many bad samples), or workers failed again after
             `cluster.max_failures` restarts.
     """
-    datasets = check_data(config)
-    run = prepare(config, resume=resume)
+    run = set_up(config, resume=resume)
     summary = run.read_summary()
     if summary is not None:
         return Result(_last_metrics(run) | summary, run.root, finished=True)
-    write_text(run.provenance, json.dumps(provenance(config), indent=1))
-    if not run.vocabulary.exists():
-        _make_vocabulary(datasets["train"], config).save(run.vocabulary)
     with follower.following(run) if follower is not None else nullcontext():
         _run_on_ray(config, run, callbacks)
     if run.stopped.exists():
         raise RunFailed(json.loads(run.stopped.read_text(encoding="utf-8"))["reason"])
     return Result(_last_metrics(run) | (run.read_summary() or {}), run.root, finished=run.summary.exists())
+
+
+def set_up(config: Config, *, resume: bool) -> RunDirectory:
+    """Check everything that can be checked before workers start, and lay out the run directory with its vocabulary.
+
+    Raises:
+        UserError: as `fit`.
+    """
+    datasets = check_data(config)
+    run = prepare(config, resume=resume)
+    if not run.summary.exists():
+        write_text(run.provenance, json.dumps(provenance(config), indent=1))
+        if not run.vocabulary.exists():
+            _make_vocabulary(datasets["train"], config).save(run.vocabulary)
+    return run
 
 
 def _run_on_ray(config: Config, run: RunDirectory, callbacks: Sequence["UserCallback"]) -> None:

@@ -189,7 +189,7 @@ class Training:
         self.tracker.log(
             self.where()
             | row
-            | ({"train/scale": float(scale)} if isinstance(scale, torch.Tensor) else {})
+            | ({"train/scale": scale.item()} if isinstance(scale, torch.Tensor) else {})
             | {"train/seconds": progress.train_seconds, "train/eta_seconds": remaining}
         )
 

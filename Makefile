@@ -1,0 +1,41 @@
+# make demo: train, evaluate and report on the built-in data.   make test: the whole test suite.
+# Both work on a fresh machine with Python >= 3.11, make and git: everything is installed into .venv first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUN ?= demo
+
+.PHONY: demo test lint format install clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "allpairs needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[service,faiss-cpu,dev]'
+	@touch $@
+
+demo: .venv/installed
+	@test -d data/scenes || $(BIN)/python -m distributed.data build scenes --out data/scenes
+	$(BIN)/python -m distributed.train --config configs/scenes.yaml run.name=$(RUN)
+
+# DeepSpeed compiles a small C++ operator on first use; its tests need the extra.
+.venv/deepspeed: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[deepspeed]'
+	@touch $@
+
+test: .venv/installed .venv/deepspeed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

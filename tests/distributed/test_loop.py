@@ -1,0 +1,179 @@
+"""The training loop in this process, without Ray: learning, resuming, refusing."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from allpairs.errors import UserError
+from distributed.data.writer import Sample, write_split
+from distributed.launch import set_up
+from distributed.loop import Training
+from distributed.ranks import Ranks, Stopped
+from distributed.run_directory import RunDirectory
+
+CPU = torch.device("cpu")
+
+
+def train(config, *, resume=False):
+    """Train in this process; return the run, the summary and what was reported."""
+    run = set_up(config, resume=resume)
+    reported = []
+    summary = Training(config, Ranks.join(CPU), reported.append).run()
+    return run, summary, reported
+
+
+def state(run: RunDirectory):
+    """Everything a checkpoint holds, as plain values: weights, scale, optimiser moments, position."""
+    folder = run.checkpoints / "last"
+    optimizer = torch.load(folder / "optimizer.pt", weights_only=True)["state"]
+    tensors = load_file(folder / "model.safetensors") | load_file(folder / "objective.safetensors")
+    tensors |= {f"{i}.{key}": value for i, moments in optimizer.items() for key, value in moments.items()}
+    position = json.loads((folder / "position.json").read_text())
+    position.pop("train_seconds")
+    return tensors, position
+
+
+def assert_same_state(one: RunDirectory, other: RunDirectory):
+    (tensors, position), (others, other_position) = state(one), state(other)
+    assert position == other_position
+    assert tensors.keys() == others.keys()
+    assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == []
+
+
+def rows(run: RunDirectory, key: str):
+    return {row["step"]: row[key] for row in run.history() if key in row}
+
+
+def test_a_run_learns_and_leaves_everything(tiny_config):
+    config = tiny_config(train={"epochs": 12})
+    run, summary, reported = train(config)
+    recall = rows(run, "val/rsum")
+    assert max(recall.values()) > 3 * 2 * 100 * (1 + 5 + 10) / 25  # three times chance: k of 25, both directions
+    assert summary["test/rsum"] > 0
+    assert summary["samples_seen"] == 12 * 103
+    assert len(reported) == 12
+    assert reported[-1].keys() >= {"epoch", "val/rsum", "val/best_rsum", "val/loss"}
+    losses = list(rows(run, "train/loss").values())
+    assert losses[-1] < 0.8 * losses[0]
+    wanted = {"train/positive_similarity", "train/hardest_negative_similarity", "train/samples_per_second", "train/scale"}
+    assert wanted <= run.history()[0].keys()
+    assert run.read_summary() == summary
+    for path in (run.config, run.provenance, run.report, run.embeddings("test") / "images.npy"):
+        assert path.stat().st_size > 100
+    best = json.loads((run.checkpoints / "best" / "position.json").read_text())
+    assert best["best_rsum"] == max(recall.values())
+
+
+# 103 images in batches of 22: 5 steps, the last one of 15; 1.25 epochs is in the middle of the second.
+@pytest.mark.parametrize("stop", [1, 1.25])
+def test_stopping_and_resuming_ends_bit_identical(tiny_config, stop):
+    whole, _, _ = train(tiny_config("whole"))
+    part, summary, _ = train(tiny_config("part", train={"stop_after_epochs": stop}))
+    assert summary is None
+    assert not part.summary.exists()
+    part, summary, _ = train(tiny_config("part"), resume=True)
+    assert summary is not None
+    assert_same_state(whole, part)
+    for key in ("val/rsum", "val/loss", "test/rsum"):
+        assert rows(whole, key) == rows(part, key)
+
+
+def test_a_crash_between_checkpoints_repeats_no_row(tiny_config):
+    whole, _, _ = train(tiny_config("whole"))
+    config = tiny_config("crashed", train={"checkpoint_every_steps": 4})
+    run = set_up(config, resume=False)
+    training = Training(config, Ranks.join(CPU), lambda _: None)
+    update = training.strategy.update
+
+    def failing(loss, factor):
+        if training.progress.step == 7:
+            raise RuntimeError("power cut")
+        return update(loss, factor)
+
+    training.strategy.update = failing
+    with pytest.raises(RuntimeError, match="power cut"):
+        training.run()
+    assert json.loads((run.checkpoints / "last" / "position.json").read_text())["step"] == 5  # epoch's end
+    train(config, resume=True)
+    assert_same_state(whole, run)
+    steps = [row["step"] for row in run.history() if "train/loss" in row]
+    assert steps == sorted(set(steps))
+    assert rows(run, "val/loss") == rows(whole, "val/loss")
+
+
+def test_a_non_finite_loss_stops_before_the_update(tiny_config):
+    config = tiny_config()
+    run = set_up(config, resume=False)
+    training = Training(config, Ranks.join(CPU), lambda _: None)
+    with torch.no_grad():
+        next(training.encoder.parameters()).fill_(float("nan"))
+    before = {name: value.clone() for name, value in training.strategy.step.state_dict().items() if "running" not in name}
+    with pytest.raises(Stopped, match=r"rank 0: the loss is nan at step 1 \(epoch 1\): 22 of 22 image embeddings"):
+        training.run()
+    after = training.strategy.step.state_dict()
+    assert all(torch.equal(value.nan_to_num(), after[name].nan_to_num()) for name, value in before.items() if "num_batches" not in name)
+    assert training.progress.step == 0
+    assert not run.checkpoints.exists()
+
+
+def test_too_many_bad_samples_stop_the_run(tiny_config, tmp_path, tiny_samples):
+
+    good = tiny_samples(held_out=False)
+    broken = [Sample(f"broken-{i}", "png", b"\x89PNG\r\n\x1a\n nothing more", ["a broken picture"]) for i in range(10)]
+    write_split(tmp_path / "train", good + broken, name="broken", split="train", source={})
+    config = tiny_config(data={"train": str(tmp_path / "train"), "max_bad_fraction": 0.05})
+    with pytest.raises(Stopped, match=r"rank 0: unusable samples: .*above data\.max_bad_fraction=0\.05"):
+        train(config)
+    tolerant = tiny_config("tolerant", data={"train": str(tmp_path / "train"), "max_bad_fraction": 0.2})
+    _, summary, _ = train(tolerant)
+    assert summary["samples_seen"] == 3 * 113
+
+
+def test_steps_schedule_and_bf16_train(tiny_config):
+    config = tiny_config(
+        objective={"name": "triplet_hn", "margin": 0.1},
+        optimizer={"schedule": "step", "decay_epochs": [1]},
+        train={"precision": "bf16"},
+    )
+    run, summary, _ = train(config)
+    assert summary["val/best_rsum"] > 0
+    assert all(value == value for value in rows(run, "train/loss").values())
+
+
+def test_a_taken_name_is_refused_and_resuming_checks_the_settings(tiny_config):
+    config = tiny_config(train={"stop_after_epochs": 1})
+    run, _, _ = train(config)
+    with pytest.raises(UserError, match=r"exists but is not finished; --resume continues it"):
+        set_up(config, resume=False)
+    changed = tiny_config(optimizer={"lr": 0.5})
+    with pytest.raises(UserError, match=r"optimizer\.lr: 0\.01 before, 0\.5 now"):
+        set_up(changed, resume=True)
+    train(tiny_config(), resume=True)
+    with pytest.raises(UserError, match=r"is finished\. Choose another run\.name"):
+        set_up(tiny_config(), resume=False)
+    with pytest.raises(UserError, match=r"there is no run .*runn to resume; did you mean 'run'"):
+        set_up(tiny_config("runn"), resume=True)
+    assert run.read_summary()
+
+
+def test_a_broken_checkpoint_is_named(tiny_config):
+    run, _, _ = train(tiny_config(train={"stop_after_epochs": 1}))
+    for name in ("position.json", "optimizer.pt", "objective.safetensors"):
+        path = run.checkpoints / "last" / name
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        with pytest.raises(UserError, match=re.escape(name)):
+            Training(tiny_config(), Ranks.join(CPU), lambda _: None)
+        path.write_bytes(content)
+
+
+def test_data_that_do_not_fit_are_refused_before_anything_starts(tiny_config, tiny):
+    with pytest.raises(UserError, match=r"data\.val: .*vall.*did you mean 'val'"):
+        set_up(tiny_config(data={"val": str(tiny / "vall")}), resume=False)
+    with pytest.raises(UserError, match=r"data\.train: .* holds images, but model\.image\.kind=regions"):
+        set_up(tiny_config(model={"image": {"kind": "regions"}}), resume=False)
+    with pytest.raises(UserError, match=r"train\.global_batch=500 is larger than data\.train, which has 103 images"):
+        set_up(tiny_config(train={"global_batch": 500}), resume=False)

@@ -1,0 +1,140 @@
+"""Real runs through Ray: two workers, real process groups, real W&B files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of ours as a user would."""
+    clean = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=500,
+        env=clean | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"} | environment, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def emoji_run(pairs, tmp_path_factory) -> Path:
+    """A short run of two workers on the real pairs."""
+    runs = tmp_path_factory.mktemp("runs")
+    result = command(
+        "distributed.train", "--config", "configs/emoji.yaml", f"data.root={pairs}", f"run.dir={runs}",
+        "train.epochs=4", "train.global_batch=128", "cluster.workers=2", "model.image.width=16",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (runs / "emoji" / "stdout.txt").write_text(result.stdout)
+    return runs / "emoji"
+
+
+@pytest.mark.realdata
+def test_two_workers_learn_real_pairs(emoji_run):
+    summary = json.loads((emoji_run / "summary.json").read_text())
+    gallery = len(np.load(emoji_run / "embeddings/test/images.npy"))
+    assert gallery >= 500
+    # Chance for text to image: k of the gallery.
+    assert summary["test/t2i/r10"] > 10 * 100 * 10 / gallery
+    assert summary["test/i2t/r10"] > 10 * 100 * 10 / gallery
+
+
+@pytest.mark.realdata
+def test_a_run_shows_itself(emoji_run):
+    output = (emoji_run / "stdout.txt").read_text()
+    assert "samples/s" in output
+    assert "epoch 4" in output
+    assert "RSUM" in output
+    assert str(emoji_run / "report.html") in output
+    rows = [json.loads(line) for line in (emoji_run / "metrics.jsonl").read_text().splitlines()]
+    assert all({"step", "epoch", "samples_seen"} <= row.keys() for row in rows)
+    assert [row["epoch"] for row in rows if "val/rsum" in row] == [1, 2, 3, 4]
+
+
+@pytest.mark.realdata
+def test_wandb_files_hold_the_curves_and_the_examples(emoji_run):
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    (file,) = (emoji_run / "wandb").glob("offline-run-*-emoji/run-emoji.wandb")  # rank 0 only: one run
+    store = DataStore()
+    store.open_for_scan(str(file))
+    records = []
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        records.append(record)
+    history = [item.key or item.nested_key[0] for r in records if r.WhichOneof("record_type") == "history" for item in r.history.item]
+    assert {"samples_seen", "val/rsum", "train/loss", "examples"} <= set(history)
+    defined = {r.metric.name: r.metric for r in records if r.WhichOneof("record_type") == "metric"}
+    assert defined["val/rsum"].summary.max
+    assert defined["val/rsum"].step_metric == "samples_seen"
+    assert list(file.parent.glob("files/media/table/examples*.json"))
+    assert list(file.parent.glob("files/media/images/**/*.png"))
+
+
+def test_two_workers_stop_and_resume_bit_identical(tiny, tmp_path):
+    def train(name: str, *overrides: str, resume: bool = False) -> Path:
+        result = command(
+            "distributed.train", "--config", str(tmp_path / "tiny.yaml"), f"run.name={name}", *overrides,
+            *(["--resume"] if resume else []),
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        return tmp_path / "runs" / name
+
+    (tmp_path / "tiny.yaml").write_text(
+        f"""
+run: {{name: x, dir: {tmp_path / "runs"}}}
+data: {{root: {tiny}, image_size: 24}}
+model: {{dim: 16, image: {{kind: cnn, width: 8, blocks: 2}}, text: {{kind: bigru, embedding: 16, word_dropout: 0.1}}}}
+objective: {{name: vlc, learn_scale: true}}
+train: {{epochs: 2, global_batch: 22}}
+tracking: {{wandb: disabled}}
+cluster: {{workers: 2}}
+"""
+    )
+    whole = train("whole")
+    part = train("part", "train.stop_after_epochs=1")
+    assert not (part / "summary.json").exists()
+    train("part", resume=True)
+    for name in ("model.safetensors", "objective.safetensors"):
+        one, other = (load_file(run / "checkpoints/last" / name) for run in (whole, part))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_mistake_ends_with_one_line_and_code_2(tmp_path):
+    result = command("distributed.train", "--config", "configs/emoji.yaml", "optimizer.lrr=1")
+    assert result.returncode == 2
+    assert result.stderr.strip() == "error: configs/emoji.yaml: optimizer.lrr: unknown key (value 1); did you mean 'optimizer.lr'?"
+    result = command("distributed.train", "--confg", "configs/emoji.yaml")
+    assert result.returncode == 2
+    assert "--config" in result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_a_diverging_run_stops_with_one_message(tiny, tmp_path):
+    (tmp_path / "diverges.yaml").write_text(
+        f"""
+run: {{name: diverges, dir: {tmp_path}}}
+data: {{root: {tiny}, image_size: 24}}
+model: {{dim: 16, image: {{kind: cnn, width: 8, blocks: 2}}, text: {{kind: gru, embedding: 16}}}}
+optimizer: {{lr: 10, clip_norm: null, warmup_epochs: 0, weight_decay: 1.0e+30}}
+train: {{epochs: 5, global_batch: 22}}
+tracking: {{wandb: disabled}}
+cluster: {{workers: 2}}
+"""
+    )
+    result = command("distributed.train", "--config", str(tmp_path / "diverges.yaml"))
+    assert result.returncode == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("stopped: rank 0: the loss is nan at step ")
+    assert "rank 1: " in line
+    assert not (tmp_path / "diverges" / "summary.json").exists()
