@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
+
 from allpairs.errors import UserError
 from distributed.data.batch import Batch, Tokenize
 from distributed.data.dataset import BadSampleError, Dataset

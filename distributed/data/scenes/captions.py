@@ -110,7 +110,7 @@ def _list(scene: Scene, draw: random.Random) -> str:
 
 
 def _one_relation(scene: Scene, draw: random.Random) -> str:
-    """Two of the things by colour and shape, one of them with its size, and how they stand."""
+    """Two of the things by colour and shape, and how they stand."""
     if len(scene.things) == 1:
         return (
             f"there is {_thing(scene.things[0], draw, parts='size colour')} {draw.choice(_PLACES[scene.arrangement])}"
@@ -119,7 +119,7 @@ def _one_relation(scene: Scene, draw: random.Random) -> str:
     turned = draw.random() < 0.5
     first, second = (b, a) if turned else (a, b)
     return (
-        f"there is {_thing(scene.things[first], draw, parts='size colour')} {_said(relation, draw, turned=turned)} "
+        f"there is {_thing(scene.things[first], draw, parts='colour')} {_said(relation, draw, turned=turned)} "
         f"{_thing(scene.things[second], draw, parts='colour')}"
     )
 
@@ -130,4 +130,4 @@ def _glimpse(scene: Scene, draw: random.Random) -> str:
     thing = _thing(draw.choice(scene.things), draw)
     if count == 1:
         return f"only {thing} on {scene.background}"
-    return f"{_NUMBERS[count - 1]} on a {scene.background} background, one of them {thing}"
+    return f"{_NUMBERS[count - 1]}, one of them {thing}"

@@ -22,7 +22,7 @@ _BACKGROUNDS = {
     "cream": (250, 240, 215),
     "pale blue": (205, 228, 245),
 }
-_SHADE = 14  # each channel of a colour varies by up to this much between pictures
+_SHADE = 20  # each channel of a colour varies by up to this much between pictures
 _JITTER = 0.03  # of the side, each thing's place
 _TILT = 10  # degrees, each thing
 
@@ -46,7 +46,7 @@ _PLACES: dict[str, tuple[tuple[float, float, float], ...]] = {
     "grid": ((0.26, 0.26, 0.38), (0.74, 0.26, 0.38), (0.26, 0.74, 0.38), (0.74, 0.74, 0.38)),
     "two nests": ((0.26, 0.53, 0.31), (0.26, 0.5, 0.46), (0.74, 0.53, 0.31), (0.74, 0.5, 0.46)),
 }
-_SMALL = 0.6  # of a large thing's diameter
+_SMALL = 0.68  # of a large thing's diameter
 
 
 def _regular(corners: int, start: float, inner: float | None = None) -> list[tuple[float, float]]:

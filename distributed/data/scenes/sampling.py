@@ -20,7 +20,7 @@ ARRANGEMENTS: dict[int, tuple[str, ...]] = {
     4: ("grid", "two nests"),
 }
 _NESTED = {"nest": ((0, 1),), "nest left": ((0, 1),), "nest right": ((0, 1),), "two nests": ((0, 1), (2, 3))}
-_DECK_COPIES = {1: 1, 2: 3, 3: 2, 4: 2}  # how often an arrangement of 1, 2, 3, 4 things comes in a round of families
+_DECK_COPIES = {1: 1, 2: 2, 3: 3, 4: 5}  # how often an arrangement of 1, 2, 3, 4 things comes in a round of families
 
 
 @dataclass(frozen=True)
