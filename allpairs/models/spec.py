@@ -52,11 +52,11 @@ class CnnSpec:
 
     kind: Literal["cnn"] = "cnn"
 
-    width: int = 32
+    width: int = 24
     """Channels of the first block; every later block doubles them."""
 
     blocks: int = 4
-    """Number of blocks; every one after the first halves height and width."""
+    """Number of blocks; every one halves height and width."""
 
     def __post_init__(self) -> None:
         _check_kind(self)
@@ -85,7 +85,7 @@ class TransformersSpec:
     """Keep the backbone's weights and batch statistics and train the embedding layer alone (VSE++'s first step)."""
 
     pool: Literal["auto", "mean", "first"] = "auto"
-    """One vector per image: "mean" of all positions, "first" (class token), or "auto": the backbone's own, else mean."""
+    """One vector per image: "mean" of positions, "first" (class token), or "auto": the backbone's own, else the mean."""
 
     def __post_init__(self) -> None:
         _check_kind(self)

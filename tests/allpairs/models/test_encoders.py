@@ -89,3 +89,9 @@ def test_the_same_seed_builds_the_same_model():
     first, second = model(CnnSpec(width=8)), model(CnnSpec(width=8))
     for one, other in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_every_block_of_the_cnn_halves_the_picture_and_doubles_the_channels():
+    encoder = model(CnnSpec(width=8, blocks=3)).image
+    maps = encoder.features(encoder.pixels(pictures(2, 3, 64, 48)))
+    assert maps.shape == (2, 32, 8, 6)
