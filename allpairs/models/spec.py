@@ -85,7 +85,7 @@ class TransformersSpec:
     """Keep the backbone's weights and batch statistics and train the embedding layer alone (VSE++'s first step)."""
 
     pool: Literal["auto", "mean", "first"] = "auto"
-    """One vector per image: "mean" of positions, "first" (class token), or "auto": the backbone's own, else the mean."""
+    """One vector per image: "mean" of positions, "first" (class token), or "auto": the backbone's own, else mean."""
 
     def __post_init__(self) -> None:
         _check_kind(self)
