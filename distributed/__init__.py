@@ -1,0 +1,1 @@
+"""The training service on Ray Train: configuration, data, strategies, loop, checkpoints, tracking."""

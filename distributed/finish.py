@@ -24,14 +24,16 @@ def finish(training: "Training") -> dict[str, float] | None:
     Collective; returns the final metrics on rank 0, None elsewhere. The summary is written last: it says "finished".
     """
     config, run, progress = training.config, training.run_dir, training.progress
-    split = "test" if config.data.test is not None else "val"
+    split = config.data.splits[-1]
     dataset = open_dataset(config.data.folder(split))
     training.checkpoints.load_weights(training.strategy, "best")
     encoded = encode(training.encoder, dataset, training.vocabulary, config, training.ranks)
     if encoded is None:
         return None
     report = encoded.evaluate()
-    assert training.tracker is not None and progress.best_rsum is not None and progress.best_epoch is not None
+    assert training.tracker is not None
+    assert progress.best_rsum is not None, "the last epoch is always evaluated"
+    assert progress.best_epoch is not None
     metrics = {f"{split}/{name}": value for name, value in report.metrics.items()}
     training.tracker.log(training.where() | metrics)
     embeddings = embedding_set(encoded, dataset, split)
@@ -70,7 +72,8 @@ def _facts(training: "Training") -> dict[str, str]:
     return {
         "Started": origin["started"],
         "Commit": f"{origin['git_commit'] or 'unknown'}{' with local changes' if origin['git_dirty'] else ''}",
-        "Workers": f"{training.ranks.world} ({training.ranks.device.type}), {config.train.strategy}, {config.train.precision}",
+        "Workers": f"{training.ranks.world} on {training.ranks.device.type}",
+        "Strategy": f"{config.train.strategy}, {config.train.precision}",
         "Training time": duration(training.progress.train_seconds),
         "Best epoch": f"{training.progress.best_epoch} of {config.train.epochs}",
         "Versions": ", ".join(f"{name} {origin['packages'][name]}" for name in ("torch", "ray")),

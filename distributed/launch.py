@@ -1,6 +1,7 @@
 """Start a run on Ray and bring its result home."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or every line of a worker would appear twice
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # CPU workers on a GPU node keep seeing what they saw; silences a warning
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; silences its warning
 }
 
 
@@ -86,9 +87,7 @@ def _run_on_ray(config: Config, run: RunDirectory, callbacks: Sequence["UserCall
 
     settings = config.model_dump(mode="json")
     settings["run"]["dir"] = str(run.root.parent)  # workers live in other folders: every path is made absolute here
-    settings["data"] |= {"root": "/"} | {
-        split: str(folder) for split in ("train", "val", "test") if (folder := config.data.folder(split)) is not None
-    }
+    settings["data"] |= {split: str(config.data.folder(split)) for split in config.data.splits}
     # Ray's own bookkeeping of this attempt. The name is new each time: under a known name Ray would silently resume by
     # its rules, while ours (checkpoints/last) also survive another number of workers.
     attempt = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
@@ -100,8 +99,8 @@ def _run_on_ray(config: Config, run: RunDirectory, callbacks: Sequence["UserCall
             name=attempt,
             storage_path=str(run.root / "ray"),
             failure_config=FailureConfig(max_failures=config.cluster.max_failures),
-            callbacks=list(callbacks),
-            worker_runtime_env={"env_vars": QUIET},
+            callbacks=list(callbacks),  # type: ignore[arg-type]  # Ray picks between two RunConfigs when it runs
+            worker_runtime_env={"env_vars": QUIET},  # type: ignore[call-arg]
         ),
     )
     try:
@@ -118,17 +117,16 @@ def check_data(config: Config) -> dict[str, Dataset]:
     """
     datasets = {}
     wanted = "regions" if config.model.image.kind == "regions" else "image"
-    for split in ("train", "val", "test"):
-        folder = config.data.folder(split)  # type: ignore[arg-type]
-        if folder is None:
-            continue
+    for split in config.data.splits:
+        folder = config.data.folder(split)
         try:
             datasets[split] = dataset = open_dataset(folder)
         except UserError as error:
             raise UserError(f"data.{split}: {error}") from None
         if dataset.kind != wanted:
             raise UserError(
-                f"data.{split}: {folder} holds {dataset.kind}s, but model.image.kind={config.model.image.kind} reads {wanted}s"
+                f"data.{split}: {folder} holds {dataset.kind}s, "
+                f"but model.image.kind={config.model.image.kind} reads {wanted}s"
             )
     if len(datasets["train"]) < config.train.global_batch:
         raise UserError(
@@ -154,13 +152,15 @@ def _scaling(config: Config) -> "ScalingConfig":
         raise UserError("cluster.device=gpu: this Ray cluster has no GPU; accepted: auto, cpu")
     use_gpu = config.cluster.device == "gpu" or (config.cluster.device == "auto" and gpus >= workers)
     return ScalingConfig(
-        num_workers=workers, use_gpu=use_gpu, resources_per_worker={"CPU": config.cluster.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
+        num_workers=workers,
+        use_gpu=use_gpu,
+        resources_per_worker={"CPU": config.cluster.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
     )
 
 
 @contextmanager
 def cluster(cpus: int, resources: dict[str, float] | None = None) -> Iterator[None]:
-    """Connect to the cluster named by RAY_ADDRESS (a submitted job has one), else start Ray on this machine for the block.
+    """Connect to the cluster that RAY_ADDRESS names (a submitted job has one), else start Ray on this machine.
 
     A local Ray gets at least `cpus` CPUs, so that a laptop runs any number of workers, if slowly.
     """
@@ -169,8 +169,12 @@ def cluster(cpus: int, resources: dict[str, float] | None = None) -> Iterator[No
     address = os.environ.get("RAY_ADDRESS", "local")
     local: dict[str, Any] = {}
     if address == "local":
-        local = {"num_cpus": max(cpus, os.cpu_count() or 1), "resources": resources, "include_dashboard": resources is not None}
-    ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True, **local)
+        local = {
+            "num_cpus": max(cpus, os.cpu_count() or 1),
+            "resources": resources,
+            "include_dashboard": resources is not None,
+        }
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     try:
         yield
     finally:

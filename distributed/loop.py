@@ -21,7 +21,7 @@ from distributed.evaluation import encode, loss_and_similarities
 from distributed.finish import finish
 from distributed.interval import Interval
 from distributed.provenance import provenance
-from distributed.ranks import Ranks, Stopped
+from distributed.ranks import Ranks
 from distributed.run_directory import RunDirectory
 from distributed.schedule import learning_rate_factor
 from distributed.step import Pairs, StepOutput, TrainStep
@@ -135,7 +135,9 @@ class Training:
             failed = 1
             if self.reader.bad:
                 causes = ", ".join(f"{count} {cause}" for cause, count in self.reader.bad.most_common())
-                reason = f"unusable samples: {causes} of {self.reader.seen} read here, above data.max_bad_fraction={limit}"
+                reason = (
+                    f"unusable samples: {causes} of {self.reader.seen} read here, above data.max_bad_fraction={limit}"
+                )
         if failed:
             self.ranks.raise_reasons(reason)
         assert batch is not None
@@ -168,11 +170,12 @@ class Training:
             bad = (~torch.isfinite(rows).all(dim=1)).nonzero().flatten().tolist()
             if bad:
                 keys = ", ".join(batch.keys[row] for row in bad[:3])
-                where.append(f"{len(bad)} of {len(rows)} {name} embeddings are not finite (samples {keys}{', …' * (len(bad) > 3)})")
+                more = ", …" if len(bad) > 3 else ""
+                where.append(f"{len(bad)} of {len(rows)} {name} embeddings are not finite (samples {keys}{more})")
         cause = "; ".join(where) or "this rank's embeddings are finite"
         return (
             f"the loss is {value} at step {self.progress.step + 1} (epoch {self.progress.epoch + 1}): {cause}. "
-            "No weight was changed by this step; try a lower optimizer.lr, a longer warm-up or a smaller objective scale"
+            "This step changed no weight; try a lower optimizer.lr, a longer warm-up or a smaller objective scale"
         )
 
     def _log_interval(self, *, force: bool) -> None:
@@ -227,15 +230,15 @@ class Training:
             )
         rsum = self.ranks.sum([metrics.get("rsum", 0.0)])[0]
         progress = self.progress
-        improved = progress.best_rsum is None or rsum > progress.best_rsum
+        best = rsum if progress.best_rsum is None else max(rsum, progress.best_rsum)
+        improved = best != progress.best_rsum
         if improved:
-            progress.best_rsum, progress.best_epoch = rsum, progress.epoch
+            progress.best_rsum, progress.best_epoch = best, progress.epoch
         row = {f"val/{name}": value for name, value in metrics.items()}
-        row |= {"val/rsum": rsum, "val/best_rsum": progress.best_rsum, "val/seconds": time.perf_counter() - started}
+        row |= {"val/rsum": rsum, "val/best_rsum": best, "val/seconds": time.perf_counter() - started}
         if self.tracker is not None:
             self.tracker.log(self.where() | row)
         return row, improved
-
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -11,7 +11,18 @@ from typing import Any
 
 from distributed.config import Config
 
-PACKAGES = ("torch", "ray", "webdataset", "wandb", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
+PACKAGES = (
+    "torch",
+    "ray",
+    "webdataset",
+    "wandb",
+    "deepspeed",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pillow",
+)
 
 
 def provenance(config: Config) -> dict[str, Any]:
@@ -24,7 +35,7 @@ def provenance(config: Config) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),
-        "data": {split: _manifest(config.data.folder(split)) for split in ("train", "val", "test")},
+        "data": {split: _manifest(config.data.folder(split)) for split in config.data.splits},
     }
 
 
@@ -46,8 +57,6 @@ def _git(*arguments: str) -> str | None:
     return result.stdout.strip()
 
 
-def _manifest(folder: Path | None) -> dict[str, Any] | None:
-    if folder is None:
-        return None
+def _manifest(folder: Path) -> dict[str, Any]:
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     return {"folder": str(folder)} | {key: value for key, value in manifest.items() if key != "shards"}

@@ -18,7 +18,7 @@ class Ranks:
 
     Attributes:
         rank, world: this rank and the number of ranks.
-        control: gloo group for decisions on CPU tensors, so that they never wait for the GPU's queue; None for one rank.
+        control: gloo group for decisions on CPU tensors, which never wait for the GPU's queue; None for one rank.
         device: where this rank computes.
     """
 

@@ -93,7 +93,9 @@ def prepare(config: Config, *, resume: bool) -> RunDirectory:
             raise UserError(f"run {run.root} {state}. Choose another run.name, or remove the folder")
         _refuse_other_settings(run, config)
     elif run.root.exists() and any(run.root.iterdir()):
-        raise UserError(f"{run.root} exists and is not a run of ours (no config.yaml): choose another run.name or run.dir")
+        raise UserError(
+            f"{run.root} exists and is not a run of ours (no config.yaml): choose another run.name or run.dir"
+        )
     elif resume and not run.root.exists():
         raise UserError(f"--resume: there is no run {run.root} to resume{_neighbours(run.root)}")
     run.root.mkdir(parents=True, exist_ok=True)
@@ -108,11 +110,14 @@ def _refuse_other_settings(run: RunDirectory, config: Config) -> None:
     differing = [
         key
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE)
+        if before.get(key) != now.get(key)
+        and not any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE)
     ]
     if differing:
         changes = ", ".join(f"{key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in differing)
-        raise UserError(f"--resume: {run.root} was started with other settings ({changes}); use the same, or another run.name")
+        raise UserError(
+            f"--resume: {run.root} was started with other settings ({changes}); use the same, or another run.name"
+        )
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

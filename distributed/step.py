@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from allpairs.models import DualEncoder
 from distributed.data import Batch
 
 
@@ -44,7 +45,9 @@ class TrainStep(nn.Module):
     The objective's own parameters (a learned scale) then follow the same rule as the encoder's.
     """
 
-    def __init__(self, encoder: nn.Module, objective: nn.Module, group: dist.ProcessGroup | None, precision: str) -> None:
+    def __init__(
+        self, encoder: DualEncoder, objective: nn.Module, group: dist.ProcessGroup | None, precision: str
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.objective = objective

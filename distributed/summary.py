@@ -42,4 +42,3 @@ def summary_lines(result: Result, seconds: float) -> str:
         f"checkpoints  {folder / 'checkpoints'}\n"
         f"metrics      {folder / 'metrics.jsonl'}"
     )
-

@@ -57,7 +57,9 @@ def _summarise(console: Console, result: Result, seconds: float) -> None:
         console.print(summary_table(result))
         console.print(summary_lines(result, seconds), highlight=False, soft_wrap=True)
     else:
-        console.print(f"stopped after step {result.metrics['step']:,} as asked; the same command with --resume continues")
+        console.print(
+            f"stopped after step {result.metrics['step']:,} as asked; the same command with --resume continues"
+        )
 
 
 if __name__ == "__main__":

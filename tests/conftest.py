@@ -21,7 +21,7 @@ def _shared() -> Path | None:
 
 @pytest.fixture(scope="session")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with train/val/test data sets: the real emoji where ALLPAIRS_SHARED names them, else the built-in scenes."""
+    """Folder with train, val and test: the real emoji where ALLPAIRS_SHARED names them, else the built-in scenes."""
     out = tmp_path_factory.mktemp("data") / "pairs"
     shared = _shared()
     if shared is None:

@@ -14,7 +14,7 @@ SUBCLASSES = {"tune/progress.py"}  # extends a class of Ray's, so it needs Ray t
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
-    """Names of the modules that `path` imports; those under `if TYPE_CHECKING:` cost nothing at run time and are left out."""
+    """Names of the modules that `path` imports; those under `if TYPE_CHECKING:` cost nothing and are left out."""
     found: set[str] = set()
 
     def visit(nodes: list[ast.stmt]) -> None:
@@ -53,7 +53,9 @@ def test_no_import_runs_upwards(floor):
 
 def test_the_library_knows_nothing_of_ray_faiss_or_wandb():
     banned = {"ray", "faiss", "wandb", "webdataset", "pydantic", "deepspeed"}
-    found = {(str(path), name) for path in sources("allpairs") for name in imports(path) if name.split(".")[0] in banned}
+    found = {
+        (str(path), name) for path in sources("allpairs") for name in imports(path) if name.split(".")[0] in banned
+    }
     assert not found
 
 
@@ -70,8 +72,13 @@ def test_heavy_packages_are_imported_where_they_are_used(floor):
 
 @pytest.mark.parametrize("floor", FLOORS)
 def test_no_circles(floor):
-    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in sources(floor)}
-    edges = {name: {other for other in imports(path) if other in modules and other != name} for name, path in modules.items()}
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in sources(floor)
+    }
+    edges = {
+        name: {other for other in imports(path) if other in modules and other != name} for name, path in modules.items()
+    }
     done: set[str] = set()
 
     def walk(name: str, trail: tuple[str, ...]) -> None:

@@ -99,7 +99,9 @@ def _line(item: dict[str, Any]) -> str:
 
 def _without_tags(loc: tuple[str | int, ...]) -> list[str | int]:
     """Drop the branch names that pydantic puts into the path of a tagged union (`model.image.cnn.width`)."""
-    return [part for before, part in zip((None, *loc), loc, strict=False) if not (before == "image" and part in IMAGE_KINDS)]
+    return [
+        part for before, part in zip((None, *loc), loc, strict=False) if not (before == "image" and part in IMAGE_KINDS)
+    ]
 
 
 def _hint(key: str) -> str:

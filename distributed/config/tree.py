@@ -1,4 +1,4 @@
-"""The configuration tree. Field docstrings are the documentation of the knobs; `python -m distributed.train --help` points here.
+"""The configuration tree. The docstrings below the fields are the documentation of the knobs.
 
 Two sections are declared where they are used: `model` is `allpairs.models.DualSpec`, `objective` the arguments of
 `allpairs.objectives.make`.
@@ -42,7 +42,7 @@ class Data(Section):
     image_size: int = Field(64, ge=8, le=1024)
     """Side in pixels to which images are resized."""
     augment: Literal["none", "crop", "crop_flip"] = "none"
-    """Training images: as they are, a seeded random crop, or crop and mirror (not for captions that say left or right)."""
+    """Training images: as they are, a seeded random crop, or crop and mirror (untrue to captions with left and right)."""
     max_caption_tokens: int = Field(32, ge=4, le=512)
     """Longer captions are cut."""
     vocabulary_min_count: int = Field(1, ge=1)
@@ -60,10 +60,15 @@ class Data(Section):
     max_image_pixels: int = Field(50_000_000, ge=1)
     """Images that declare more pixels are refused before decoding."""
 
-    def folder(self, split: Literal["train", "val", "test"]) -> Path | None:
-        """Return the absolute folder of `split`, or None where the run has no such split."""
-        path = getattr(self, split)
-        return None if path is None else (self.root / path).expanduser().resolve()
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits this run has: train, val and, unless it is null, test."""
+        return ("train", "val") if self.test is None else ("train", "val", "test")
+
+    def folder(self, split: str) -> Path:
+        """Return the absolute folder of one of `splits`."""
+        path: Path = getattr(self, split)
+        return (self.root / path).expanduser().resolve()
 
 
 class Objective(BaseModel):
@@ -195,8 +200,8 @@ class Config(Section):
     def _batch_feeds_every_worker(self) -> Self:
         if self.train.global_batch < 2 * self.cluster.workers:
             raise ValueError(
-                f"train.global_batch={self.train.global_batch} is too small for cluster.workers={self.cluster.workers}: "
-                "accepted are at least 2 pairs per worker"
+                f"train.global_batch={self.train.global_batch} is too small for "
+                f"cluster.workers={self.cluster.workers}: accepted are at least 2 pairs per worker"
             )
         return self
 

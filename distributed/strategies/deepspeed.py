@@ -14,13 +14,15 @@ TAG = "zero"
 
 
 class DeepSpeedZero:
-    """ZeRO over the ranks. DeepSpeed averages gradients over them as DDP does, so the objective's scaling is the same."""
+    """ZeRO over the ranks. DeepSpeed averages gradients as DDP does, so the objective's scaling is the same."""
 
     def __init__(self, config: Config, step: TrainStep, ranks: Ranks) -> None:
         try:
             import deepspeed
         except ImportError:
-            raise UserError("train.strategy=deepspeed: DeepSpeed is not installed; pip install '.[deepspeed]'") from None
+            raise UserError(
+                "train.strategy=deepspeed: DeepSpeed is not installed; pip install '.[deepspeed]'"
+            ) from None
         self.step = step.to(ranks.device)
         self._peak = config.optimizer.lr
         self._world = ranks.world
@@ -66,5 +68,5 @@ class DeepSpeedZero:
                 f"{folder}: written by {shards} ZeRO workers, this run has {self._world}: "
                 f"resume with cluster.workers={shards}, or train with train.strategy=ddp"
             )
-        # The shards are this run's own files, written by DeepSpeed with pickle; its loader needs torch's full unpickler.
+        # The shards are this run's own files, pickled by DeepSpeed; its loader needs torch's full unpickler.
         self._engine.load_checkpoint(folder, tag=TAG)

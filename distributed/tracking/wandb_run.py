@@ -6,8 +6,8 @@ from typing import Any
 from allpairs.errors import UserError
 from distributed.config import Config
 from distributed.run_directory import RunDirectory
-from distributed.tracking.redact import redact
 from distributed.tracking.examples import Example
+from distributed.tracking.redact import redact
 from retrieval_eval.embeddings import EmbeddingSet
 
 
@@ -69,4 +69,3 @@ def _open(data: bytes) -> Any:
     from PIL import Image
 
     return Image.open(io.BytesIO(data))
-

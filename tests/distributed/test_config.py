@@ -96,7 +96,8 @@ def test_a_missing_name_is_said(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("a: [", "not valid YAML"), ("- 1", "expected a mapping of sections, found list"), ("", "found NoneType")]
+    ("content", "message"),
+    [("a: [", "not valid YAML"), ("- 1", "expected a mapping of sections, found list"), ("", "found NoneType")],
 )
 def test_files_that_are_no_configuration(tmp_path, content, message):
     path = tmp_path / "bad.yaml"

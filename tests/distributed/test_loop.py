@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -58,7 +59,12 @@ def test_a_run_learns_and_leaves_everything(tiny_config):
     assert reported[-1].keys() >= {"epoch", "val/rsum", "val/best_rsum", "val/loss"}
     losses = list(rows(run, "train/loss").values())
     assert losses[-1] < 0.8 * losses[0]
-    wanted = {"train/positive_similarity", "train/hardest_negative_similarity", "train/samples_per_second", "train/scale"}
+    wanted = {
+        "train/positive_similarity",
+        "train/hardest_negative_similarity",
+        "train/samples_per_second",
+        "train/scale",
+    }
     assert wanted <= run.history()[0].keys()
     assert run.read_summary() == summary
     for path in (run.config, run.provenance, run.report, run.embeddings("test") / "images.npy"):
@@ -110,11 +116,17 @@ def test_a_non_finite_loss_stops_before_the_update(tiny_config):
     training = Training(config, Ranks.join(CPU), lambda _: None)
     with torch.no_grad():
         next(training.encoder.parameters()).fill_(float("nan"))
-    before = {name: value.clone() for name, value in training.strategy.step.state_dict().items() if "running" not in name}
+    before = {
+        name: value.clone() for name, value in training.strategy.step.state_dict().items() if "running" not in name
+    }
     with pytest.raises(Stopped, match=r"rank 0: the loss is nan at step 1 \(epoch 1\): 22 of 22 image embeddings"):
         training.run()
     after = training.strategy.step.state_dict()
-    assert all(torch.equal(value.nan_to_num(), after[name].nan_to_num()) for name, value in before.items() if "num_batches" not in name)
+    assert all(
+        torch.equal(value.nan_to_num(), after[name].nan_to_num())
+        for name, value in before.items()
+        if "num_batches" not in name
+    )
     assert training.progress.step == 0
     assert not run.checkpoints.exists()
 
@@ -140,7 +152,7 @@ def test_steps_schedule_and_bf16_train(tiny_config):
     )
     run, summary, _ = train(config)
     assert summary["val/best_rsum"] > 0
-    assert all(value == value for value in rows(run, "train/loss").values())
+    assert np.isfinite(list(rows(run, "train/loss").values())).all()
 
 
 def test_a_taken_name_is_refused_and_resuming_checks_the_settings(tiny_config):

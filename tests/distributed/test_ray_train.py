@@ -71,7 +71,12 @@ def test_wandb_files_hold_the_curves_and_the_examples(emoji_run):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         records.append(record)
-    history = [item.key or item.nested_key[0] for r in records if r.WhichOneof("record_type") == "history" for item in r.history.item]
+    history = [
+        item.key or item.nested_key[0]
+        for r in records
+        if r.WhichOneof("record_type") == "history"
+        for item in r.history.item
+    ]
     assert {"samples_seen", "val/rsum", "train/loss", "examples"} <= set(history)
     defined = {r.metric.name: r.metric for r in records if r.WhichOneof("record_type") == "metric"}
     assert defined["val/rsum"].summary.max
@@ -113,7 +118,10 @@ cluster: {{workers: 2}}
 def test_a_mistake_ends_with_one_line_and_code_2(tmp_path):
     result = command("distributed.train", "--config", "configs/emoji.yaml", "optimizer.lrr=1")
     assert result.returncode == 2
-    assert result.stderr.strip() == "error: configs/emoji.yaml: optimizer.lrr: unknown key (value 1); did you mean 'optimizer.lr'?"
+    assert (
+        result.stderr.strip()
+        == "error: configs/emoji.yaml: optimizer.lrr: unknown key (value 1); did you mean 'optimizer.lr'?"
+    )
     result = command("distributed.train", "--confg", "configs/emoji.yaml")
     assert result.returncode == 2
     assert "--config" in result.stdout + result.stderr

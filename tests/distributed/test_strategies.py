@@ -1,0 +1,125 @@
+"""The strategies and the number of workers change how a step is computed, not what it is: two and three real ranks."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distributed.data.writer import Sample, write_split
+from distributed.launch import set_up
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("torchrun_script.py")
+
+# No batch norm and no dropout: their statistics and masks belong to a rank, everything else to the global batch.
+PLAIN = {
+    "model": {"image": {"kind": "regions", "features": 24}, "text": {"kind": "gru", "embedding": 16}},
+    "train": {"epochs": 2, "global_batch": 22},
+    "eval": {"every": 1},
+}
+
+
+def torchrun(world: int, *paths: Path) -> None:
+    """Start `world` ranks of the script."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [*launcher, str(SCRIPT), *map(str, paths)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=500, env=environment)
+
+
+@pytest.fixture(scope="module")
+def regions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Precomputed region features, [6, 24] per image, whose captions name what lies in them."""
+    root = tmp_path_factory.mktemp("regions")
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 66), ("val", 24)):
+        samples = []
+        for number in range(count):
+            features = draw.normal(size=(6, 24)).astype(np.float32)
+            buffer = io.BytesIO()
+            np.save(buffer, features)
+            words = [f"word{position}" for position in np.abs(features).max(0).argsort()[-4:]]
+            samples.append(Sample(f"item-{number}", "npy", buffer.getvalue(), [" ".join(words)]))
+        write_split(root / split, samples, name="regions", split=split, source={}, kind="regions")
+    return root
+
+
+@pytest.fixture
+def prepared(tiny_config, regions, tmp_path):
+    """Lay out a run and return its configuration file, as the driver would."""
+
+    def make(name: str, resume: bool = False, **sections) -> Path:
+        data = {"data": {"root": str(regions), "test": None}}
+        config = tiny_config(name, **(PLAIN | data | sections))
+        return set_up(config, resume=resume).config
+
+    return make
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    last = path.parent / "checkpoints/last"
+    return load_file(last / "model.safetensors") | load_file(last / "objective.safetensors")
+
+
+def largest_difference(one: Path, other: Path) -> float:
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[key] - theirs[key]).abs().max()) for key in ours)
+
+
+def gradient_norms(path: Path) -> list[float]:
+    """AdamW hides constant factors in the gradients, so weights alone would not show a wrong average: the norms do."""
+    rows = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
+    return [row["train/gradient_norm"] for row in rows if "train/gradient_norm" in row]
+
+
+def test_the_number_of_workers_changes_nothing_but_rounding(prepared):
+    one, two, three = (prepared(f"world{world}") for world in (1, 2, 3))
+    for world, path in ((1, one), (2, two), (3, three)):
+        torchrun(world, path)
+    assert len(gradient_norms(one)) >= 3
+    assert gradient_norms(two) == pytest.approx(gradient_norms(one), rel=1e-4)
+    assert gradient_norms(three) == pytest.approx(gradient_norms(one), rel=1e-4)
+    start = prepared("untrained", train={"epochs": 1, "global_batch": 22, "stop_after_epochs": 0.4})
+    torchrun(1, start)
+    assert largest_difference(start, one) > 1e-2  # training moves the weights by far more
+    # AdamW divides by the gradient's own size: float32 rounding of 1e-7 becomes steps of 1e-5 where gradients vanish.
+    assert largest_difference(one, two) < 1e-4
+    assert largest_difference(one, three) < 1e-4
+
+
+def test_zero_stages_compute_what_ddp_computes_and_resume(prepared):
+    train = PLAIN["train"] | {"strategy": "deepspeed"}
+    ddp = prepared("ddp")
+    zero1 = prepared("zero1", train=train | {"zero_stage": 1})
+    zero2 = prepared("zero2", train=train | {"zero_stage": 2})
+    part = prepared("part", train=train | {"zero_stage": 1, "stop_after_epochs": 1})
+    torchrun(2, ddp, zero1, zero2, part)
+    assert gradient_norms(zero1) == pytest.approx(gradient_norms(ddp), rel=1e-4)
+    assert gradient_norms(zero2) == pytest.approx(gradient_norms(ddp), rel=1e-4)
+    assert largest_difference(ddp, zero1) < 1e-4
+    assert largest_difference(ddp, zero2) < 1e-4
+    again = prepared("part", resume=True, train=train | {"zero_stage": 1})
+    torchrun(2, again)
+    assert largest_difference(zero1, again) == 0
+
+
+def test_one_rank_s_nan_stops_all_ranks_before_the_update(prepared):
+    path = prepared("poisoned")
+    path.with_suffix(".nan1").touch()
+    torchrun(2, path)
+    reasons = [json.loads(path.with_suffix(f".stopped{rank}").read_text()) for rank in (0, 1)]
+    assert reasons[0] == reasons[1]
+    step, reason = reasons[0]
+    assert step == 0
+    assert (
+        "rank 1: the loss is nan at step 1 (epoch 1): 11 of 11 image embeddings are not finite (samples item-" in reason
+    )
+    assert not (path.parent / "checkpoints").exists()

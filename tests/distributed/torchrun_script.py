@@ -1,0 +1,37 @@
+"""Train each resolved configuration named on the command line, one after the other, as a rank started by torchrun.
+
+A folder named after a run and `.nan` beside it poisons that rank's weights first: `RUN.nan1` is for rank 1.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from distributed.config import load
+from distributed.loop import Training
+from distributed.ranks import Ranks, Stopped
+
+
+def main() -> None:
+    """Run all configurations; write the reason of a common stop where a test finds it."""
+    dist.init_process_group("gloo")
+    ranks = Ranks.join(torch.device("cpu"))
+    for path in map(Path, sys.argv[1:]):
+        training = Training(load(path), ranks, lambda _: None)
+        if path.with_suffix(f".nan{ranks.rank}").exists():
+            with torch.no_grad():
+                next(training.encoder.parameters()).fill_(float("nan"))
+        try:
+            training.run()
+        except Stopped as stopped:
+            path.with_suffix(f".stopped{ranks.rank}").write_text(json.dumps([training.progress.step, str(stopped)]))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    main()
