@@ -1,8 +1,4 @@
-"""Run the trials of a search on Ray Tune, or go on with a search that was interrupted.
-
-The driver of each trial holds one `tune_driver`, a resource of its own: were it a CPU, drivers would take the CPUs
-their own workers wait for. Ray's dashboard runs too, for without it the workers of a stopped trial are never freed.
-"""
+"""Run the trials of a search on Ray Tune, or go on with a search that was interrupted."""
 
 import logging
 import os
@@ -14,6 +10,7 @@ from allpairs.errors import UserError
 from distributed.config import Config
 from distributed.config.load import read
 from distributed.run_directory import RunDirectory, write_text
+from tune.cluster import DRIVER, cluster
 from tune.config import Search
 from tune.results import Trial, evaluations
 from tune.space import decode
@@ -24,8 +21,6 @@ if TYPE_CHECKING:
 
 FREE_TO_CHANGE = ("plot",)
 """Keys of a search that may differ when it is resumed; all others are part of what its trials mean."""
-
-DRIVER = "tune_driver"
 
 
 def open_folder(search: Search, *, resume: bool) -> None:
@@ -62,13 +57,10 @@ def run_search(plan: Plan, configs: list[Config]) -> list[Trial]:
     """
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # metrics.jsonl and W&B hold what they would write
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's banner; our lines say what happens
-    from distributed.launch import cluster
-
     search = plan.search
     workers = max(config.cluster.workers * config.cluster.cpus_per_worker for config in configs)
     cpus = search.max_concurrent_trials * workers
-    with cluster(cpus=cpus, resources={DRIVER: search.max_concurrent_trials}):
-        _require_drivers()
+    with cluster(cpus=cpus, drivers=search.max_concurrent_trials):
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         _tuner(plan, configs).fit()
     return read_trials(search)
@@ -151,17 +143,6 @@ def _scheduler(search: Search, epochs: int) -> Any:
     return ASHAScheduler(
         time_attr="epoch", max_t=epochs + 1, grace_period=search.grace, reduction_factor=search.reduction
     )
-
-
-def _require_drivers() -> None:
-    import ray
-
-    offered = ray.cluster_resources().get(DRIVER, 0)
-    if offered < 1:
-        raise UserError(
-            f"this Ray cluster offers no {DRIVER!r}, which drives one trial each; start its head with "
-            f"--resources='{{\"{DRIVER}\": 8}}' (deploy/ray-cluster.yaml does)"
-        )
 
 
 def _reason(noted: Any, run: RunDirectory) -> str:
