@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from allpairs.engine import similarity_statistics
+from allpairs.errors import UserError
 from allpairs.models import DualEncoder, Vocabulary
 from distributed.config import Config
 from distributed.data import Dataset, evaluation_batches
@@ -40,7 +41,11 @@ class Encoded:
 def encode(
     encoder: DualEncoder, dataset: Dataset, vocabulary: Vocabulary, config: Config, ranks: Ranks
 ) -> Encoded | None:
-    """Encode every image and all its captions; the whole on rank 0, None elsewhere. Collective."""
+    """Encode every image and all its captions; the whole on rank 0, None elsewhere. Collective.
+
+    Raises:
+        Stopped: on all ranks, when any rank's share has more bad samples than `data.max_bad_fraction`.
+    """
     images: list[Tensor] = []
     image_ids: list[Tensor] = []
     captions: list[Tensor] = []
@@ -59,14 +64,19 @@ def encode(
         tokenize=lambda texts: vocabulary.encode(texts, config.data.max_caption_tokens),
     )
     bf16 = config.train.precision == "bf16"
-    with torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=bf16):
-        for batch in reader:
-            images.append(encoder.encode_images(batch.images.to(ranks.device)).float().cpu())
-            image_ids.append(batch.image_ids)
-            tokens, lengths = batch.tokens
-            captions.append(encoder.encode_texts(tokens.to(ranks.device), lengths.to(ranks.device)).float().cpu())
-            caption_ids.append(batch.caption_ids)
+    reason = None
+    try:
+        with torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=bf16):
+            for batch in reader:
+                images.append(encoder.encode_images(batch.images.to(ranks.device)).float().cpu())
+                image_ids.append(batch.image_ids)
+                tokens, lengths = batch.tokens
+                captions.append(encoder.encode_texts(tokens.to(ranks.device), lengths.to(ranks.device)).float().cpu())
+                caption_ids.append(batch.caption_ids)
+    except UserError as error:
+        reason = str(error)
     encoder.train(was_training)
+    ranks.stop_together(reason)  # or the others would wait for this rank's rows
     gathered = [
         ranks.gather_rows(torch.cat(parts) if parts else empty)
         for parts, empty in (

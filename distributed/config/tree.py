@@ -42,7 +42,7 @@ class Data(Section):
     image_size: int = Field(64, ge=8, le=1024)
     """Side in pixels to which images are resized."""
     augment: Literal["none", "crop", "crop_flip"] = "none"
-    """Training images: as they are, a seeded random crop, or crop and mirror (untrue to captions with left and right)."""
+    """Training images: as they are, a seeded random crop, or crop and mirror ("left" in a caption becomes untrue)."""
     max_caption_tokens: int = Field(32, ge=4, le=512)
     """Longer captions are cut."""
     vocabulary_min_count: int = Field(1, ge=1)
