@@ -1,5 +1,6 @@
 """The cluster files say what Ray, KubeRay and this checkout understand, and carry no secret."""
 
+import json
 import re
 import shlex
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from ray.runtime_env import RuntimeEnv
 
 from distributed.config import load
 from distributed.doctor.versions import read_pins
+from tune.cluster import DRIVER
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -91,6 +93,16 @@ def test_every_pod_sees_the_shared_storage_as_one_user(pod: str) -> None:
     assert mounts["/shared"] == read("kuberay/storage.yaml")["metadata"]["name"]
     assert spec["securityContext"]["runAsUser"] == 1000
     assert "--uid 1000" in (DEPLOY / "Dockerfile").read_text()
+
+
+def test_heads_offer_drivers_for_searches() -> None:
+    start = next(command for command in read("ray-cluster.yaml")["head_start_ray_commands"] if "ray start" in command)
+    words = shlex.split(start)
+    resources = next(word.removeprefix("--resources=") for word in words if word.startswith("--resources="))
+    head = read("kuberay/rayjob.yaml")["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]
+    # KubeRay writes the parameter into a shell line as it stands, so it brings its own quotes.
+    (quoted,) = shlex.split(head["resources"])
+    assert json.loads(resources) == json.loads(quoted) == {DRIVER: 8}
 
 
 def test_one_image_everywhere() -> None:
