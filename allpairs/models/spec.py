@@ -122,7 +122,7 @@ class GruSpec:
     __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
 
     kind: Literal["gru", "bigru"] = "gru"
-    """"gru" reads forwards (VSE++); "bigru" reads both ways and takes the mean of the two directions."""
+    """"gru": last state of a forward reading (VSE++); "bigru": maximum over words of the mean of both readings."""
 
     embedding: int = 300
     """Length of a word's vector."""

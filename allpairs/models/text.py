@@ -14,7 +14,8 @@ class GruEncoder(nn.Module):
     """Token ids `[b, L]` with true lengths `[b]` → `[b, dim]`, not normalised; padding never changes a vector.
 
     "gru" returns the state after the last true token (VSE++, Faghri et al. 2018, section 3.1). "bigru" adds a second
-    GRU that reads the caption backwards and returns the mean of the two final states, so the size stays `dim`.
+    GRU that reads the caption backwards, takes the mean of both directions at every word (as SCAN, Lee et al. 2018)
+    and then the maximum over words, so that a caption's rare word counts wherever it stands.
     """
 
     def __init__(self, spec: GruSpec, dim: int, vocabulary_size: int) -> None:
@@ -33,21 +34,19 @@ class GruEncoder(nn.Module):
             dropped_bL = torch.rand(tokens.shape, device=tokens.device) < self.word_dropout
             tokens = tokens.masked_fill(dropped_bL & (tokens != PAD), UNKNOWN)
         words_bLE = self.words(tokens)
-        vector_bD = _final_state(self.forwards, words_bLE, lengths)
+        # Padding follows the caption, so the states at its true words are those of the caption alone; unlike packed
+        # sequences this needs no copy of the lengths on the host.
+        states_bLD, _ = self.forwards(words_bLE)
         if self.backwards is None:
-            return vector_bD
-        return (vector_bD + _final_state(self.backwards, _reverse(words_bLE, lengths), lengths)) / 2
+            return states_bLD[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+        backward_bLD, _ = self.backwards(_reverse(words_bLE, lengths))
+        states_bLD = (states_bLD + _reverse(backward_bLD, lengths)) / 2
+        padding_bL = torch.arange(tokens.shape[1], device=lengths.device) >= lengths[:, None]
+        return states_bLD.masked_fill(padding_bL[..., None], -torch.inf).amax(dim=1)
 
 
-def _final_state(gru: nn.GRU, words_bLE: Tensor, lengths: Tensor) -> Tensor:
-    # The padding follows the caption, so a forward pass over all of L leaves the state at the true length untouched;
-    # unlike a packed sequence this needs no copy of the lengths on the host.
-    states_bLD, _ = gru(words_bLE)
-    return states_bLD[torch.arange(len(lengths), device=lengths.device), lengths - 1]
-
-
-def _reverse(words_bLE: Tensor, lengths: Tensor) -> Tensor:
-    # Each caption backwards within its true length; what stands behind it is never read.
-    position_L = torch.arange(words_bLE.shape[1], device=lengths.device)
+def _reverse(sequence_bLX: Tensor, lengths: Tensor) -> Tensor:
+    # Each caption backwards within its true length; behind that stands its first word, which nobody reads.
+    position_L = torch.arange(sequence_bLX.shape[1], device=lengths.device)
     source_bL = (lengths[:, None] - 1 - position_L).clamp(min=0)
-    return words_bLE.gather(1, source_bL[..., None].expand_as(words_bLE))
+    return sequence_bLX.gather(1, source_bL[..., None].expand_as(sequence_bLX))

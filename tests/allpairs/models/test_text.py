@@ -14,16 +14,18 @@ def encoder(kind: str, **options) -> GruEncoder:
     return GruEncoder(GruSpec(kind=kind, embedding=6, **options), dim=4, vocabulary_size=12).double().eval()
 
 
-def last_state(gru: torch.nn.GRU, words: torch.Tensor) -> torch.Tensor:
-    """Cho et al.'s recurrence written out for one caption: words [L, E] -> [D]."""
+def states(gru: torch.nn.GRU, words: torch.Tensor) -> torch.Tensor:
+    """Cho et al.'s recurrence written out for one caption: words [L, E] -> states [L, D]."""
     state = torch.zeros(gru.hidden_size, dtype=words.dtype)
+    trace = []
     for word in words:
         from_word = gru.weight_ih_l0 @ word + gru.bias_ih_l0
         from_state = gru.weight_hh_l0 @ state + gru.bias_hh_l0
         reset, update, _ = (from_word + from_state).sigmoid().chunk(3)
         candidate = torch.tanh(from_word.chunk(3)[2] + reset * from_state.chunk(3)[2])
         state = (1 - update) * candidate + update * state
-    return state
+        trace.append(state)
+    return torch.stack(trace)
 
 
 def test_gru_returns_the_state_after_the_last_true_word():
@@ -31,16 +33,16 @@ def test_gru_returns_the_state_after_the_last_true_word():
     vectors = model(TOKENS, LENGTHS)
     for row in range(3):
         words = model.words(TOKENS[row, : LENGTHS[row]])
-        torch.testing.assert_close(vectors[row], last_state(model.forwards, words), rtol=0, atol=1e-12)
+        torch.testing.assert_close(vectors[row], states(model.forwards, words)[-1], rtol=0, atol=1e-12)
 
 
-def test_bigru_returns_the_mean_of_both_readings():
+def test_bigru_returns_the_maximum_over_words_of_the_mean_of_both_readings():
     model = encoder("bigru")
     vectors = model(TOKENS, LENGTHS)
     for row in range(3):
         words = model.words(TOKENS[row, : LENGTHS[row]])
-        both = (last_state(model.forwards, words) + last_state(model.backwards, words.flip(0))) / 2
-        torch.testing.assert_close(vectors[row], both, rtol=0, atol=1e-12)
+        both = (states(model.forwards, words) + states(model.backwards, words.flip(0)).flip(0)) / 2
+        torch.testing.assert_close(vectors[row], both.amax(dim=0), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["gru", "bigru"])
