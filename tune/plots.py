@@ -27,7 +27,7 @@ STYLE: dict[Any, Any] = {
 
 PANELS = (
     ("Loss", "validation loss", "val/loss"),
-    ("Retrieval", "validation RSUM (sum of six recalls in %)", "val/rsum"),
+    ("Retrieval", "validation RSUM\n(sum of six recalls in %)", "val/rsum"),
 )
 
 
@@ -51,7 +51,7 @@ def draw(path: Path, trials: Sequence[Trial], search: Search) -> None:
 def metric_label(search: Search) -> str:
     """Name the searched metric with its unit."""
     if search.metric == "val/rsum":
-        return "best validation RSUM (sum of six recalls in %)"
+        return "best validation RSUM\n(sum of six recalls in %)"
     unit = " (%)" if "/r" in search.metric or "recall" in search.metric else ""
     return f"best {search.metric}{unit}"
 
@@ -103,11 +103,12 @@ def draw_parameters(figure: "Figure", trials: Sequence[Trial], search: Search) -
         if all(_is_number(value) for value in values):
             places = [float(value) for value in values]
             if domain.kind == "loguniform":
-                axes.set_xscale("log")
+                _log_axis(axes, *domain.probes)
         else:
-            names = list(dict.fromkeys(short_value(value) for value in sorted(values, key=short_value)))
+            names = sorted({short_value(value) for value in values})
             places = [float(names.index(short_value(value))) for value in values]
-            axes.set_xticks(range(len(names)), names, rotation=20, ha="right")
+            axes.set_xticks(range(len(names)), names, rotation=20, ha="right", rotation_mode="anchor")
+            axes.set_xlim(-0.5, len(names) - 0.5)
         axes.scatter(places, heights, s=36, color="tab:blue", alpha=0.75)
         axes.scatter(places[:1], heights[:1], s=140, marker="*", color="tab:orange", zorder=3)
         axes.annotate(f"{heights[0]:.4g}", (places[0], heights[0]), xytext=(8, 2), textcoords="offset points")
@@ -146,6 +147,18 @@ def draw_curves(figure: "Figure", trials: Sequence[Trial], search: Search) -> No
 def _line(axes: "Axes", history: Sequence[Mapping[str, float]], metric: str, **style: Any) -> None:
     points = [(row["epoch"], row[metric]) for row in history if metric in row]
     axes.plot([epoch for epoch, _ in points], [value for _, value in points], marker="o", markersize=3, **style)
+
+
+def _log_axis(axes: "Axes", low: float, high: float) -> None:
+    """Show the whole searched range in its logarithm, with few enough plain numbers to stand side by side."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    pad = (high / low) ** 0.06
+    axes.set_xlim(low / pad, high * pad)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high / low < 1e3 else (1,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _is_number(value: Any) -> bool:

@@ -45,13 +45,20 @@ def check_authentication() -> Finding:
         return Finding("ray token", "warning", found, remedy)
     if mode.lower() == "token" and source is None and remote:
         return Finding("ray token", "problem", found, "copy the cluster's token to ~/.ray/auth_token")
-    if source and source != "RAY_AUTH_TOKEN" and Path(source).stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if source and source != "RAY_AUTH_TOKEN" and _open_to_others(Path(source)):
         return Finding("ray token", "warning", f"{found}, which others can read", f"chmod 600 {source}")
     if not mode and remote:
         return Finding("ray token", "warning", found, "export RAY_AUTH_MODE=token on the cluster and here")
     if source is None:
         found += " (Ray writes one when it starts a local cluster)"
     return Finding("ray token", "ok", found)
+
+
+def _open_to_others(path: Path) -> bool:
+    """Whether another user may read `path`: its own mode says so, and so does every folder above it."""
+    path = path.resolve()
+    readable = path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
+    return bool(readable) and all(above.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH) for above in path.parents)
 
 
 def check_cluster() -> Finding:

@@ -7,6 +7,7 @@ import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 
 import pytest
@@ -104,11 +105,14 @@ def test_token_file_of_the_user_is_found(tmp_path: Path) -> None:
     assert check_authentication() == Finding("ray token", "ok", f"mode unset; token in {path}")
 
 
-def test_token_others_can_read_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_token(tmp_path / "token", mode=0o644)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
-    finding = check_authentication()
-    assert (finding.status, finding.remedy) == ("warning", f"chmod 600 {path}")
+def test_token_others_can_read_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    with TemporaryDirectory() as folder:  # pytest's own folders are closed to others already
+        path = write_token(Path(folder) / "token", mode=0o644)
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+        assert check_authentication().status == "ok"
+        Path(folder).chmod(0o755)
+        finding = check_authentication()
+        assert (finding.status, finding.remedy) == ("warning", f"chmod 600 {path}")
 
 
 @pytest.mark.parametrize("text", [None, "  \n"])

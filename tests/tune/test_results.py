@@ -143,6 +143,9 @@ def test_scatter_has_a_panel_for_each_key_and_marks_the_best() -> None:
     left, right = figure.axes
     assert [label.get_text() for label in left.get_xticklabels()] == ["unified", "vlc"]
     assert (left.get_xlabel(), right.get_xlabel(), right.get_xscale()) == ("objective", "lr", "log")
+    low, high = right.get_xlim()  # the range that was searched, not what was drawn
+    assert low < 1e-4
+    assert high > 1e-2
     points, star = right.collections
     np.testing.assert_array_equal(points.get_offsets(), [[5e-3, 200.0], [1e-3, 100.0]])
     np.testing.assert_array_equal(star.get_offsets(), [[5e-3, 200.0]])
