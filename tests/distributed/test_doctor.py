@@ -230,6 +230,18 @@ def test_torchvision_that_does_not_import_is_a_problem(tmp_path: Path) -> None:
     assert row["remedy"] == "pip uninstall -y torchvision"
 
 
+def test_environment_too_bare_for_the_doctor_gets_the_one_remedy(tmp_path: Path) -> None:
+    install(tmp_path, "cyclopts", "cyclopts", "raise ModuleNotFoundError(\"No module named 'cyclopts'\")")
+    command = [sys.executable, "-m", "distributed.doctor"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: No module named 'cyclopts'",
+        "remedy: pip install -c constraints.txt -e '.[service,faiss-cpu]'",
+    ]
+
+
 def test_missing_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler -O2")
     finding = check_toolchain()
