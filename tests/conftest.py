@@ -1,11 +1,15 @@
-"""What tests share: the real pairs (or a stranger's stand-in), and a record of whether the real ones were used."""
+"""What tests share: real pairs (or a stranger's stand-in), tiny ones, and a record of whether the real were used."""
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from distributed.data.writer import Sample, write_split
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,6 +35,50 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "distributed.data", "build", *source, "--out", str(out)]
     subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
     return out
+
+
+COLOURS = ["red", "green", "blue", "yellow", "purple", "orange", "black", "white"]
+SIZES = {"tiny": 4, "small": 8, "big": 12, "huge": 16}
+
+
+def draw(colour: str, size: str, corner: int) -> bytes:
+    """A square of a colour and size in one of four corners."""
+    image = Image.new("RGB", (24, 24), "grey")
+    image.paste(colour, (corner % 2 * 8, corner // 2 * 8, corner % 2 * 8 + SIZES[size], corner // 2 * 8 + SIZES[size]))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def samples(held_out: bool) -> list[Sample]:
+    """128 squares, every fourth of them held out."""
+    places = ("upper left", "upper right", "lower left", "lower right")
+    kinds = [(colour, size, corner) for colour in COLOURS for size in SIZES for corner in range(4)]
+    return [
+        Sample(
+            f"{colour}-{size}-{corner}",
+            "png",
+            draw(colour, size, corner),
+            [f"a {size} {colour} square {places[corner]}", f"{colour}, {size}, {places[corner]}"],
+        )
+        for number, (colour, size, corner) in enumerate(kinds)
+        if (number % 5 % 4 == 3) == held_out
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiny_samples():
+    """The function that makes the tiny data's samples."""
+    return samples
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """103 training images, 25 to validate and test on, two captions each."""
+    root = tmp_path_factory.mktemp("tiny")
+    for split in ("train", "val", "test"):
+        write_split(root / split, samples(split != "train"), name="tiny", split=split, source={}, shard_samples=40)
+    return root
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -1,57 +1,11 @@
-"""A data set small enough to train on in a second, made by hand, and a configuration for it."""
+"""A configuration that trains on the tiny data in a second."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from distributed.config import Config, validate
-from distributed.data.writer import Sample, write_split
-
-COLOURS = ["red", "green", "blue", "yellow", "purple", "orange", "black", "white"]
-SIZES = {"tiny": 4, "small": 8, "big": 12, "huge": 16}
-
-
-def draw(colour: str, size: str, corner: int) -> bytes:
-    """A square of a colour and size in one of four corners."""
-    image = Image.new("RGB", (24, 24), "grey")
-    image.paste(colour, (corner % 2 * 8, corner // 2 * 8, corner % 2 * 8 + SIZES[size], corner // 2 * 8 + SIZES[size]))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def samples(held_out: bool) -> list[Sample]:
-    """128 squares, every fourth of them held out."""
-    places = ("upper left", "upper right", "lower left", "lower right")
-    kinds = [(colour, size, corner) for colour in COLOURS for size in SIZES for corner in range(4)]
-    return [
-        Sample(
-            f"{colour}-{size}-{corner}",
-            "png",
-            draw(colour, size, corner),
-            [f"a {size} {colour} square {places[corner]}", f"{colour}, {size}, {places[corner]}"],
-        )
-        for number, (colour, size, corner) in enumerate(kinds)
-        if (number % 5 % 4 == 3) == held_out
-    ]
-
-
-@pytest.fixture(scope="session")
-def tiny_samples():
-    """The function that makes the tiny data's samples."""
-    return samples
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """103 training images, 25 to validate and test on, two captions each."""
-    root = tmp_path_factory.mktemp("tiny")
-    for split in ("train", "val", "test"):
-        write_split(root / split, samples(split != "train"), name="tiny", split=split, source={}, shard_samples=40)
-    return root
 
 
 @pytest.fixture
