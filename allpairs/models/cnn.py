@@ -13,20 +13,18 @@ from allpairs.models.spec import CnnSpec
 class CnnEncoder(nn.Module):
     """uint8 images `[b, 3, H, W]` of any size → `[b, dim]`, not normalised.
 
-    `spec.blocks` blocks, each of which halves height and width; every block but the first, where a convolution costs
-    most, refines its map by a residual convolution. The mean over positions goes through one linear layer.
+    The picture is cut into patches of 4×4 pixels, since convolutions at full resolution would take most of the time;
+    then `spec.blocks` blocks of one residual convolution, with a strided convolution between blocks that halves height
+    and width and doubles the channels. The mean over positions goes through one linear layer.
     """
 
     def __init__(self, spec: CnnSpec, dim: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for block in range(spec.blocks):
-            wider = spec.width * 2**block
-            layers.append(nn.Sequential(*_convolution(channels, wider, stride=2), nn.ReLU(inplace=True)))
-            if block:
-                layers.append(_Residual(wider))
-            channels = wider
+        channels = spec.width
+        layers = [_downsample(3, channels, kernel=4, stride=4), _Residual(channels)]
+        for _ in range(spec.blocks - 1):
+            layers += [_downsample(channels, 2 * channels, kernel=3, stride=2), _Residual(2 * channels)]
+            channels *= 2
         self.pixels = PixelNormalization()
         self.features = nn.Sequential(*layers)
         self.embedding = nn.Linear(channels, dim)
@@ -42,16 +40,21 @@ class _Residual(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        convolution, norm = _convolution(channels, channels, stride=1)
+        norm = nn.BatchNorm2d(channels)
         nn.init.zeros_(norm.weight)
-        self.branch = nn.Sequential(convolution, norm)
+        self.branch = nn.Sequential(_convolution(channels, channels, kernel=3, stride=1), norm)
 
     def forward(self, map_bChw: Tensor) -> Tensor:
         return torch.relu_(map_bChw + self.branch(map_bChw))
 
 
-def _convolution(inputs: int, outputs: int, stride: int) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
-    convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)  # the normalisation has a bias
+def _downsample(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Module:
+    return nn.Sequential(_convolution(inputs, outputs, kernel, stride), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Conv2d:
+    # An even kernel needs no border; a bias would be taken out again by the normalisation.
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2 if kernel % 2 else 0, bias=False)
     # Convolutions are fastest with channels last, on CPUs (oneDNN) as on tensor cores.
-    convolution.weight.data = convolution.weight.data.contiguous(memory_format=torch.channels_last)
-    return convolution, nn.BatchNorm2d(outputs)
+    layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+    return layer

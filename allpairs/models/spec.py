@@ -52,11 +52,11 @@ class CnnSpec:
 
     kind: Literal["cnn"] = "cnn"
 
-    width: int = 24
+    width: int = 48
     """Channels of the first block; every later block doubles them."""
 
-    blocks: int = 4
-    """Number of blocks; every one halves height and width."""
+    blocks: int = 3
+    """Number of blocks; the first sees patches of 4×4 pixels, every later one halves height and width."""
 
     def __post_init__(self) -> None:
         _check_kind(self)

@@ -91,7 +91,7 @@ def test_the_same_seed_builds_the_same_model():
         assert torch.equal(one, other)
 
 
-def test_every_block_of_the_cnn_halves_the_picture_and_doubles_the_channels():
+def test_every_later_block_of_the_cnn_halves_the_map_and_doubles_the_channels():
     encoder = model(CnnSpec(width=8, blocks=3)).image
     maps = encoder.features(encoder.pixels(pictures(2, 3, 64, 48)))
-    assert maps.shape == (2, 32, 8, 6)
+    assert maps.shape == (2, 32, 4, 3)  # 16×12 patches, halved twice
