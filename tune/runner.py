@@ -61,7 +61,8 @@ def run_search(plan: Plan, configs: list[Config]) -> list[Trial]:
     workers = max(config.cluster.workers * config.cluster.cpus_per_worker for config in configs)
     cpus = search.max_concurrent_trials * workers
     with cluster(cpus=cpus, drivers=search.max_concurrent_trials):
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        # A failed trial is one line, and a reason in the table; the traceback lies in ray/TRIAL/error.txt.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         _tuner(plan, configs).fit()
     return read_trials(search)
 
@@ -99,7 +100,7 @@ def _tuner(plan: Plan, configs: list[Config]) -> "ray.tune.Tuner":
     trainable = ray.tune.with_resources(trial, {DRIVER: 1})
     folder = search.folder / "ray"
     if ray.tune.Tuner.can_restore(str(folder)):
-        return ray.tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, restart_errored=True)
+        return ray.tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, resume_errored=True)
     return ray.tune.Tuner(
         trainable,
         param_space={key: domain.to_ray() for key, domain in search.space.items()},
@@ -151,6 +152,5 @@ def _reason(noted: Any, run: RunDirectory) -> str:
 
     if run.stopped.exists():
         return str(json.loads(run.stopped.read_text(encoding="utf-8"))["reason"])
-    error = noted.get_error()
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else "unknown"
+    lines = str(noted.get_error()).strip().splitlines()
+    return lines[-1].removeprefix("allpairs.errors.UserError: ") if lines else "unknown"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
+from distributed.config import Config
 from retrieval_eval.command import run
 from tune.config import load_search
 from tune.trial import Plan
@@ -23,7 +24,7 @@ app = App(name="python -m tune.search", help=__doc__, version_flags=[])
 
 @app.default
 def search(*arguments: str, config: Annotated[Path, Parameter(name="--config")], resume: bool = False) -> int:
-    """Run a search and report it; exit code 1 when no trial was measured.
+    """Run a search and report it; exit code 1 when no trial was measured or the search was interrupted.
 
     Parameters
     ----------
@@ -40,6 +41,7 @@ def search(*arguments: str, config: Annotated[Path, Parameter(name="--config")],
     settings = load_search(config, arguments)
     plan = Plan.of(settings)
     configs = plan.check()
+    _check_data(configs)
     open_folder(settings, resume=resume)
     count = len(configs) if settings.algorithm == "grid" else settings.trials
     print(
@@ -49,6 +51,16 @@ def search(*arguments: str, config: Annotated[Path, Parameter(name="--config")],
     )
     trials = run_search(plan, configs)
     return _report(plan, trials, time.perf_counter() - started)
+
+
+def _check_data(configs: list[Config]) -> None:
+    """Refuse data that no trial, or not every trial, could train on; most searches share one data set."""
+    from distributed.launch import check_data
+
+    for config in {
+        (config.data, config.train.global_batch, config.model.image.kind): config for config in configs
+    }.values():
+        check_data(config)
 
 
 def _report(plan: Plan, trials: list["Trial"], seconds: float) -> int:
@@ -68,13 +80,17 @@ def _report(plan: Plan, trials: list["Trial"], seconds: float) -> int:
     if measured:
         draw(folder / "search.png", measured, settings)
     console.print(
-        f"\n{len(measured)} trials in {duration(seconds)}\nresults  {folder / 'results.csv'}\n"
+        f"\n{len(measured)} of {len(trials)} trials measured, {duration(seconds)}\nresults  {folder / 'results.csv'}\n"
         + (f"plot     {folder / 'search.png'} (and .svg)\n" if measured else "")
+        + (f"errors   {folder / 'ray'}/*/error.txt\n" if any(trial.status == "failed" for trial in trials) else "")
         + f"runs     {folder / 'trials'}",
         highlight=False,
         soft_wrap=True,
     )
-    return 0 if measured else 1
+    unfinished = sum(trial.status == "unfinished" for trial in trials)
+    if unfinished:
+        console.print(f"interrupted with {unfinished} trials to go; --resume continues them", style="yellow")
+    return 0 if measured and not unfinished else 1
 
 
 if __name__ == "__main__":
