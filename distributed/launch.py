@@ -41,26 +41,36 @@ class Result:
     finished: bool
 
 
-def fit(
-    config: Config, *, resume: bool = False, callbacks: Sequence["UserCallback"] = (), follower: Follower | None = None
-) -> Result:
-    """Train `config` with Ray Train and return its result; a finished run that is resumed returns at once.
+def fit(config: Config, *, resume: bool = False, callbacks: Sequence["UserCallback"] = ()) -> Result:
+    """Set a run up and train it with Ray Train, which must be initialised (see `cluster`).
 
-    Ray must be initialised (see `cluster`). `follower` shows progress while the run goes on.
+    A finished run that is resumed returns at once.
 
     Raises:
-        UserError: the run directory is taken, data are missing or do not fit the model, the cluster is too small.
+        UserError, RunFailed: as `set_up` and `train_on_ray`.
+    """
+    return train_on_ray(config, set_up(config, resume=resume), callbacks=callbacks)
+
+
+def train_on_ray(
+    config: Config,
+    run: RunDirectory,
+    *,
+    callbacks: Sequence["UserCallback"] = (),
+    follower: Follower | None = None,
+) -> Result:
+    """Train in the directory that `set_up` laid out; `follower` shows progress while the run goes on.
+
+    Raises:
+        UserError: the cluster lacks what the run asks for.
         RunFailed: all ranks agreed to stop (non-finite loss, too many bad samples), or workers failed again after
             `cluster.max_failures` restarts.
     """
-    run = set_up(config, resume=resume)
-    summary = run.read_summary()
-    if summary is not None:
-        return Result(_last_metrics(run) | summary, run.root, finished=True)
-    with follower.following(run) if follower is not None else nullcontext():
-        _run_on_ray(config, run, callbacks)
-    if run.stopped.exists():
-        raise RunFailed(json.loads(run.stopped.read_text(encoding="utf-8"))["reason"])
+    if not run.summary.exists():
+        with follower.following(run) if follower is not None else nullcontext():
+            _run_on_ray(config, run, callbacks)
+        if run.stopped.exists():
+            raise RunFailed(json.loads(run.stopped.read_text(encoding="utf-8"))["reason"])
     return Result(_last_metrics(run) | (run.read_summary() or {}), run.root, finished=run.summary.exists())
 
 
@@ -68,7 +78,7 @@ def set_up(config: Config, *, resume: bool) -> RunDirectory:
     """Check everything that can be checked before workers start, and lay out the run directory with its vocabulary.
 
     Raises:
-        UserError: as `fit`.
+        UserError: the run directory is taken, data are missing or do not fit the model.
     """
     datasets = check_data(config)
     run = prepare(config, resume=resume)
@@ -159,7 +169,7 @@ def _scaling(config: Config) -> "ScalingConfig":
 
 
 @contextmanager
-def cluster(cpus: int, resources: dict[str, float] | None = None) -> Iterator[None]:
+def cluster(cpus: int) -> Iterator[None]:
     """Connect to the cluster that RAY_ADDRESS names (a submitted job has one), else start Ray on this machine.
 
     A local Ray gets at least `cpus` CPUs, so that a laptop runs any number of workers, if slowly.
@@ -169,11 +179,7 @@ def cluster(cpus: int, resources: dict[str, float] | None = None) -> Iterator[No
     address = os.environ.get("RAY_ADDRESS", "local")
     local: dict[str, Any] = {}
     if address == "local":
-        local = {
-            "num_cpus": max(cpus, os.cpu_count() or 1),
-            "resources": resources,
-            "include_dashboard": resources is not None,
-        }
+        local = {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     try:
         yield

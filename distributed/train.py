@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 
 from distributed.config import load
-from distributed.launch import Result, RunFailed, cluster, fit
+from distributed.launch import Result, RunFailed, cluster, set_up, train_on_ray
 from distributed.progress import Follower
 from distributed.summary import summary_lines, summary_table
 from retrieval_eval.command import run
@@ -42,9 +42,10 @@ def train(*overrides: str, config: Annotated[Path, Parameter(name="--config")], 
         f"batch {settings.train.global_batch} · {settings.train.epochs} epochs · {settings.run_dir}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
+    directory = set_up(settings, resume=resume)
     try:
         with cluster(cpus=settings.cluster.workers * settings.cluster.cpus_per_worker):
-            result = fit(settings, resume=resume, follower=Follower(console))
+            result = train_on_ray(settings, directory, follower=Follower(console))
     except RunFailed as failure:
         print(f"stopped: {failure}", file=sys.stderr)
         return 1
