@@ -16,9 +16,10 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[service,faiss-cpu,dev]'
 	@touch $@
 
+# A demo that was interrupted goes on; one that is finished shows its table again.
 demo: .venv/installed
 	@test -d data/scenes || $(BIN)/python -m distributed.data build scenes --out data/scenes
-	$(BIN)/python -m distributed.train --config configs/scenes.yaml run.name=$(RUN)
+	$(BIN)/python -m distributed.train --config configs/scenes.yaml run.name=$(RUN) $(if $(wildcard runs/$(RUN)/config.yaml),--resume)
 
 # DeepSpeed compiles a small C++ operator on first use; its tests need the extra.
 .venv/deepspeed: .venv/installed

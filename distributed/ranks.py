@@ -61,8 +61,7 @@ class Ranks:
         if self.control is not None:
             reasons = [None] * self.world
             dist.all_gather_object(reasons, reason, group=self.control)
-        stated = {text: rank for rank, text in reversed(list(enumerate(reasons))) if text is not None}
-        raise Stopped("; ".join(f"rank {rank}: {text}" for text, rank in stated.items()))
+        raise Stopped("; ".join(f"rank {rank}: {text}" for rank, text in enumerate(reasons) if text is not None))
 
     def gather_rows(self, rows: Tensor) -> Tensor | None:
         """Concatenate every rank's `rows` `[n_r, ...]` on rank 0, in rank order; None elsewhere. Collective, ragged."""

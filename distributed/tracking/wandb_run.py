@@ -3,6 +3,8 @@
 import io
 from typing import Any
 
+from PIL import Image
+
 from allpairs.errors import UserError
 from distributed.config import Config
 from distributed.run_directory import RunDirectory
@@ -47,13 +49,22 @@ class WandbRun:
         self._run.log(row)
 
     def log_examples(self, embeddings: EmbeddingSet, examples: list[Example]) -> None:
-        """Send the table of example retrievals, with thumbnails."""
+        """Send the table of example retrievals with thumbnails, and the thumbnails with captions as a panel.
+
+        The panel is not a luxury: W&B keeps a table's pictures in an artifact outside the run's folder, which an
+        offline run that is synced from another machine no longer has.
+        """
         table = self._wandb.Table(columns=["direction", "rank", "image", "query", "retrieved", "right answer"])
+        panel = []
         for example in examples:
             picture = embeddings.thumbnails[example.picture]
-            image = self._wandb.Image(_open(picture)) if picture is not None else None
-            table.add_data(example.direction, example.rank, image, example.query, example.retrieved, example.answer)
-        self._run.log({"examples": table})
+            image = None if picture is None else Image.open(io.BytesIO(picture))
+            cell = None if image is None else self._wandb.Image(image)
+            table.add_data(example.direction, example.rank, cell, example.query, example.retrieved, example.answer)
+            if image is not None:
+                caption = f"{example.direction}, rank {example.rank:g}: {example.query} → {example.retrieved}"
+                panel.append(self._wandb.Image(image, caption=caption))
+        self._run.log({"examples": table} | ({"example_pictures": panel} if panel else {}))
 
     def finish(self, summary: dict[str, float]) -> None:
         """Write the final metrics into the summary and flush."""
@@ -63,9 +74,3 @@ class WandbRun:
     def abandon(self) -> None:
         """Flush and mark the run as failed."""
         self._run.finish(exit_code=1)
-
-
-def _open(data: bytes) -> Any:
-    from PIL import Image
-
-    return Image.open(io.BytesIO(data))
