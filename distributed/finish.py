@@ -1,10 +1,10 @@
 """The end of a run: test metrics under the best checkpoint, embeddings, report, summary."""
 
 import json
-from typing import TYPE_CHECKING
 
 from distributed.data import open_dataset
 from distributed.evaluation import embedding_set, encode
+from distributed.loop import Training
 from distributed.progress import duration
 from distributed.run_directory import write_text
 from distributed.tracking.examples import examples
@@ -14,11 +14,26 @@ from retrieval_eval.embeddings import EmbeddingSet
 from retrieval_eval.evaluation import Report
 from retrieval_eval.page import write_report
 
-if TYPE_CHECKING:
-    from distributed.loop import Training
+
+def complete(training: Training) -> dict[str, float] | None:
+    """Train to the end and finish; return the final metrics on rank 0 of a run that reached its end, else None.
+
+    Collective.
+
+    Raises:
+        Stopped: on all ranks together, with the reason.
+    """
+    summary = None
+    try:
+        training.run()
+        if training.finished:
+            summary = finish(training)
+    finally:
+        training.close(summary)
+    return summary
 
 
-def finish(training: "Training") -> dict[str, float] | None:
+def finish(training: Training) -> dict[str, float] | None:
     """Evaluate the best checkpoint on `data.test` (without one: on `data.val`) and write what a person looks at.
 
     Collective; returns the final metrics on rank 0, None elsewhere. The summary is written last: it says "finished".
@@ -52,7 +67,7 @@ def finish(training: "Training") -> dict[str, float] | None:
     return summary
 
 
-def _write_page(training: "Training", embeddings: EmbeddingSet, report: Report) -> None:
+def _write_page(training: Training, embeddings: EmbeddingSet, report: Report) -> None:
     write_report(
         training.run_dir.report,
         embeddings,
@@ -65,7 +80,7 @@ def _write_page(training: "Training", embeddings: EmbeddingSet, report: Report) 
     )
 
 
-def _facts(training: "Training") -> dict[str, str]:
+def _facts(training: Training) -> dict[str, str]:
     """Return what a reader of the report asks first: when, with what, how long."""
     origin = json.loads(training.run_dir.provenance.read_text(encoding="utf-8"))
     config = training.config

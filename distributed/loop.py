@@ -18,7 +18,6 @@ from distributed.checkpoints import Checkpoints, Progress
 from distributed.config import Config
 from distributed.data import Position, TrainBatch, TrainReader, open_dataset
 from distributed.evaluation import encode, loss_and_similarities
-from distributed.finish import finish
 from distributed.interval import Interval
 from distributed.provenance import provenance
 from distributed.ranks import Ranks
@@ -82,22 +81,24 @@ class Training:
         limit = self.config.train.stop_after_epochs
         return self.total_steps if limit is None else min(self.total_steps, round(limit * self.reader.steps_per_epoch))
 
-    def run(self) -> dict[str, float] | None:
-        """Train; return the final metrics on rank 0 of a finished run, else None.
+    @property
+    def finished(self) -> bool:
+        """Whether every step of the whole run is done."""
+        return self.progress.step >= self.total_steps
+
+    def run(self) -> None:
+        """Train to the end, or to `stop_step`.
 
         Raises:
             Stopped: on all ranks together, with the reason.
         """
-        summary = None
-        try:
-            while self.progress.step < self.stop_step:
-                self._epoch()
-            if self.progress.step >= self.total_steps:
-                summary = finish(self)
-        finally:
-            if self.tracker is not None:
-                self.tracker.close(summary)
-        return summary
+        while self.progress.step < self.stop_step:
+            self._epoch()
+
+    def close(self, summary: dict[str, float] | None) -> None:
+        """Flush what was measured; without a `summary` the run is not finished."""
+        if self.tracker is not None:
+            self.tracker.close(summary)
 
     def _epoch(self) -> None:
         """Train from the current position to the end of its epoch, or to `stop_step`."""

@@ -26,6 +26,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     config = validate(settings["config"])
     if config.train.strategy == "deepspeed":
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    from distributed.finish import complete
     from distributed.loop import Training
 
     device = ray.train.torch.get_device()
@@ -38,7 +39,7 @@ def train_worker(settings: dict[str, Any]) -> None:
             if ranks.world == 1:
                 raise Stopped(str(error)) from None
             raise
-        training.run()
+        complete(training)
     except Stopped as stopped:
         if ranks.rank == 0:
             write_text(RunDirectory(config.run_dir).stopped, json.dumps({"reason": str(stopped)}))

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from allpairs.errors import UserError
 from distributed.data.writer import Sample, write_split
+from distributed.finish import complete
 from distributed.launch import set_up
 from distributed.loop import Training
 from distributed.ranks import Ranks, Stopped
@@ -22,7 +23,7 @@ def train(config, *, resume=False):
     """Train in this process; return the run, the summary and what was reported."""
     run = set_up(config, resume=resume)
     reported = []
-    summary = Training(config, Ranks.join(CPU), reported.append).run()
+    summary = complete(Training(config, Ranks.join(CPU), reported.append))
     return run, summary, reported
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from distributed.config import load
+from distributed.finish import complete
 from distributed.loop import Training
 from distributed.ranks import Ranks, Stopped
 
@@ -26,7 +27,7 @@ def main() -> None:
             with torch.no_grad():
                 next(training.encoder.parameters()).fill_(float("nan"))
         try:
-            training.run()
+            complete(training)
         except Stopped as stopped:
             path.with_suffix(f".stopped{ranks.rank}").write_text(json.dumps([training.progress.step, str(stopped)]))
     dist.destroy_process_group()
