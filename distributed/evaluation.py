@@ -135,6 +135,7 @@ def embedding_set(encoded: Encoded, dataset: Dataset, split: str) -> EmbeddingSe
         texts=[next(texts[image_id]) for image_id in encoded.caption_ids_C.tolist()],
         thumbnails=[thumbnail(sample.data) if is_image else None for sample in samples],
         split=split,
+        data_hash=dataset.manifest.index_sha256,
     )
 
 

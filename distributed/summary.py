@@ -18,7 +18,7 @@ def summary_table(result: Result) -> Table:
         caption=f"RSUM [bold]{metrics[f'{split}/rsum']:.1f}[/] of 600",
         caption_justify="left",
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for heading in ("R@1", "R@5", "R@10", "average", "median rank", "mean rank", "mAP@5"):
         table.add_column(heading, justify="right")
     for way, name in (("i2t", "image → text"), ("t2i", "text → image")):
