@@ -73,6 +73,8 @@ class Checkpoints:
             if best:
                 self._point("best", final)
             self._delete_unnamed()
+        # Nobody reads `best` while it moves: a rank that hurried on would load the one before, or one being deleted.
+        self._ranks.barrier()
 
     def restore(self, strategy: Strategy) -> Progress | None:
         """Load `last` into `strategy` and return where it stands; None if there is no checkpoint yet. Collective."""
