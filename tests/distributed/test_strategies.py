@@ -31,7 +31,9 @@ def torchrun(world: int, *paths: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [*launcher, str(SCRIPT), *map(str, paths)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, env=environment, check=False)
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=500, env=environment, check=False
+    )
     assert result.returncode == 0, result.stderr
 
 
