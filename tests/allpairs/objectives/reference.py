@@ -137,6 +137,7 @@ SSP_NEGATIVE = (0.03, -0.4, 0.9)
 
 def unified(
     row: Row,
+    *,
     margin: float = 0.2,
     scale: float = 60.0,
     weighting: str = "none",
@@ -271,6 +272,7 @@ WITH_MARGIN = ("triplet", "triplet_hn", "unified", "ssp", "rsp")
 
 def goal_row(
     row: Row,
+    *,
     triplet: str = "con",
     pair: str = "con",
     margin: float | None = 0.2,
@@ -319,7 +321,7 @@ def goal_row(
 
 
 def goal_weights(anchors: list[Row], **arguments: object) -> Tensor:
-    """[anchor, other], summed over nothing: one direction's weights."""
+    """W [anchor, other] of one direction."""
     W = torch.zeros(len(anchors), len(anchors), dtype=torch.float64)
     for row in anchors:
         if row.negatives:
@@ -365,7 +367,7 @@ def loss(
     return result
 
 
-def pair_weights(
+def directed_weights(
     name: str,
     S: Tensor,
     *,
@@ -374,23 +376,22 @@ def pair_weights(
     margins: list[float] | None = None,
     reduction: str = "mean",
     **arguments: object,
-) -> Tensor:
-    """∂L/∂S [B, B'] of the loss, and W itself of `goal`."""
+) -> tuple[Tensor, Tensor]:
+    """∂L/∂S [B, B'] (W itself of `goal`): what the queries ask for as anchors, and what the candidates do."""
     S = S.detach().requires_grad_()
+    queries, candidates = rows(S, query_ids, candidate_ids, margins)
     if name == "goal":
-        queries, candidates = rows(S, query_ids, candidate_ids, margins)
-        W = goal_weights(queries, **arguments) + goal_weights(candidates, **arguments).T
-        return W / len(S) if reduction == "mean" else W
-    value = loss(
-        name,
-        S,
-        query_ids=query_ids,
-        candidate_ids=candidate_ids,
-        margins=margins,
-        reduction=reduction,
-        **arguments,
-    )
-    return torch.autograd.grad(value, S)[0]
+        asked = goal_weights(queries, **arguments), goal_weights(candidates, **arguments).T
+    else:
+        sums = [total(anchor_losses(name, anchors, **arguments), S[0, 0]) for anchors in (queries, candidates)]
+        asked = torch.autograd.grad(sums[0], S)[0], torch.autograd.grad(sums[1], S)[0]
+    return (asked[0] / len(queries), asked[1] / len(candidates)) if reduction == "mean" else asked
+
+
+def pair_weights(name: str, S: Tensor, **arguments: object) -> Tensor:
+    """∂L/∂S [B, B'] of the loss, and W itself of `goal`."""
+    of_queries, of_candidates = directed_weights(name, S, **arguments)
+    return of_queries + of_candidates
 
 
 # --- what is compared: (name, arguments of make()) -------------------------------------------------------------------

@@ -1,117 +1,256 @@
-"""Every objective against the written-out formulas: value, gradient and pair weights, in float64."""
+"""Every objective against the written-out formulas: value, gradient and pair weights, in float64, on every backend."""
+
+import functools
+from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import Tensor
 
-from allpairs.objectives import from_scores, make
+from allpairs.errors import UserError
+from allpairs.objectives import from_scores, make, names
 from tests.allpairs.objectives import reference
 
-IDS = {"no_ids": None, "ids": [0, 1, 0, 2, 3, 1, 0], "one_instance": [5] * 7}
+
+@dataclass(frozen=True)
+class Batch:
+    queries: int
+    candidates: int
+    query_ids: tuple[int, ...] | None = None
+    candidate_ids: tuple[int, ...] | None = None
+
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """Candidates near a query of their id, where there is one."""
+        generator = torch.Generator().manual_seed(3)
+        queries = torch.randn(self.queries, 5, generator=generator, dtype=torch.float64)
+        noise = torch.randn(self.candidates, 5, generator=generator, dtype=torch.float64)
+        query_ids = list(self.query_ids or range(self.queries))
+        candidate_ids = list(self.candidate_ids or query_ids)
+        if self.queries == self.candidates:
+            near = queries
+        else:
+            near = torch.stack(
+                [queries[query_ids.index(j)] if j in query_ids else 0 * queries[0] for j in candidate_ids]
+            )
+        return queries.requires_grad_(), (0.8 * near + noise).requires_grad_()
+
+    def ids(self) -> dict[str, Tensor]:
+        ids = {"query_ids": self.query_ids, "candidate_ids": self.candidate_ids}
+        return {side: torch.tensor(value) for side, value in ids.items() if value is not None}
 
 
-@pytest.fixture
-def embeddings() -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    queries = torch.randn(7, 5, generator=generator, dtype=torch.float64)
-    candidates = 0.6 * queries + torch.randn(7, 5, generator=generator, dtype=torch.float64)
-    return queries.requires_grad_(), candidates.requires_grad_()
+PAIRS = {
+    "no_ids": Batch(7, 7),
+    "ids": Batch(7, 7, query_ids=(0, 1, 0, 2, 3, 1, 0)),
+    "one_instance": Batch(7, 7, candidate_ids=(5,) * 7),
+}
+SETS = {
+    **PAIRS,
+    "five_captions": Batch(
+        4, 20, (10, 11, 12, 13), (11, 10, 13, 12, 10, 13, 12, 11, 12, 13, 10, 11, 13, 12, 11, 10, 11, 13, 10, 12)
+    ),
+    "unmatched": Batch(5, 8, (1, 2, 3, 2, 4), (2, 2, 9, 1, 4, 9, 4, 2)),  # no positive for 3 and for both 9
+}
+BACKENDS = {
+    "dense": {"backend": "dense"},
+    "tile3": {"backend": "tiled", "tile": 3},
+    "tile5": {"backend": "tiled", "tile": 5},
+}
+LEARNED = ("vlc", {"scale": 12.0, "learn_scale": True})
 
 
-def close(actual, expected):
-    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+def label(name: str, arguments: dict[str, object]) -> str:
+    return "-".join([name, *(f"{key}={value}" for key, value in arguments.items())])
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("ids", IDS)
-@pytest.mark.parametrize(("name", "arguments"), reference.CASES)
-def test_value_and_gradient(name, arguments, ids, reduction, embeddings):
-    objective = make(name, **arguments, reduction=reduction).double()
-    query_ids = None if IDS[ids] is None else torch.tensor(IDS[ids])
-    if arguments.get("learn_scale"):  # start from a float64 number, not from one rounded to float32
-        objective.log_scale.data.fill_(torch.tensor(arguments["scale"], dtype=torch.float64).log())
-    actual = objective(*embeddings, query_ids=query_ids)
-    actual_gradient = torch.autograd.grad(actual, embeddings)
+RUNS = [
+    pytest.param(name, arguments, layout, id=f"{label(name, arguments)}-{layout}")
+    for name, arguments in reference.CASES
+    for layout in (SETS if name in reference.SETS else PAIRS)
+]
+over_runs = pytest.mark.parametrize(("name", "arguments", "layout"), RUNS)
+over_reductions = pytest.mark.parametrize("reduction", ["mean", "sum"])
+over_backends = pytest.mark.parametrize("call", BACKENDS.values(), ids=BACKENDS)
 
-    S = reference.scores(*map(reference.unit, embeddings))
-    expected = reference.loss(name, S, ids=IDS[ids], reduction=reduction, **arguments)
-    close(actual, expected)
-    for one, other in zip(actual_gradient, torch.autograd.grad(expected, embeddings), strict=True):
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    """Within 1e-12 of the largest number there; 1e-15 stands for what is 0 but for rounding."""
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max().item() <= 1e-12 * expected.abs().max().item() + 1e-15
+
+
+@dataclass
+class Expected:
+    value: Tensor
+    weights: tuple[Tensor, Tensor]
+    gradients: tuple[Tensor, ...]
+
+
+MARGINS = (0.0, 0.4, -0.1, 0.2, 0.9, 0.3, 0.05)
+
+
+@functools.cache
+def reference_embeddings(layout: str) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    embeddings = SETS[layout].embeddings()
+    return embeddings, reference.scores(*map(reference.unit, embeddings))
+
+
+@functools.cache
+def expected_of(case: int, layout: str, reduction: str, with_margins: bool = False) -> Expected:
+    """The loops, once for all backends; the gradient goes from W through the loops that made the scores."""
+    name, arguments = reference.CASES[case]
+    batch = SETS[layout]
+    embeddings, S = reference_embeddings(layout)
+    given = {
+        "query_ids": batch.query_ids,
+        "candidate_ids": batch.candidate_ids,
+        "margins": MARGINS if with_margins else None,
+        "reduction": reduction,
+        **arguments,
+    }
+    weights = reference.directed_weights(name, S, **given)
+    gradients = torch.autograd.grad(S, embeddings, weights[0] + weights[1], retain_graph=True)
+    return Expected(reference.loss(name, S.detach(), **given), weights, gradients)
+
+
+def expect(
+    name: str, arguments: dict[str, object], layout: str, reduction: str, with_margins: bool = False
+) -> Expected:
+    return expected_of(reference.CASES.index((name, arguments)), layout, reduction, with_margins)
+
+
+def test_every_objective_is_compared():
+    assert {name for name, _ in reference.CASES} == {*reference.LOSSES, "goal"} == set(names())
+
+
+@over_backends
+@over_reductions
+@over_runs
+def test_value_and_gradient(name, arguments, layout, reduction, call):
+    expected = expect(name, arguments, layout, reduction)
+    embeddings = SETS[layout].embeddings()
+    actual = make(name, **arguments, reduction=reduction)(*embeddings, **SETS[layout].ids(), **call)
+    close(actual, expected.value)
+    for one, other in zip(torch.autograd.grad(actual, embeddings), expected.gradients, strict=True):
         close(one, other)
 
 
-@pytest.mark.parametrize("ids", IDS)
-@pytest.mark.parametrize("name", ["triplet", "triplet_hn", "unified"])
-def test_one_margin_per_pair(name, ids, embeddings):
-    margins = [0.0, 0.4, -0.1, 0.2, 0.9, 0.3, 0.05]
-    query_ids = None if IDS[ids] is None else torch.tensor(IDS[ids])
-    arguments = {"scale": 20.0} if name == "unified" else {}
-    objective = make(name, margin=0.2, **arguments)
-    given = {"query_ids": query_ids, "margins": torch.tensor(margins, dtype=torch.float64)}
-    actual = objective(*embeddings, **given)
-    actual_gradient = torch.autograd.grad(actual, embeddings)
-
-    S = reference.scores(*map(reference.unit, embeddings)).detach().requires_grad_()
-    expected = reference.loss(name, S, ids=IDS[ids], margins=margins, **arguments)
-    close(actual, expected)
-    close(objective.pair_weights(*embeddings, **given), torch.autograd.grad(expected, S)[0])
-
-    expected = reference.loss(
-        name, reference.scores(*map(reference.unit, embeddings)), ids=IDS[ids], margins=margins, **arguments
-    )
-    for one, other in zip(actual_gradient, torch.autograd.grad(expected, embeddings), strict=True):
-        close(one, other)
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("ids", IDS)
-@pytest.mark.parametrize(("name", "arguments"), reference.CASES[:-1])
-def test_pair_weights_are_the_derivative_by_the_scores(name, arguments, ids, reduction, embeddings):
-    query_ids = None if IDS[ids] is None else torch.tensor(IDS[ids])
+@over_reductions
+@over_runs
+def test_pair_weights_are_the_derivative_by_the_scores(name, arguments, layout, reduction):
+    of_queries, of_candidates = expect(name, arguments, layout, reduction).weights
     objective = make(name, **arguments, reduction=reduction)
-    actual = objective.pair_weights(*embeddings, query_ids=query_ids)
+    embeddings, ids = SETS[layout].embeddings(), SETS[layout].ids()
+    weights = objective.pair_weights(*embeddings, **ids)
+    close(weights, of_queries + of_candidates)
+    close(objective.pair_weights(*embeddings, **ids, direction="rows"), of_queries)
+    close(objective.pair_weights(*embeddings, **ids, direction="columns"), of_candidates)
 
     S = reference.scores(*map(reference.unit, embeddings)).detach().requires_grad_()
-    expected = reference.loss(name, S, ids=IDS[ids], reduction=reduction, **arguments)
-    close(actual, torch.autograd.grad(expected, S)[0])
+    close(torch.autograd.grad(from_scores(objective, S, **ids), S)[0], weights)
 
 
-@pytest.mark.parametrize("ids", IDS)
-@pytest.mark.parametrize(("name", "arguments"), reference.CASES[:-1])
-def test_from_scores(name, arguments, ids):
-    S = torch.empty(7, 7, dtype=torch.float64).uniform_(-2, 2, generator=torch.Generator().manual_seed(0))
-    S.requires_grad_()
-    query_ids = None if IDS[ids] is None else torch.tensor(IDS[ids])
-    actual = from_scores(make(name, **arguments), S, candidate_ids=query_ids)
-    expected = reference.loss(name, S, ids=IDS[ids], **arguments)
-    close(actual, expected)
-    close(torch.autograd.grad(actual, S)[0], torch.autograd.grad(expected, S)[0])
+@over_runs
+def test_from_scores(name, arguments, layout):
+    batch = SETS[layout]
+    S = torch.empty(batch.queries, batch.candidates, dtype=torch.float64)
+    S.uniform_(-1.3, 1.3, generator=torch.Generator().manual_seed(0)).requires_grad_()  # scorers know no unit length
+    given = {"query_ids": batch.query_ids, "candidate_ids": batch.candidate_ids}
+    actual = from_scores(make(name, **arguments), S, **batch.ids())
+    close(actual, reference.loss(name, S.detach(), **given, **arguments))
+    close(torch.autograd.grad(actual, S)[0], reference.pair_weights(name, S, **given, **arguments))
 
 
-def test_gradient_of_the_learned_scale(embeddings):
-    objective = make("vlc", scale=12.0, learn_scale=True)
-    ids = [0, 1, 0, 2, 3, 1, 0]
-    objective(*embeddings, query_ids=torch.tensor(ids)).backward()
+WITH_MARGIN = [(name, arguments) for name, arguments in reference.CASES if name in reference.WITH_MARGIN]
 
-    log_scale = objective.log_scale.detach().double().requires_grad_()
+
+@over_backends
+@pytest.mark.parametrize("layout", PAIRS)
+@pytest.mark.parametrize(("name", "arguments"), WITH_MARGIN, ids=[label(*case) for case in WITH_MARGIN])
+def test_one_margin_per_pair(name, arguments, layout, call):
+    expected = expect(name, arguments, layout, "mean", with_margins=True)
+    objective = make(name, **arguments)
+    embeddings = PAIRS[layout].embeddings()
+    given = {**PAIRS[layout].ids(), "margins": torch.tensor(MARGINS, dtype=torch.float64)}
+    actual = objective(*embeddings, **given, **call)
+    close(actual, expected.value)
+    for one, other in zip(torch.autograd.grad(actual, embeddings), expected.gradients, strict=True):
+        close(one, other)
+    close(objective.pair_weights(*embeddings, **given), expected.weights[0] + expected.weights[1])
+
+    S = reference_embeddings(layout)[1].detach().requires_grad_()
+    actual = from_scores(objective, S, **given)
+    close(actual, expected.value)
+    close(torch.autograd.grad(actual, S)[0], expected.weights[0] + expected.weights[1])
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in reference.CASES} - set(reference.WITH_MARGIN)))
+def test_margins_are_refused_where_there_are_none(name):
+    with pytest.raises(UserError, match="margin"):
+        make(name)(torch.eye(3), torch.eye(3), margins=torch.ones(3))
+
+
+def test_single_positive_objectives_refuse_unequal_lengths():
+    for name in sorted(set(names()) - set(reference.SETS)):
+        with pytest.raises(UserError, match="row i must match row i"):
+            make(name)(torch.eye(3), torch.eye(4)[:, :3], query_ids=torch.arange(3), candidate_ids=torch.arange(4))
+
+
+@pytest.mark.parametrize("name", reference.SETS)
+def test_sets_without_ids_refuse_unequal_lengths(name):
+    with pytest.raises(UserError):
+        make(name)(torch.eye(3), torch.eye(4)[:, :3])
+
+
+@over_backends
+@pytest.mark.parametrize("layout", PAIRS)
+def test_learned_scale(layout, call):
+    name, arguments = LEARNED
+    objective = make(name, **arguments).double()
+    with torch.no_grad():  # start from a float64 number, not from one rounded to float32
+        objective.log_scale.fill_(torch.tensor(arguments["scale"], dtype=torch.float64).log())
+    embeddings = PAIRS[layout].embeddings()
+    inputs = (*embeddings, objective.log_scale)
+    actual = objective(*embeddings, **PAIRS[layout].ids(), **call)
+
+    log_scale = objective.log_scale.detach().clone().requires_grad_()
     S = reference.scores(*map(reference.unit, embeddings))
-    reference.loss("vlc", S, ids=ids, scale=log_scale.exp()).backward()
-    torch.testing.assert_close(objective.log_scale.grad.double(), log_scale.grad, rtol=1e-6, atol=0)
+    batch = PAIRS[layout]
+    expected = reference.loss(
+        "vlc", S, query_ids=batch.query_ids, candidate_ids=batch.candidate_ids, scale=log_scale.exp()
+    )
+    close(actual, expected)
+    theirs = torch.autograd.grad(expected, (*embeddings, log_scale), allow_unused=True)
+    for one, other in zip(torch.autograd.grad(actual, inputs), theirs, strict=True):
+        close(one, torch.zeros_like(one) if other is None else other)
 
 
-@pytest.mark.parametrize(("name", "arguments"), reference.CASES[:-1])
-def test_normalize_false_takes_the_embeddings_as_they_are(name, arguments, embeddings):
-    actual = make(name, **arguments, normalize=False)(*embeddings)
-    close(actual, reference.loss(name, reference.scores(*embeddings), **arguments))
+@over_backends
+@pytest.mark.parametrize(("name", "arguments"), reference.CASES, ids=[label(*case) for case in reference.CASES])
+def test_normalize_false_takes_the_embeddings_as_they_are(name, arguments, call):
+    queries, candidates = PAIRS["no_ids"].embeddings()
+    embeddings = (0.4 * queries).detach().requires_grad_(), (0.4 * candidates).detach().requires_grad_()
+    actual = make(name, **arguments, normalize=False)(*embeddings, **call)
+    S = reference.scores(*embeddings)
+    close(actual, reference.loss(name, S.detach(), **arguments))
+    W = reference.pair_weights(name, S, **arguments)
+    for one, other in zip(torch.autograd.grad(actual, embeddings), torch.autograd.grad(S, embeddings, W), strict=True):
+        close(one, other)
 
 
+@pytest.mark.parametrize("backend", ["dense", "tiled"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("name", "arguments"), reference.CASES[:-1])
-def test_lower_precision_is_compared_in_float32(name, arguments, dtype, embeddings):
-    queries, candidates = (x.detach().to(dtype).requires_grad_() for x in embeddings)
+@pytest.mark.parametrize("name", [*reference.LOSSES, "goal"])
+def test_lower_precision_is_compared_in_float32(name, dtype, backend):
+    queries, candidates = (x.detach().to(dtype).requires_grad_() for x in PAIRS["ids"].embeddings())
+    # Gentle constants: at the defaults (γ = 256, τ = 0.01) float32 scores alone move the loss by more than 1e-5.
+    arguments = {"circle": {"scale": 20.0}, "smooth_ap": {"temperature": 0.2}}.get(name, {})
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual = make(name, **arguments)(queries, candidates)
+        actual = make(name, **arguments)(queries, candidates, **PAIRS["ids"].ids(), backend=backend)
     actual.backward()
     assert actual.dtype == torch.float32
+    assert queries.grad is not None
     assert queries.grad.dtype == dtype
     S = reference.scores(reference.unit(queries.detach().double()), reference.unit(candidates.detach().double()))
-    torch.testing.assert_close(actual.double(), reference.loss(name, S, **arguments), rtol=1e-5, atol=1e-6)
+    expected = reference.loss(name, S, query_ids=PAIRS["ids"].query_ids, **arguments)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6)

@@ -102,10 +102,12 @@ TRIPLET_WEIGHT = [
 
 
 @weights_of
-@pytest.mark.parametrize(("pair", "pair_arguments", "minus", "plus"), PAIR_WEIGHT)
-@pytest.mark.parametrize(("triplet", "triplet_arguments", "t"), TRIPLET_WEIGHT)
-def test_goal_of_four_equal_anchors(weights, triplet, triplet_arguments, t, pair, pair_arguments, minus, plus):
-    W = weights("goal", PAIR, triplet=triplet, pair=pair, **triplet_arguments, **pair_arguments, reduction="sum")
+@pytest.mark.parametrize("pair", PAIR_WEIGHT, ids=str)
+@pytest.mark.parametrize("triplet", TRIPLET_WEIGHT, ids=str)
+def test_goal_of_four_equal_anchors(weights, triplet, pair):
+    (triplet_name, triplet_arguments, t), (pair_name, pair_arguments, minus, plus) = triplet, pair
+    names = {"triplet": triplet_name, "pair": pair_name}
+    W = weights("goal", PAIR, **names, **triplet_arguments, **pair_arguments, reduction="sum")
     expected = torch.tensor([[-2 * t * plus, 2 * t * minus], [2 * t * minus, -2 * t * plus]], dtype=torch.float64)
     torch.testing.assert_close(W, expected, rtol=1e-12, atol=1e-12)
 

@@ -1,0 +1,217 @@
+"""What holds for every batch: drawn shapes, ids, scales and tiles."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from allpairs.objectives import from_scores, make
+from tests.allpairs.objectives import reference
+
+CASES = [pytest.param(*case, id=f"{case[0]}-{number}") for number, case in enumerate(reference.CASES)]
+over_cases = pytest.mark.parametrize(("name", "arguments"), CASES)
+seeds = st.integers(0, 2**16)
+
+
+def examples(count: int) -> settings:
+    return settings(max_examples=count, derandomize=True, deadline=None, database=None)
+
+
+def near(actual: Tensor, expected: Tensor) -> None:
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().max().item() <= 1e-12 * expected.abs().max().item() + 1e-15
+
+
+class Drawn:
+    """A batch of float64 embeddings with ids; unequal lengths only for objectives that take their positives from ids.
+
+    A coarse one has few distinct scores, exact in any order of summation: ties on purpose.
+    """
+
+    def __init__(self, name: str, data: st.DataObject, *, coarse: bool = False) -> None:
+        generator = torch.Generator().manual_seed(data.draw(seeds, "seed"))
+        size = data.draw(st.integers(2, 6), "D")
+        queries = data.draw(st.integers(1, 9), "queries")
+        has_ids = data.draw(st.booleans(), "has ids")
+        in_sets = name in reference.SETS
+        candidates = data.draw(st.integers(1, 9), "candidates") if in_sets and has_ids else queries
+        instances = data.draw(st.integers(1, 9), "instances")
+
+        def vectors(count: int) -> Tensor:
+            if coarse:
+                return torch.randint(-1, 2, (count, size), generator=generator).double() / 4
+            return torch.randn(count, size, generator=generator, dtype=torch.float64)
+
+        def ids(count: int) -> Tensor:
+            return torch.randint(instances, (count,), generator=generator)
+
+        self.generator = generator
+        self.queries, self.candidates = vectors(queries), vectors(candidates)
+        self.query_ids = ids(queries) if has_ids else None
+        if in_sets:
+            self.candidate_ids = ids(candidates) if has_ids else None
+        else:
+            self.candidate_ids = self.query_ids
+
+    @property
+    def ids(self) -> dict[str, Tensor | None]:
+        return {"query_ids": self.query_ids, "candidate_ids": self.candidate_ids}
+
+
+@over_cases
+@examples(8)
+@given(data=st.data())
+def test_tiled_is_dense(name, arguments, data):
+    coarse = data.draw(st.booleans(), "coarse")
+    # The weight clamp(S, 0, 1) differentiated at 0 exactly is either one's choice.
+    coarse = coarse and not (arguments.get("weighting") == "linear" and not arguments["detach_weights"])
+    batch = Drawn(name, data, coarse=coarse)
+    tile = data.draw(st.integers(1, 11), "tile")
+    objective = make(name, **arguments, reduction=data.draw(st.sampled_from(["mean", "sum"])), normalize=not coarse)
+    results = []
+    for call in ({"backend": "dense"}, {"backend": "tiled", "tile": tile}):
+        inputs = batch.queries.clone().requires_grad_(), batch.candidates.clone().requires_grad_()
+        loss = objective(*inputs, **batch.ids, **call)
+        results.append((loss.detach(), *torch.autograd.grad(loss, inputs)))
+    for tiled, dense in zip(results[1], results[0], strict=True):
+        near(tiled, dense)
+
+
+@over_cases
+@examples(4)
+@given(data=st.data())
+def test_order_of_the_items_means_nothing(name, arguments, data):
+    """Pairs move together; items with ids of their own move alone."""
+    batch = Drawn(name, data)
+    of_queries = torch.randperm(len(batch.queries), generator=batch.generator)
+    alone = name in reference.SETS and batch.query_ids is not None
+    of_candidates = torch.randperm(len(batch.candidates), generator=batch.generator) if alone else of_queries
+    moved_ids = (
+        {}
+        if batch.query_ids is None
+        else {"query_ids": batch.query_ids[of_queries], "candidate_ids": batch.candidate_ids[of_candidates]}
+    )
+    objective = make(name, **arguments)
+    moved = batch.queries[of_queries], batch.candidates[of_candidates]
+    for call in ({"backend": "dense"}, {"backend": "tiled", "tile": 4}):
+        near(
+            objective(*moved, **moved_ids, **call),
+            objective(batch.queries, batch.candidates, **batch.ids, **call),
+        )
+    weights = objective.pair_weights(batch.queries, batch.candidates, **batch.ids)
+    near(objective.pair_weights(*moved, **moved_ids), weights[of_queries][:, of_candidates])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [case for case in CASES if case.values[0] not in ("smooth_ap", *reference.SETS)]
+)
+@examples(5)
+@given(seed=seeds, count=st.integers(1, 6), instances=st.integers(1, 4))
+def test_a_second_pair_of_an_instance_is_no_negative_of_it(name, arguments, seed, count, instances):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(instances, (count,), generator=generator)
+    ids = torch.cat([ids, ids[:1]])
+    S = torch.empty(count + 1, count + 1, dtype=torch.float64).uniform_(-1, 1, generator=generator)
+    objective = make(name, **arguments)
+    losses, weights = [], []
+    for score in (-2.0, 0.3, 2.0):
+        T = S.clone()
+        T[0, -1] = T[-1, 0] = score
+        T.requires_grad_()
+        loss = from_scores(objective, T, query_ids=ids)
+        (gradient,) = torch.autograd.grad(loss, T)
+        assert gradient[0, -1] == gradient[-1, 0] == 0
+        losses.append(loss.item())
+        weights.append(gradient)
+    assert losses[0] == losses[1] == losses[2]
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [case for case in CASES if case.values[0] in reference.SETS and case.values[0] != "smooth_ap"],
+)
+@examples(8)
+@given(data=st.data())
+def test_items_of_one_instance_are_only_pulled_and_others_only_pushed(name, arguments, data):
+    batch = Drawn(name, data)
+    weights = make(name, **arguments).pair_weights(batch.queries, batch.candidates, **batch.ids)
+    if batch.query_ids is None:
+        same = torch.eye(len(batch.queries), dtype=torch.bool)
+    else:
+        same = batch.query_ids[:, None] == batch.candidate_ids
+    assert (weights[same] <= 0).all()
+    assert (weights[~same] >= 0).all()
+
+
+@examples(20)
+@given(seed=seeds, queries=st.integers(1, 6), candidates=st.integers(1, 8), tile=st.integers(1, 5))
+def test_smooth_ap_of_one_instance_is_perfect(seed, queries, candidates, tile):
+    """Any item of the instance that counted as a negative would cost precision."""
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = [torch.randn(count, 3, generator=generator, dtype=torch.float64) for count in (queries, candidates)]
+    ids = {"query_ids": torch.zeros(queries, dtype=torch.int64), "candidate_ids": torch.zeros(candidates).long()}
+    objective = make("smooth_ap", temperature=0.1)
+    for call in ({"backend": "dense"}, {"backend": "tiled", "tile": tile}):
+        assert abs(objective(*embeddings, **ids, **call).item()) <= 1e-14
+
+
+EXTREME = [
+    ("triplet", {"margin": 2.0}),
+    ("triplet_hn", {"margin": 2.0}),
+    ("vlc", {"scale": 1000.0}),
+    ("nt_xent", {"temperature": 0.001}),
+    ("nt_xent_hn", {"tau": 1000.0}),
+    *(
+        ("unified", {"margin": 2.0, "scale": 1000.0, "weighting": weighting, "detach_weights": detach})
+        for weighting in ("none", "linear", "sigmoid", "ssp", "rsp")
+        for detach in (True, False)
+        if detach or weighting != "none"
+    ),
+    ("ssp", {"margin": 2.0}),
+    ("rsp", {"margin": 2.0, "coefficients": (1.0, 1.0, 1.0)}),
+    ("circle", {"scale": 1000.0}),
+    ("binomial_deviance", {"alpha": 1000.0, "beta": 1000.0}),
+    ("lifted", {"alpha": 1000.0, "beta": 1000.0}),
+    ("multi_similarity", {"alpha": 1000.0, "beta": 1000.0, "epsilon": 1.0}),
+    ("smooth_ap", {"temperature": 0.001}),
+    *(
+        ("goal", {"triplet": t, "pair": p, "margin": 2.0, "tau": 1000.0, "alpha": 1000.0, "beta": 1000.0})
+        for t in reference.TRIPLET_WEIGHTS
+        for p in reference.PAIR_WEIGHTS
+    ),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "arguments"), EXTREME)
+@examples(12)
+@given(
+    values=st.lists(st.sampled_from([-2.0, -1.0, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0]), min_size=16, max_size=16),
+    ids=st.none() | st.lists(st.integers(0, 3), min_size=4, max_size=4),
+)
+def test_extreme_scores_stay_finite(name, arguments, dtype, values, ids):
+    S = torch.tensor(values).reshape(4, 4).to(dtype).requires_grad_()
+    loss = from_scores(make(name, **arguments), S, query_ids=None if ids is None else torch.tensor(ids))
+    (gradient,) = torch.autograd.grad(loss, S)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "arguments"), EXTREME)
+@examples(3)
+@given(seed=seeds, ids=st.none() | st.lists(st.integers(0, 3), min_size=5, max_size=5))
+def test_extreme_embeddings_stay_finite(name, arguments, dtype, seed, ids):
+    """On a line, so that scores are −2 or 2, and in the plane; both backends."""
+    generator = torch.Generator().manual_seed(seed)
+    objective = make(name, **arguments, normalize=False)
+    for size in (1, 2):
+        vectors = torch.randn(2, 5, size, generator=generator)
+        inputs = [side.to(dtype).requires_grad_() for side in 2**0.5 * torch.nn.functional.normalize(vectors, dim=-1)]
+        for call in ({"backend": "dense"}, {"backend": "tiled", "tile": 2}):
+            loss = objective(*inputs, query_ids=None if ids is None else torch.tensor(ids), **call)
+            assert loss.isfinite()
+            assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(loss, inputs))
