@@ -32,7 +32,8 @@ class Batch:
             near = torch.stack(
                 [queries[query_ids.index(j)] if j in query_ids else 0 * queries[0] for j in candidate_ids]
             )
-        return queries.requires_grad_(), (0.8 * near + noise).requires_grad_()
+        candidates = 0.8 * near + noise
+        return queries.requires_grad_(), candidates.requires_grad_()
 
     def ids(self) -> dict[str, Tensor]:
         ids = {"query_ids": self.query_ids, "candidate_ids": self.candidate_ids}
@@ -216,8 +217,9 @@ def test_learned_scale(layout, call):
     log_scale = objective.log_scale.detach().clone().requires_grad_()
     S = reference.scores(*map(reference.unit, embeddings))
     batch = PAIRS[layout]
+    # log_scale holds one number, in a vector; .sum() takes it out
     expected = reference.loss(
-        "vlc", S, query_ids=batch.query_ids, candidate_ids=batch.candidate_ids, scale=log_scale.exp()
+        "vlc", S, query_ids=batch.query_ids, candidate_ids=batch.candidate_ids, scale=log_scale.exp().sum()
     )
     close(actual, expected)
     theirs = torch.autograd.grad(expected, (*embeddings, log_scale), allow_unused=True)

@@ -1,4 +1,4 @@
-"""How the objectives are members of one family (U-Eq. 6 and 7), and what numbers they must survive."""
+"""How the objectives are members of one family (U-Eq. 6 and 7, G Table 1), and what numbers they must survive."""
 
 import itertools
 import math
@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 
-from allpairs.engine import dense
 from allpairs.objectives import from_scores, make
 
 EXTREME = [
@@ -16,6 +15,32 @@ EXTREME = [
     ("vlc", {"scale": 1000.0}),
 ]
 EXTREME_AND_LEARNED = [*EXTREME, ("vlc", {"scale": 100.0, "learn_scale": True})]
+
+
+BACKENDS = {"dense": {"backend": "dense"}, "tiled": {"backend": "tiled", "tile": 4}}
+over_backends = pytest.mark.parametrize("call", BACKENDS.values(), ids=BACKENDS)
+over_ids = pytest.mark.parametrize("ids", [None, [0, 1, 2, 3, 4, 5, 0, 1, 8]], ids=["no_ids", "ids"])
+
+
+def embeddings(count: int = 9, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    queries = torch.randn(count, 5, generator=generator, dtype=torch.float64)
+    candidates = 0.7 * queries + torch.randn(count, 5, generator=generator, dtype=torch.float64)
+    return queries.requires_grad_(), candidates.requires_grad_()
+
+
+def tensor_of(ids: list[int] | None) -> torch.Tensor | None:
+    return None if ids is None else torch.tensor(ids)
+
+
+def gradients(objective, ids, call) -> tuple[torch.Tensor, ...]:
+    inputs = embeddings()
+    return torch.autograd.grad(objective(*inputs, query_ids=tensor_of(ids), **call), inputs)
+
+
+def assert_same(ones, others, factor: float = 1.0) -> None:
+    for one, other in zip(ones, others, strict=True):
+        torch.testing.assert_close(one, factor * other, rtol=1e-12, atol=1e-12 * other.abs().max().item())
 
 
 def random_scores(count: int, seed: int = 0) -> torch.Tensor:
@@ -47,6 +72,134 @@ def test_unified_tends_to_the_hardest_negative(scale):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
+@over_backends
+@over_ids
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 0.1, 1.0])
+def test_nt_xent_is_vlc_at_the_inverse_temperature(temperature, ids, call):
+    inputs = embeddings()
+    one = make("nt_xent", temperature=temperature)(*inputs, query_ids=tensor_of(ids), **call)
+    other = make("vlc", scale=1 / temperature)(*inputs, query_ids=tensor_of(ids), **call)
+    torch.testing.assert_close(one, other, rtol=1e-13, atol=0)
+    assert_same(torch.autograd.grad(one, inputs), torch.autograd.grad(other, inputs))
+
+
+@over_backends
+@over_ids
+@pytest.mark.parametrize("margin", [0.0, 0.2, 0.7])
+def test_rsp_of_the_identity_is_triplet_hn(margin, ids, call):
+    inputs = embeddings()
+    given = {"query_ids": tensor_of(ids), **call}
+    one = make("rsp", margin=margin)(*inputs, **given)
+    other = make("triplet_hn", margin=margin)(*inputs, **given)
+    assert other > 0
+    torch.testing.assert_close(one, other, rtol=1e-13, atol=0)
+    assert_same(torch.autograd.grad(one, inputs), torch.autograd.grad(other, inputs))
+
+
+@over_ids
+def test_weightings_that_are_one_change_nothing(ids):
+    S = random_scores(9)
+    plain = from_scores(make("unified"), S, query_ids=tensor_of(ids))
+    for arguments in (
+        {"weighting": "rsp"},
+        {"weighting": "ssp", "positive": (1.0, 0.0, 0.0), "negative": (1.0, 0.0, 0.0)},
+        {"weighting": "rsp", "detach_weights": False},
+    ):
+        weighted = from_scores(make("unified", **arguments), S, query_ids=tensor_of(ids))
+        torch.testing.assert_close(weighted, plain, rtol=1e-13, atol=0)
+        assert_same(
+            torch.autograd.grad(weighted, S, retain_graph=True), torch.autograd.grad(plain, S, retain_graph=True)
+        )
+
+
+@pytest.mark.parametrize("coefficients", [(0.0, 1.0, 0.0), (0.1, 0.6, 0.3), (0.2, -0.4, 0.9)])
+def test_rsp_is_the_limit_of_the_unified_loss_weighted_by_it(coefficients):
+    """U-Eq. 25. The weighting multiplies: its polynomial times x is the objective's, without a constant."""
+    count, scale = 9, 1e6
+    S = random_scores(count)
+    _, linear, quadratic = coefficients
+    rsp = from_scores(make("rsp", margin=0.2, coefficients=(0.0, linear, quadratic), reduction="sum"), S)
+    weighted = make(
+        "unified",
+        margin=0.2,
+        scale=scale,
+        weighting="rsp",
+        coefficients=(linear, quadratic, 0.0),
+        detach_weights=False,
+        reduction="sum",
+    )
+    unified = from_scores(weighted, S)
+    assert 0 <= (unified - rsp).item() <= 2 * count * math.log(count) / scale
+    torch.testing.assert_close(torch.autograd.grad(unified, S)[0], torch.autograd.grad(rsp, S)[0], rtol=0, atol=1e-9)
+
+
+@over_backends
+@over_ids
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+class TestGoalTable1:
+    """G Table 1: the combinations whose gradient is that of a loss."""
+
+    @pytest.mark.parametrize("margin", [0.0, 0.2, 0.6])
+    def test_con_con_is_triplet_hn(self, margin, reduction, ids, call):
+        goal = make("goal", triplet="con", pair="con", margin=margin, reduction=reduction)
+        triplet_hn = make("triplet_hn", margin=margin, reduction=reduction)
+        assert_same(gradients(goal, ids, call), gradients(triplet_hn, ids, call))
+        inputs = embeddings()
+        weights = triplet_hn.pair_weights(*inputs, query_ids=tensor_of(ids))
+        assert_same([goal.pair_weights(*inputs, query_ids=tensor_of(ids))], [weights])
+
+    @pytest.mark.parametrize("tau", [1.0, 10.0, 50.0])
+    def test_nca_con_times_tau_is_nt_xent_hn(self, tau, reduction, ids, call):
+        goal = make("goal", triplet="nca", pair="con", tau=tau, reduction=reduction)
+        nt_xent_hn = make("nt_xent_hn", tau=tau, reduction=reduction)
+        assert_same(gradients(nt_xent_hn, ids, call), gradients(goal, ids, call), factor=tau)
+
+    def test_cir_con_is_the_circle_of_squares(self, reduction, ids, call):
+        """T^cir weighs by the exponent τ((d − 1)² + h² − 1): where d' = d(2 − d) and h' = h² are the scores of nca."""
+        inputs = embeddings()
+        cir = make("goal", triplet="cir", pair="con", tau=7.0, reduction=reduction)
+        nca = make("goal", triplet="nca", pair="con", tau=7.0, reduction=reduction)
+        S = (torch.nn.functional.normalize(inputs[0]) @ torch.nn.functional.normalize(inputs[1]).T).detach().abs()
+        bent = torch.where(torch.eye(9, dtype=torch.bool), S * (2 - S), S * S)
+        results = []
+        for objective, given in ((cir, S), (nca, bent)):
+            scores = given.clone().requires_grad_()
+            results.append(torch.autograd.grad(from_scores(objective, scores, query_ids=tensor_of(ids)), scores))
+        assert_same(*results)
+
+
+@over_backends
+@pytest.mark.parametrize("pair", ["con", "lin", "sig", "lin_ms", "sig_ms"])
+@pytest.mark.parametrize("triplet", ["con", "nca", "cir"])
+def test_what_comes_after_the_objective_multiplies_its_gradient(triplet, pair, call):
+    """A loss scale, 1/accumulation, and gradients that add up, also where W is given without a loss."""
+    goal = make("goal", triplet=triplet, pair=pair)
+    plain = gradients(goal, None, call)
+    assert all(gradient.abs().max() > 0 for gradient in plain)
+    for factor in (3.0, 2.0**16, -0.5):
+        inputs = embeddings()
+        assert_same(torch.autograd.grad(goal(*inputs, **call) * factor, inputs), plain, factor)
+    inputs = embeddings()
+    for _ in range(4):
+        (goal(*inputs, **call) / 4).backward()
+    assert_same([side.grad for side in inputs], plain)
+    inputs = embeddings()
+    hinge = make("triplet_hn", margin=0.5)
+    (2 * goal(*inputs, **call) + hinge(*inputs, **call)).backward()
+    other = gradients(hinge, None, call)
+    assert_same([side.grad for side in inputs], [2 * one + two for one, two in zip(plain, other, strict=True)])
+
+
+@pytest.mark.parametrize("pair", ["con", "sig_ms"])
+def test_what_comes_after_goal_on_scores_multiplies_its_weights(pair):
+    S = random_scores(9)
+    goal = make("goal", triplet="nca", pair=pair)
+    (plain,) = torch.autograd.grad(from_scores(goal, S), S)
+    (tripled,) = torch.autograd.grad(from_scores(goal, S) * 3, S)
+    assert plain.abs().max() > 0
+    assert_same([tripled], [plain], 3.0)
+
+
 def test_vlc_is_the_cross_entropy_of_both_directions():
     S = random_scores(9)
     logits, target = 14.0 * S, torch.arange(9)
@@ -74,7 +227,6 @@ def test_extreme_scores_stay_finite(name, arguments, ids, constants, dtype):
     (gradient,) = torch.autograd.grad(loss, S)
     assert loss.isfinite()
     assert gradient.isfinite().all()
-    assert dense.weights_of_scores(objective, S.detach().float(), query_ids, None).isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -60,7 +60,7 @@ class Drawn:
 
 
 @over_cases
-@examples(8)
+@examples(20)
 @given(data=st.data())
 def test_tiled_is_dense(name, arguments, data):
     coarse = data.draw(st.booleans(), "coarse")
@@ -79,7 +79,7 @@ def test_tiled_is_dense(name, arguments, data):
 
 
 @over_cases
-@examples(4)
+@examples(8)
 @given(data=st.data())
 def test_order_of_the_items_means_nothing(name, arguments, data):
     """Pairs move together; items with ids of their own move alone."""
@@ -106,7 +106,7 @@ def test_order_of_the_items_means_nothing(name, arguments, data):
 @pytest.mark.parametrize(
     ("name", "arguments"), [case for case in CASES if case.values[0] not in ("smooth_ap", *reference.SETS)]
 )
-@examples(5)
+@examples(8)
 @given(seed=seeds, count=st.integers(1, 6), instances=st.integers(1, 4))
 def test_a_second_pair_of_an_instance_is_no_negative_of_it(name, arguments, seed, count, instances):
     generator = torch.Generator().manual_seed(seed)
@@ -133,7 +133,7 @@ def test_a_second_pair_of_an_instance_is_no_negative_of_it(name, arguments, seed
     ("name", "arguments"),
     [case for case in CASES if case.values[0] in reference.SETS and case.values[0] != "smooth_ap"],
 )
-@examples(8)
+@examples(20)
 @given(data=st.data())
 def test_items_of_one_instance_are_only_pulled_and_others_only_pushed(name, arguments, data):
     batch = Drawn(name, data)
@@ -158,6 +158,7 @@ def test_smooth_ap_of_one_instance_is_perfect(seed, queries, candidates, tile):
         assert abs(objective(*embeddings, **ids, **call).item()) <= 1e-14
 
 
+# GOAL takes no α or β above 20: e^{20·4} is near the end of float32.
 EXTREME = [
     ("triplet", {"margin": 2.0}),
     ("triplet_hn", {"margin": 2.0}),
@@ -178,7 +179,7 @@ EXTREME = [
     ("multi_similarity", {"alpha": 1000.0, "beta": 1000.0, "epsilon": 1.0}),
     ("smooth_ap", {"temperature": 0.001}),
     *(
-        ("goal", {"triplet": t, "pair": p, "margin": 2.0, "tau": 1000.0, "alpha": 1000.0, "beta": 1000.0})
+        ("goal", {"triplet": t, "pair": p, "margin": 2.0, "tau": 1000.0, "alpha": 20.0, "beta": 20.0})
         for t in reference.TRIPLET_WEIGHTS
         for p in reference.PAIR_WEIGHTS
     ),
@@ -187,7 +188,7 @@ EXTREME = [
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("name", "arguments"), EXTREME)
-@examples(12)
+@examples(25)
 @given(
     values=st.lists(st.sampled_from([-2.0, -1.0, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0]), min_size=16, max_size=16),
     ids=st.none() | st.lists(st.integers(0, 3), min_size=4, max_size=4),
@@ -202,7 +203,7 @@ def test_extreme_scores_stay_finite(name, arguments, dtype, values, ids):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("name", "arguments"), EXTREME)
-@examples(3)
+@examples(5)
 @given(seed=seeds, ids=st.none() | st.lists(st.integers(0, 3), min_size=5, max_size=5))
 def test_extreme_embeddings_stay_finite(name, arguments, dtype, seed, ids):
     """On a line, so that scores are −2 or 2, and in the plane; both backends."""
