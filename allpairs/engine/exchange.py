@@ -1,10 +1,10 @@
-"""What the ranks of a process group tell each other: all pairs, with exact gradients back to their owners.
+"""What the ranks of a process group tell each other: all items of the batch, with exact gradients back to their owners.
 
-Every rank holds b of the B global pairs (ragged, 0 allowed); global order is rank order. One step costs two collectives
-forward (three with ids) and one backward. In backward, each rank's gradient of all embeddings is summed onto the owners
-(SUM reduce-scatter), never averaged: see `allpairs.engine.dense.loss` for the factor that makes it exact under DDP.
+Every rank holds its own rows of both sides (any number, 0 too); global order is rank order. Gradients of gathered rows
+are summed onto the owners (SUM reduce-scatter), never averaged: see `allpairs.engine.dense.loss` for the factor that
+makes it exact under DistributedDataParallel.
 
-Shapes: N ranks, b local pairs, B global pairs, D embedding, M the longest rank's packed rows.
+Shapes: N ranks, b rows of one rank, B rows of all ranks, D embedding, M the longest rank's rows.
 """
 
 from collections.abc import Sequence
@@ -16,54 +16,102 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from allpairs.engine.pairs import Pairs
+from allpairs.engine.pairs import Share
 from allpairs.errors import UserError
 
 
-class Everyone(NamedTuple):
-    """All B pairs of a group, and where this process's own begin."""
+class Layout(NamedTuple):
+    """Who holds which rows of the batch."""
 
-    queries: Tensor
-    """[B, D]."""
-    candidates: Tensor
-    """[B, D]."""
-    ids: Tensor | None
-    """[B] int64."""
-    first: int
-    """Global index of this process's first pair."""
-    ranks: int
-    """N, the number of processes that share the pairs."""
+    query_counts: list[int]
+    """Per rank, rank 0 first."""
+    candidate_counts: list[int]
+    rank: int
+    group: "dist.ProcessGroup | None"
+
+    @property
+    def ranks(self) -> int:
+        """N, the number of processes that share the batch."""
+        return len(self.query_counts)
+
+    @property
+    def all_queries(self) -> range:
+        """Global indices of the queries of all ranks."""
+        return range(sum(self.query_counts))
+
+    @property
+    def all_candidates(self) -> range:
+        """Global indices of the candidates of all ranks."""
+        return range(sum(self.candidate_counts))
+
+    @property
+    def own_queries(self) -> range:
+        """Global indices of this rank's queries."""
+        return _own(self.query_counts, self.rank)
+
+    @property
+    def own_candidates(self) -> range:
+        """Global indices of this rank's candidates."""
+        return _own(self.candidate_counts, self.rank)
 
 
-def gather(local: Pairs, group: "dist.ProcessGroup | None") -> Everyone:
-    """Return the pairs of every rank of `group`, on every rank; `group=None` means this process alone.
+def agree(share: Share, group: "dist.ProcessGroup | None") -> Layout:
+    """Return how many rows each rank of `group` has, after checking that all are about to exchange the same kinds.
 
-    A collective: every rank must call it, with 0 pairs if it has none, and then backpropagate through it.
+    `group=None` means this process alone. A collective: every rank must call it, with 0 rows if it has none.
 
     Raises:
-        UserError: no pairs at all, or ranks that disagree about embedding size, precision, ids or gradients. Raised on
-            every rank alike, where a blind collective would hang.
+        UserError: no items at all, or ranks that disagree about embedding size, precision, ids, margins or gradients.
+            Raised on every rank alike, where a blind collective would hang.
     """
+    queries, candidates = share.queries, share.candidates
     ranks = 1 if group is None else dist.get_world_size(group)
     if ranks == 1:
-        counts = [len(local.queries)]
+        layout = Layout([len(queries)], [len(candidates)], 0, None)
     else:
-        counts = _agree(local, ranks, group)
-    if sum(counts) == 0:
-        raise UserError("queries: at least one pair is needed, none was given")
-    if ranks == 1:
-        return Everyone(local.queries, local.candidates, local.ids, first=0, ranks=1)
+        mine = [
+            *(len(queries), len(candidates), queries.shape[1], queries.element_size() * 8),
+            *(int(share.ids.queries is not None), int(share.margins is not None)),
+            *(int(torch.is_grad_enabled() and side.requires_grad) for side in (queries, candidates)),
+        ]
+        table = _all_gather(torch.tensor(mine, device=queries.device), ranks, group).tolist()
+        kinds = [
+            *("embedding size", "bits of precision", "ids given", "margins given"),
+            *("gradient required of queries", "gradient required of candidates"),
+        ]
+        for column, what in enumerate(kinds, start=2):
+            values = [row[column] for row in table]
+            if len(set(values)) > 1:
+                raise UserError(
+                    f"the ranks of the group disagree about {what}: {values}, rank 0 first; all must be equal"
+                )
+        layout = Layout([row[0] for row in table], [row[1] for row in table], dist.get_rank(group), group)
+    for what, items in (("queries", layout.all_queries), ("candidates", layout.all_candidates)):
+        if not items:
+            raise UserError(f"{what}: at least one row is needed, none was given")
+    return layout
 
+
+def gather(local: Tensor, counts: Sequence[int], group: "dist.ProcessGroup | None") -> Tensor:
+    """Return the rows of every rank [B, …] from each rank's own [b, …]; differentiable by a collective.
+
+    `counts`: the number of rows of every rank.
+    """
+    if len(counts) == 1:
+        return local
+    padded_NM = _Gather.apply(_pad(local, max(counts)), len(counts), group)
+    return torch.cat([rows[:count] for rows, count in zip(padded_NM, counts, strict=True)])
+
+
+def sum_onto_owners(rows: Tensor, counts: Sequence[int], group: "dist.ProcessGroup | None") -> Tensor:
+    """Return this rank's rows [b, …] of the sum over the ranks of `rows` [B, …]: the transpose of `gather`."""
+    if len(counts) == 1:
+        return rows
     longest = max(counts)
-    packed_M2D = torch.stack([local.queries, local.candidates], dim=1)
-    packed_M2D = F.pad(packed_M2D, (0, 0, 0, 0, 0, longest - len(local.queries)))
-    everyone_N2D = _join(_Gather.apply(packed_M2D, ranks, group), counts)  # [B, 2, D]
-    ids = None
-    if local.ids is not None:
-        ids_M = F.pad(local.ids, (0, longest - len(local.ids)))
-        ids = _join(_all_gather(ids_M, ranks, group), counts)
-    first = sum(counts[: dist.get_rank(group)])
-    return Everyone(everyone_N2D[:, 0], everyone_N2D[:, 1], ids, first, ranks)
+    padded_NM = rows
+    if min(counts) != longest:
+        padded_NM = torch.cat([_pad(piece, longest) for piece in rows.split(list(counts))])
+    return _reduce_scatter(padded_NM.unflatten(0, (len(counts), longest)), group)[: counts[dist.get_rank(group)]]
 
 
 def global_value(loss: Tensor, group: "dist.ProcessGroup | None" = None) -> Tensor:
@@ -79,17 +127,13 @@ def global_value(loss: Tensor, group: "dist.ProcessGroup | None" = None) -> Tens
     return value
 
 
-def _agree(local: Pairs, ranks: int, group: "dist.ProcessGroup | None") -> list[int]:
-    """Return how many pairs each rank has, after checking that all ranks are about to exchange the same kinds."""
-    rows, size = local.queries.shape
-    requires_grad = torch.is_grad_enabled() and (local.queries.requires_grad or local.candidates.requires_grad)
-    mine = [rows, size, local.queries.element_size() * 8, int(local.ids is not None), int(requires_grad)]
-    table = _all_gather(torch.tensor(mine, device=local.queries.device), ranks, group).tolist()
-    for column, what in ((1, "embedding size"), (2, "bits of precision"), (3, "ids given"), (4, "gradient required")):
-        values = [row[column] for row in table]
-        if len(set(values)) > 1:
-            raise UserError(f"the ranks of the group disagree about {what}: {values}, rank 0 first; all must be equal")
-    return [row[0] for row in table]
+def _pad(rows: Tensor, length: int) -> Tensor:
+    return F.pad(rows, (0, 0) * (rows.ndim - 1) + (0, length - len(rows)))
+
+
+def _own(counts: Sequence[int], rank: int) -> range:
+    first = sum(counts[:rank])
+    return range(first, first + counts[rank])
 
 
 def _all_gather(local: Tensor, ranks: int, group: "dist.ProcessGroup | None") -> Tensor:
@@ -102,9 +146,12 @@ def _all_gather(local: Tensor, ranks: int, group: "dist.ProcessGroup | None") ->
     return everyone.unflatten(0, (ranks, len(local)))
 
 
-def _join(padded_NM: Tensor, counts: Sequence[int]) -> Tensor:
-    """Drop each rank's padding: [N, M, …] -> [B, …] in rank order."""
-    return torch.cat([rows[:count] for rows, count in zip(padded_NM, counts, strict=True)])
+def _reduce_scatter(parts_NM: Tensor, group: "dist.ProcessGroup | None") -> Tensor:
+    """Return this rank's [M, …] of the sum over the ranks of [N, M, …]."""
+    total_M = torch.empty_like(parts_NM[0], memory_format=torch.contiguous_format)
+    collective = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    collective(total_M, parts_NM.flatten(0, 1).contiguous(), op=dist.ReduceOp.SUM, group=group)
+    return total_M
 
 
 class _Gather(torch.autograd.Function):
@@ -118,7 +165,4 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_NM: Tensor) -> tuple[Tensor, None, None]:
-        gradient_M = torch.empty_like(gradient_NM[0], memory_format=torch.contiguous_format)
-        collective = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-        collective(gradient_M, gradient_NM.flatten(0, 1).contiguous(), op=dist.ReduceOp.SUM, group=ctx.group)
-        return gradient_M, None, None
+        return _reduce_scatter(gradient_NM, ctx.group), None, None

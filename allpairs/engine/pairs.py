@@ -1,28 +1,36 @@
-"""One process's share of a batch of matched pairs, checked and ready for the engine.
+"""One process's share of a batch, checked and ready for the engine.
 
-Shapes: b pairs on this process, D embedding.
+Shapes: bq queries and bc candidates on this process, b of each where they must match row by row, D embedding.
 """
 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from allpairs.engine.normalize import unit_rows
 from allpairs.errors import UserError
 
 
-class Pairs(NamedTuple):
-    """Matched pairs: row i of `queries` belongs to row i of `candidates`."""
+class Share(NamedTuple):
+    """One process's queries and candidates."""
 
     queries: Tensor
-    """[b, D] float32 or float64."""
+    """[bq, D] float32 or float64, or as given where half precision is kept."""
     candidates: Tensor
-    """[b, D]."""
-    ids: Tensor | None
-    """[b] int64: which pairs show the same instance."""
+    """[bc, D]."""
+    ids: "Ids"
     margins: Tensor | None
     """[b]: one margin per pair."""
+
+
+class Ids(NamedTuple):
+    """Which items show the same instance: both sides have ids or neither, and then row i belongs to row i."""
+
+    queries: Tensor | None
+    """[bq] int64."""
+    candidates: Tensor | None
+    """[bc] int64."""
 
 
 def prepare(
@@ -33,55 +41,82 @@ def prepare(
     candidate_ids: Tensor | None = None,
     margins: Tensor | None = None,
     normalize: bool = True,
-) -> Pairs:
-    """Check one process's pairs and return them in at least float32, rows scaled to length 1 if `normalize`.
+    own_positive: bool = True,
+    keep_half: bool = False,
+) -> Share:
+    """Check one process's items and return them in at least float32, rows scaled to length 1 if `normalize`.
+
+    `own_positive`: row i must match row i, ids or not. `keep_half`: embeddings of one half-precision type stay in it.
 
     Raises:
-        UserError: shapes, types or ids that cannot be matched pairs; the message names the argument.
+        UserError: shapes, types or ids that cannot be a batch; the message names the argument.
     """
     for name, value in (("queries", queries), ("candidates", candidates)):
         if value.ndim != 2 or not value.is_floating_point():
             raise UserError(f"{name}: floating-point embeddings [B, D] are accepted, not {_describe(value)}")
-    if queries.shape != candidates.shape:
+    if queries.shape[1] != candidates.shape[1]:
         raise UserError(
-            f"queries {list(queries.shape)} and candidates {list(candidates.shape)}: row i must match row i, "
-            "so both need the same number of rows and the same embedding size"
+            f"queries {list(queries.shape)} and candidates {list(candidates.shape)}: both need the same embedding size"
         )
-    precision = torch.promote_types(torch.promote_types(queries.dtype, candidates.dtype), torch.float32)
+    counts = len(queries), len(candidates)
+    ids = match_ids(query_ids, candidate_ids, counts, queries.device, own_positive=own_positive)
+    precision = torch.promote_types(queries.dtype, candidates.dtype)
+    if not keep_half:
+        precision = torch.promote_types(precision, torch.float32)
     queries, candidates = queries.to(precision), candidates.to(precision)
     if normalize:
-        queries, candidates = F.normalize(queries, dim=1), F.normalize(candidates, dim=1)
-    ids = match_ids(query_ids, candidate_ids, len(queries), queries.device)
-    return Pairs(queries, candidates, ids, match_margins(margins, queries))
+        queries, candidates = unit_rows(queries), unit_rows(candidates)
+    return Share(queries, candidates, ids, match_margins(margins, queries))
 
 
 def match_ids(
-    query_ids: Tensor | None, candidate_ids: Tensor | None, count: int, device: torch.device
-) -> Tensor | None:
-    """Return the one id [b] of each of `count` pairs as int64, or None; either side alone stands for both.
+    query_ids: Tensor | None,
+    candidate_ids: Tensor | None,
+    counts: tuple[int, int],
+    device: torch.device,
+    *,
+    own_positive: bool,
+) -> Ids:
+    """Return the ids of both sides as int64, or none at all; where row i matches row i one side stands for both.
 
     Raises:
-        UserError: ids of the wrong shape or type, or two sides that disagree about a pair.
+        UserError: ids of the wrong shape or type, sides of different lengths that nothing relates, or two ids for one
+            pair of an objective whose row i must match row i.
     """
-    sides = []
-    for name, ids in (("query_ids", query_ids), ("candidate_ids", candidate_ids)):
+    sides: list[Tensor | None] = []
+    for name, ids, count in (("query_ids", query_ids, counts[0]), ("candidate_ids", candidate_ids, counts[1])):
         if ids is None:
+            sides.append(None)
             continue
         if ids.shape != (count,) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise UserError(f"{name}: one integer per pair, [{count}], is accepted, not {_describe(ids)}")
+            raise UserError(f"{name}: one integer per row, [{count}], is accepted, not {_describe(ids)}")
         sides.append(ids.to(device, torch.int64))
-    if len(sides) == 2 and not torch.equal(*sides):
+    query_side, candidate_side = sides
+    if counts[0] != counts[1]:
+        if own_positive:
+            raise UserError(
+                f"{counts[0]} queries and {counts[1]} candidates: row i must match row i, so both need the same number"
+            )
+        if query_side is None or candidate_side is None:
+            raise UserError(
+                f"{counts[0]} queries and {counts[1]} candidates: with different numbers, query_ids and candidate_ids "
+                "must both say which belong together"
+            )
+    if query_side is None or candidate_side is None:
+        either = candidate_side if query_side is None else query_side
+        return Ids(either, either)
+    if own_positive and not torch.equal(query_side, candidate_side):
         # Two different id spaces (image 3, caption 15) would mask pairs at random.
-        row = int((sides[0] != sides[1]).nonzero()[0])
+        row = int((query_side != candidate_side).nonzero()[0])
         raise UserError(
-            f"query_ids[{row}] is {int(sides[0][row])} but candidate_ids[{row}] is {int(sides[1][row])}: row i must "
-            "match row i; both name the instance (for example the image), so that equal ids are never negatives"
+            f"query_ids[{row}] is {int(query_side[row])} but candidate_ids[{row}] is {int(candidate_side[row])}: row i "
+            "must match row i; both name the instance (for example the image), so that equal ids are never negatives"
         )
-    return sides[0] if sides else None
+    return Ids(query_side, candidate_side)
 
 
 def match_margins(margins: Tensor | None, like: Tensor) -> Tensor | None:
-    """Return `margins` [b] in the type of `like` [b, …]: given data, through which no gradient flows.
+    """Return `margins` [b] in at least float32 beside `like` [b, …]: given data, through which no gradient flows.
 
     Raises:
         UserError: margins of the wrong shape or type.
@@ -90,7 +125,7 @@ def match_margins(margins: Tensor | None, like: Tensor) -> Tensor | None:
         return None
     if margins.shape != (len(like),) or not margins.is_floating_point():
         raise UserError(f"margins: one number per pair, [{len(like)}], is accepted, not {_describe(margins)}")
-    return margins.detach().to(like)
+    return margins.detach().to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 
 def _describe(value: Tensor) -> str:

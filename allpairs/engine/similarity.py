@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from allpairs.engine.anchors import anchors_of
-from allpairs.engine.exchange import gather
+from allpairs.engine.batch import own_scores
+from allpairs.engine.exchange import agree, gather
 from allpairs.engine.pairs import prepare
+from allpairs.engine.sides import Side, tile_between
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -44,24 +45,27 @@ def similarity_statistics(
     Raises:
         UserError: as the objectives do, for pairs that cannot match.
     """
-    local = prepare(queries, candidates, query_ids=query_ids, candidate_ids=candidate_ids, normalize=normalize)
-    with torch.autocast(local.queries.device.type, enabled=False):
-        everyone = gather(local, group)
+    share = prepare(queries, candidates, query_ids=query_ids, candidate_ids=candidate_ids, normalize=normalize)
+    with torch.autocast(share.queries.device.type, enabled=False):
+        layout = agree(share, group)
+        ids_B = None if share.ids.queries is None else gather(share.ids.queries, layout.query_counts, group)
+        side = Side(ids_B)
         # Sums of: positives, anchors, hardest negatives, anchors that have a negative.
-        sums_4 = torch.zeros(4, dtype=torch.float64, device=local.queries.device)
-        for anchors_bD, others_BD in ((local.queries, everyone.candidates), (local.candidates, everyone.queries)):
+        sums_4 = torch.zeros(4, dtype=torch.float64, device=share.queries.device)
+        sums_4[0] = 2 * own_scores(share.queries, share.candidates).double().sum()
+        sums_4[1] = 2 * len(share.queries)
+        for anchors_bD, others_bD in ((share.queries, share.candidates), (share.candidates, share.queries)):
+            others_BD = gather(others_bD, layout.query_counts, group)
             for start in range(0, len(anchors_bD), block):
-                rows = slice(start, start + block)
-                scores_RB = anchors_bD[rows] @ others_BD.T
-                row_ids = None if local.ids is None else local.ids[rows]
-                anchors = anchors_of(scores_RB, everyone.first + start, row_ids, everyone.ids)
-                hardest_R = anchors.mask_negatives(scores_RB).amax(dim=1).double()
-                has_negative_R = anchors.is_negative.any(dim=1)
-                sums_4[0] += anchors.positive.double().sum()
-                sums_4[1] += len(scores_RB)
+                scores_RB = anchors_bD[start : start + block] @ others_BD.T
+                first = layout.own_queries.start + start
+                rows = range(first, first + len(scores_RB))
+                tile = tile_between(scores_RB, side, rows, side, layout.all_queries, own=True)
+                hardest_R = tile.mask_negatives(scores_RB).amax(dim=1).double()
+                has_negative_R = hardest_R > -torch.inf
                 sums_4[2] += hardest_R[has_negative_R].sum()
                 sums_4[3] += has_negative_R.sum()
-    if everyone.ranks > 1:
+    if layout.ranks > 1:
         torch.distributed.all_reduce(sums_4, group=group)
     positives, anchor_count, negatives, with_negative = sums_4.tolist()
     return SimilarityStatistics(

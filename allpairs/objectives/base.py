@@ -1,6 +1,7 @@
-"""What every pair objective is: a module that is called with a batch of matched pairs.
+"""What every pair objective is: a module that is called with a batch of queries and candidates.
 
-Shapes: b pairs on this process, B pairs in all, D embedding, R anchors, C columns they look at.
+Shapes: bq queries and bc candidates on this process (b where row i must match row i), Bq and Bc in all, D embedding,
+R anchors, C columns they look at.
 """
 
 import warnings
@@ -12,26 +13,34 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from allpairs.engine import dense
-from allpairs.engine.anchors import Anchors
+from allpairs.engine.anchors import Anchors, Exponents, SparseWeights, Tile
+from allpairs.engine.backend import BACKENDS, compute_loss, keeps_half
+from allpairs.engine.batch import Sides, own_scores
 from allpairs.engine.pairs import match_ids, match_margins, prepare
+from allpairs.engine.statistic import RowStatistic
 from allpairs.errors import UserError
 from allpairs.objectives.checks import choice, flag
 
 Reduction = Literal["mean", "sum"]
-BACKENDS = ("auto", "dense")
+Direction = Literal["both", "rows", "columns"]
 
-StatisticT = TypeVar("StatisticT")
+StatisticT = TypeVar("StatisticT", bound=RowStatistic)
 
 
 class PairObjective(nn.Module, ABC, Generic[StatisticT]):
-    """An objective over matched pairs, symmetric in both directions: L = Σ_i f_row(i) + Σ_i f_col(i).
+    """An objective over a batch, symmetric in both directions: L = Σ_i f_row(i) + Σ_i f_col(i).
 
     A subclass says what an anchor must know about its row (`statistic`), the loss f(i) this gives (`losses`) and the
-    weight ∂f(i)/∂S_ij of each pair (`weights`); the engine does the rest. See `allpairs.engine.anchors`.
+    weight ∂f(i)/∂S_ij of each pair (`weights`); the engine does the rest. See `allpairs.engine.anchors`. Inherit from
+    `OwnPair` or `PositivesByIds`.
     """
 
     takes_margins: ClassVar[bool] = False
     """Whether the objective has a margin, which `margins=` at the call may replace by one per pair (U-Eq. 26)."""
+    passes: int = 1
+    kernel: str | None = None
+    own_positive: ClassVar[bool]
+    needs_slots: ClassVar[bool] = False
 
     def __init__(self, *, reduction: Reduction, normalize: bool) -> None:
         super().__init__()
@@ -39,16 +48,28 @@ class PairObjective(nn.Module, ABC, Generic[StatisticT]):
         self.normalize = flag("normalize", normalize)
 
     @abstractmethod
-    def statistic(self, anchors: Anchors) -> StatisticT:
-        """Return what each anchor must know about its row; differentiable."""
+    def statistic(self, tile: Tile, known: StatisticT | None) -> StatisticT:
+        """Return what each anchor must know about the columns of a tile; differentiable. `known`: the pass before."""
 
     @abstractmethod
     def losses(self, anchors: Anchors, statistic: StatisticT) -> Tensor:
         """Return f(i) [R]; differentiable, through the statistic too."""
 
     @abstractmethod
-    def weights(self, anchors: Anchors, statistic: StatisticT) -> Tensor:
+    def weights(self, tile: Tile, statistic: StatisticT) -> Tensor:
         """Return ∂f(i)/∂S_ij [R, C] in closed form."""
+
+    def sparse_weights(self, anchors: Anchors, statistic: StatisticT) -> SparseWeights | None:
+        """Return the weights as two columns per anchor, or None if they are more."""
+        return None
+
+    def exponents(self, anchors: Anchors) -> Exponents:
+        """Return x_ij = scale·S_ij − bias_i of an objective with the kernel "soft_excess"."""
+        raise NotImplementedError(f"{type(self).__name__} has no affine exponents")
+
+    def score_scale(self) -> Tensor | float:
+        """Return the factor on every score: the objective sees S_ij = score_scale · q_i·c_j."""
+        return 1.0
 
     def forward(
         self,
@@ -60,28 +81,36 @@ class PairObjective(nn.Module, ABC, Generic[StatisticT]):
         margins: Tensor | None = None,
         group: "dist.ProcessGroup | None" = None,
         backend: str = "auto",
+        tile: int | None = None,
     ) -> Tensor:
-        """Return the loss (a scalar) of matched pairs: row i of `queries` [b, D] belongs to row i of `candidates`.
+        """Return the loss (a scalar) of queries [bq, D] and candidates [bc, D].
 
         Embeddings of any floating type are compared in float32 (float64 stays), outside autocast, and scaled to length
         1 first unless the objective was made with `normalize=False`.
 
+        Objectives with one positive per anchor want row i to match row i; ids then name the instance of each pair, such
+        as the image, and pairs of one instance are not each other's negatives. For `circle`, `binomial_deviance`,
+        `lifted`, `multi_similarity` and `smooth_ap` all items of the anchor's id are its positives, and the numbers of
+        queries and candidates may differ; without ids row i matches row i.
+
         Args:
-            queries: [b, D].
-            candidates: [b, D].
-            query_ids: [b] integers naming the instance of each pair, such as the image; pairs of one instance are not
-                each other's negatives. Given alone it stands for `candidate_ids` too.
-            candidate_ids: [b], the same ids from the other side.
+            queries: [bq, D].
+            candidates: [bc, D].
+            query_ids: [bq] integers. Given alone it stands for `candidate_ids` too.
+            candidate_ids: [bc], the same ids from the other side.
             margins: [b], one margin per pair in place of the objective's (U-Eq. 26). No gradient flows to them.
             group: the process group whose ranks share the batch. Every rank calls with its own rows (any number, 0
-                too), all pairs of all ranks are compared, and the gradient after DistributedDataParallel's averaging
-                over the same group is exactly that of one process on all pairs. The value is then this rank's
+                too), all items of all ranks are compared, and the gradient after DistributedDataParallel's averaging
+                over the same group is exactly that of one process on all of them. The value is then this rank's
                 share times N: log `allpairs.engine.global_value`. **None means this process alone**, in a distributed
                 job too: negatives of other ranks are then not seen.
-            backend: "dense" holds the full score matrix; "auto" chooses.
+            backend: "dense" holds the full score matrix; "tiled" needs memory for one tile of it; "triton" is tiled
+                with fused kernels, on GPUs, with products in the type of the embeddings (bfloat16 stays) and
+                statistics in float32; "auto" chooses by size and device.
+            tile: rows and columns of a tile, for "tiled" and "triton"; None chooses.
 
         Raises:
-            UserError: arguments that are not matched pairs, or not those of this objective.
+            UserError: arguments that are not a batch, or not those of this objective.
         """
         choice("backend", backend, BACKENDS)
         self._check_margins(margins)
@@ -93,15 +122,18 @@ class PairObjective(nn.Module, ABC, Generic[StatisticT]):
                     stacklevel=2,
                 )
         with torch.autocast(queries.device.type, enabled=False):
-            local = prepare(
+            share = prepare(
                 queries,
                 candidates,
                 query_ids=query_ids,
                 candidate_ids=candidate_ids,
                 margins=margins,
                 normalize=self.normalize,
+                own_positive=self.own_positive,
+                keep_half=keeps_half(backend, queries, candidates),
             )
-            return dense.loss(self, local, group)
+            scaled = (share.queries * self.score_scale()).to(share.queries.dtype)
+            return compute_loss(self, share._replace(queries=scaled), group, backend, tile)
 
     @torch.no_grad()
     def pair_weights(
@@ -112,27 +144,61 @@ class PairObjective(nn.Module, ABC, Generic[StatisticT]):
         query_ids: Tensor | None = None,
         candidate_ids: Tensor | None = None,
         margins: Tensor | None = None,
+        direction: Direction = "both",
     ) -> Tensor:
-        """Return W = ∂L/∂S [B, B], the weight the loss gives each pair, from its closed form and on this process.
+        """Return W = ∂L/∂S [Bq, Bc], the weight the loss gives each pair, from its closed form and on this process.
 
-        ∂L/∂q_i = Σ_j W_ij c_j and ∂L/∂c_j = Σ_i W_ij q_i for the normalised q and c. Arguments as at the call.
+        ∂L/∂q_i = Σ_j W_ij c_j and ∂L/∂c_j = Σ_i W_ij q_i for the normalised q and c. Arguments as at the call;
+        `direction` narrows it to what the queries ask for as anchors (rows), or the candidates (columns).
         """
+        choice("direction", direction, get_args(Direction))
         self._check_margins(margins)
         with torch.autocast(queries.device.type, enabled=False):
-            local = prepare(
+            share = prepare(
                 queries,
                 candidates,
                 query_ids=query_ids,
                 candidate_ids=candidate_ids,
                 margins=margins,
                 normalize=self.normalize,
+                own_positive=self.own_positive,
             )
-            scores_BB = local.queries @ local.candidates.T
-            return dense.weights_of_scores(self, scores_BB, local.ids, local.margins)
+            scale = self.score_scale()
+            scores = share.queries @ share.candidates.T * scale
+            positive = own_scores(share.queries, share.candidates) * scale if self.own_positive else None
+            sides = Sides.of(self, share.ids, positive, share.margins, scores.shape, device=scores.device)
+            return scale * dense.weights_of_scores(self, scores, sides).of(direction)
 
     def _check_margins(self, margins: Tensor | None) -> None:
         if margins is not None and not self.takes_margins:
             raise UserError(f"margins: {type(self).__name__} has no margin that one per pair could replace")
+
+
+class OwnPair(PairObjective[StatisticT]):
+    """An objective whose anchors have one positive, their own pair: every negative is pushed, the pair is pulled."""
+
+    own_positive: ClassVar[bool] = True
+
+    @abstractmethod
+    def push(self, tile: Tile, statistic: StatisticT) -> Tensor:
+        """Return ∂f(i)/∂S_ij [R, C] of the negatives, 0 for all others."""
+
+    @abstractmethod
+    def pull(self, anchors: Anchors, statistic: StatisticT) -> Tensor:
+        """Return −∂f(i)/∂d_i [R]."""
+
+    def weights(self, tile: Tile, statistic: StatisticT) -> Tensor:
+        """Return what pushes the negatives and, with a minus, what pulls the own pair."""
+        push_RC = self.push(tile, statistic)
+        if tile.is_positive is None:
+            return push_RC
+        return torch.where(tile.is_positive, -self.pull(tile.anchors, statistic)[:, None], push_RC)
+
+
+class PositivesByIds(PairObjective[StatisticT]):
+    """An objective whose anchors have a set of positives: all items of the other side that share their id."""
+
+    own_positive: ClassVar[bool] = False
 
 
 def from_scores(
@@ -143,21 +209,55 @@ def from_scores(
     candidate_ids: Tensor | None = None,
     margins: Tensor | None = None,
 ) -> Tensor:
-    """Return the same loss on a given score matrix [B, B], for scorers that have no embeddings; differentiable.
+    """Return the same loss on a given score matrix [Bq, Bc], for scorers that have no embeddings; differentiable.
 
-    `scores[i, j]` is the score of query i and candidate j; ids and margins are [B] as at the objective's call. Half
+    `scores[i, j]` is the score of query i and candidate j; ids and margins are as at the objective's call. Half
     precision is raised to float32. The scores are those of all pairs: nothing is exchanged between ranks.
 
     Raises:
-        UserError: scores that are no square matrix, or ids and margins that do not fit.
+        UserError: scores that are no matrix, or ids and margins that do not fit.
     """
-    if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or len(scores) == 0 or not scores.is_floating_point():
+    with torch.autocast(scores.device.type, enabled=False):
+        scaled, sides = _sides_of_scores(objective, scores, query_ids, candidate_ids, margins)
+        return dense.loss_of_scores(objective, scaled, sides)
+
+
+@torch.no_grad()
+def weights_from_scores(
+    objective: PairObjective[Any],
+    scores: Tensor,
+    *,
+    query_ids: Tensor | None = None,
+    candidate_ids: Tensor | None = None,
+    margins: Tensor | None = None,
+    direction: Direction = "both",
+) -> Tensor:
+    """Return W = ∂L/∂S [Bq, Bc] of a given score matrix, from its closed form.
+
+    Arguments and errors as of `from_scores`, `direction` as of `PairObjective.pair_weights`.
+    """
+    choice("direction", direction, get_args(Direction))
+    with torch.autocast(scores.device.type, enabled=False):
+        scaled, sides = _sides_of_scores(objective, scores, query_ids, candidate_ids, margins)
+        return objective.score_scale() * dense.weights_of_scores(objective, scaled, sides).of(direction)
+
+
+def _sides_of_scores(
+    objective: PairObjective[Any],
+    scores: Tensor,
+    query_ids: Tensor | None,
+    candidate_ids: Tensor | None,
+    margins: Tensor | None,
+) -> tuple[Tensor, Sides]:
+    """Check a score matrix and return it as the objective sees it, with what is known of its sides."""
+    if scores.ndim != 2 or scores.numel() == 0 or not scores.is_floating_point():
         raise UserError(
             f"scores: a floating-point matrix [B, B] of at least one pair is accepted, not {list(scores.shape)} "
             f"of {scores.dtype}"
         )
     objective._check_margins(margins)
-    ids = match_ids(query_ids, candidate_ids, len(scores), scores.device)
-    with torch.autocast(scores.device.type, enabled=False):
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        return dense.loss_of_scores(objective, scores, ids, match_margins(margins, scores))
+    counts = scores.shape[0], scores.shape[1]
+    ids = match_ids(query_ids, candidate_ids, counts, scores.device, own_positive=objective.own_positive)
+    scaled = scores.to(torch.promote_types(scores.dtype, torch.float32)) * objective.score_scale()
+    positive = scaled.detach().diagonal() if objective.own_positive else None
+    return scaled, Sides.of(objective, ids, positive, match_margins(margins, scores), counts, device=scores.device)

@@ -5,12 +5,32 @@ from typing import Any
 
 from allpairs.errors import UserError, nearest
 from allpairs.objectives.base import PairObjective
+from allpairs.objectives.binomial_deviance import BinomialDeviance
+from allpairs.objectives.circle import Circle
+from allpairs.objectives.goal import Goal
+from allpairs.objectives.lifted import Lifted
+from allpairs.objectives.multi_similarity import MultiSimilarity
+from allpairs.objectives.nt_xent import NTXent
+from allpairs.objectives.nt_xent_hn import NTXentHN
+from allpairs.objectives.rsp import RSP
+from allpairs.objectives.smooth_ap import SmoothAP
+from allpairs.objectives.ssp import SSP
 from allpairs.objectives.triplet import Triplet
 from allpairs.objectives.triplet_hn import TripletHN
 from allpairs.objectives.unified import Unified
 from allpairs.objectives.vlc import VLC
 
 _OBJECTIVES: dict[str, type[PairObjective[Any]]] = {
+    "binomial_deviance": BinomialDeviance,
+    "circle": Circle,
+    "goal": Goal,
+    "lifted": Lifted,
+    "multi_similarity": MultiSimilarity,
+    "nt_xent": NTXent,
+    "nt_xent_hn": NTXentHN,
+    "rsp": RSP,
+    "smooth_ap": SmoothAP,
+    "ssp": SSP,
     "triplet": Triplet,
     "triplet_hn": TripletHN,
     "unified": Unified,

@@ -3,33 +3,60 @@
 Shapes: R anchors, C columns. Masked columns come in as −inf; a row may consist of nothing else.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from allpairs.engine.statistic import RowStatistic, Summed, all_reduce
 
-class HardestNegative(NamedTuple):
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+@dataclass(frozen=True)
+class HardestNegative(RowStatistic):
     """The maximum of a row and the lowest column that holds it."""
 
     value: Tensor
     """[R]; −inf for an anchor without negatives."""
     column: Tensor
-    """[R] int64."""
+    """[R] int64, global."""
 
     @classmethod
-    def of(cls, masked_RC: Tensor) -> "HardestNegative":
+    def of(cls, masked_RC: Tensor, first_column: int) -> "HardestNegative":
         """Return the hardest negative of each row; the gradient of `value` goes to that one column."""
         value_R, column_R = masked_RC.max(dim=1)  # documented to return the first of equal maxima, on every device
-        return cls(value_R, column_R)
+        return cls(value_R, column_R + first_column)
+
+    def merge(self, later: "HardestNegative") -> "HardestNegative":
+        """Return the harder of two; on a tie the earlier column stays."""
+        harder_R = later.value > self.value
+        return HardestNegative(
+            torch.where(harder_R, later.value, self.value), torch.where(harder_R, later.column, self.column)
+        )
+
+    def reduce(self, group: "ProcessGroup | None") -> "HardestNegative":
+        """Return the hardest over all ranks; on a tie the lowest global column."""
+        value_R = all_reduce(self.value, dist.ReduceOp.MAX, group)
+        beaten_R = self.value < value_R
+        column_R = self.column.masked_fill(beaten_R, torch.iinfo(torch.int64).max)
+        return HardestNegative(value_R, all_reduce(column_R, dist.ReduceOp.MIN, group))
+
+    def exists(self) -> Tensor:
+        """Return which anchors [R] have a negative at all."""
+        return self.value > -torch.inf
 
 
-class HingeSum(NamedTuple):
+@dataclass(frozen=True)
+class HingeSum(RowStatistic):
     """The sum of a row's positive parts and the number of entries that are positive."""
 
-    total: Tensor
+    total: Summed
     """[R]: Σ_j [x_ij]+."""
-    active: Tensor
+    active: Summed
     """[R] int64: #{ j : x_ij > 0 }."""
 
     @classmethod
@@ -38,22 +65,57 @@ class HingeSum(NamedTuple):
         return cls(masked_RC.relu().sum(dim=1), (masked_RC > 0).sum(dim=1))
 
 
-class SoftExcess(NamedTuple):
-    """log(1 + Σ_j e^{x_ij}) of a row, kept as a peak and a sum so that nothing overflows.
-
-    The peak is max(0, max_j x_ij): the 1 takes part in it, so a row of −inf needs no special case.
-    """
+@dataclass(frozen=True)
+class SumOfExponentials(RowStatistic):
+    """Σ_j e^{x_ij} of a row, kept as a peak and a sum relative to it so that nothing overflows."""
 
     peak: Tensor
-    """[R] ≥ 0, detached: the value does not depend on it."""
+    """[R], detached: no value depends on it. At least the lowest finite number, for a row of −inf."""
     total: Tensor
     """[R]: Σ_j e^{x_ij − peak_i}."""
 
     @classmethod
-    def of(cls, masked_RC: Tensor) -> "SoftExcess":
-        """Return the statistic of each row."""
-        peak_R = masked_RC.detach().amax(dim=1).clamp(min=0)
+    def of(cls, masked_RC: Tensor, least_peak: float | None = None) -> "SumOfExponentials":
+        """Return the statistic of each row. `least_peak`: what the peak does not fall below."""
+        floor = torch.finfo(masked_RC.dtype).min if least_peak is None else least_peak
+        peak_R = masked_RC.detach().amax(dim=1).clamp(min=floor)
         return cls(peak_R, (masked_RC - peak_R[:, None]).exp().sum(dim=1))
+
+    def merge(self, later: "SumOfExponentials") -> "SumOfExponentials":
+        """Return the sum of both, relative to the higher peak."""
+        peak_R = torch.maximum(self.peak, later.peak)
+        return type(self)(peak_R, self._total_at(peak_R) + later._total_at(peak_R))
+
+    def reduce(self, group: "ProcessGroup | None") -> "SumOfExponentials":
+        """Return the sum over all ranks."""
+        peak_R = all_reduce(self.peak, dist.ReduceOp.MAX, group)
+        return type(self)(peak_R, all_reduce(self._total_at(peak_R), dist.ReduceOp.SUM, group))
+
+    def log(self) -> Tensor:
+        """Return log Σ_j e^{x_ij} [R]; −inf, with gradient 0, for a row of −inf."""
+        some_R = self.total > 0
+        return torch.where(some_R, self.peak + self.total.where(some_R, 1).log(), -torch.inf)
+
+    def share(self, masked_RC: Tensor) -> Tensor:
+        """Return e^{x_ij} / Σ_k e^{x_ik} [R, C], the derivative of `log`; 0 in a row of −inf."""
+        log_R = self.log().masked_fill(self.total == 0, 0)
+        return (masked_RC - log_R[:, None]).exp()
+
+    def _total_at(self, peak_R: Tensor) -> Tensor:
+        return self.total * (self.peak - peak_R).exp()
+
+
+class SoftExcess(SumOfExponentials):
+    """log(1 + Σ_j e^{x_ij}) of a row.
+
+    The peak is max(0, max_j x_ij): the 1 takes part in it, so a row of −inf needs no special case.
+    """
+
+    @classmethod
+    def of(cls, masked_RC: Tensor, least_peak: float | None = 0) -> "SoftExcess":
+        """Return the statistic of each row."""
+        summed = SumOfExponentials.of(masked_RC, least_peak)
+        return cls(summed.peak, summed.total)
 
     def value(self) -> Tensor:
         """Return log(1 + Σ_j e^{x_ij}) [R], to full precision also when the sum is far below 1."""
@@ -61,11 +123,8 @@ class SoftExcess(NamedTuple):
 
     def share(self, masked_RC: Tensor) -> Tensor:
         """Return p_ij = e^{x_ij} / (1 + Σ_k e^{x_ik}) [R, C], the derivative of the value."""
-        return (masked_RC - self.peak[:, None]).exp() / self._normaliser()[:, None]
+        return (masked_RC - self.value()[:, None]).exp()
 
     def share_of_all(self) -> Tensor:
         """Return Σ_j p_ij [R]."""
-        return self.total / self._normaliser()
-
-    def _normaliser(self) -> Tensor:
-        return torch.exp(-self.peak) + self.total
+        return self.total / (torch.exp(-self.peak) + self.total)

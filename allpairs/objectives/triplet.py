@@ -2,16 +2,15 @@
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from allpairs.engine.anchors import Anchors
-from allpairs.objectives.base import PairObjective, Reduction
+from allpairs.engine.anchors import Anchors, Tile
+from allpairs.objectives.base import OwnPair, Reduction
 from allpairs.objectives.checks import number
 from allpairs.objectives.row_statistics import HingeSum
 
 
-class Triplet(PairObjective[HingeSum]):
+class Triplet(OwnPair[HingeSum]):
     """Triplet loss: every negative within the margin pushes, f(i) = Σ_{j∈N(i)} [m + S_ij − d_i]+.
 
     Row statistic: Σ_j [m + S_ij − d_i]+ and the number of active negatives.
@@ -26,19 +25,21 @@ class Triplet(PairObjective[HingeSum]):
         super().__init__(reduction=reduction, normalize=normalize)
         self.margin = number("margin", margin, -2, 2)
 
-    def statistic(self, anchors: Anchors) -> HingeSum:
+    def statistic(self, tile: Tile, known: HingeSum | None) -> HingeSum:
         """Sum the hinges of each row."""
-        return HingeSum.of(self._excess(anchors))
+        return HingeSum.of(self._excess(tile))
 
     def losses(self, anchors: Anchors, statistic: HingeSum) -> Tensor:
         """Return the sum of hinges."""
         return statistic.total
 
-    def weights(self, anchors: Anchors, statistic: HingeSum) -> Tensor:
-        """Return 1 per active negative and −(their number) for the positive."""
-        push_RC = (self._excess(anchors) > 0).to(anchors.scores)
-        pull_R = -statistic.active.to(anchors.scores)
-        return torch.where(anchors.is_positive, pull_R[:, None], push_RC)
+    def push(self, tile: Tile, statistic: HingeSum) -> Tensor:
+        """Return 1 per active negative."""
+        return (self._excess(tile) > 0).to(tile.scores)
 
-    def _excess(self, anchors: Anchors) -> Tensor:
-        return anchors.mask_negatives(anchors.scores - anchors.threshold(self.margin)[:, None])
+    def pull(self, anchors: Anchors, statistic: HingeSum) -> Tensor:
+        """Return the number of active negatives."""
+        return statistic.active.to(anchors.own)
+
+    def _excess(self, tile: Tile) -> Tensor:
+        return tile.mask_negatives(tile.scores - tile.anchors.threshold(self.margin)[:, None])

@@ -5,25 +5,23 @@ import math
 import torch
 from torch import Tensor, nn
 
-from allpairs.engine.anchors import Anchors
-from allpairs.objectives.base import PairObjective, Reduction
+from allpairs.objectives.base import Reduction
 from allpairs.objectives.checks import flag, positive_number
-from allpairs.objectives.row_statistics import SoftExcess
+from allpairs.objectives.softmax import SoftmaxOverNegatives
 
 LARGEST_LEARNED_SCALE = 100.0
 """CLIP's bound (Radford et al. 2021, §2.5), against instability."""
 _LARGEST_LOG_SCALE = math.log(LARGEST_LEARNED_SCALE)
 
 
-class VLC(PairObjective[SoftExcess]):
+class VLC(SoftmaxOverNegatives):
     """Vision-language contrastive loss: f(i) = log(1 + Σ_{j∈N(i)} e^{γ(S_ij − d_i)}), the softmax cross-entropy.
 
     With `learn_scale`, γ = e^{log_scale} and `log_scale` is a parameter of this module: include the module in what
     DistributedDataParallel wraps, and keep weight decay off it. A step beyond γ = 100 is taken back at the next call
     in training mode, so that the gradient never vanishes there.
 
-    Row statistic: log(1 + Σ_j e^{x_ij}) with x_ij = γ(S_ij − d_i), as peak and sum.
-    Pair weights: γ·p_ij for a negative, −γ·Σ_j p_ij for the positive, p_ij = e^{x_ij} / (1 + Σ_k e^{x_ik}).
+    Row statistic and pair weights: see `SoftmaxOverNegatives`, with γ·S for S.
 
     Source: U-Eq. 3 and 4 (Unified Loss). CLIP's and open_clip's value is half of the mean here.
     """
@@ -53,21 +51,9 @@ class VLC(PairObjective[SoftExcess]):
         precise = self.log_scale.to(torch.promote_types(self.log_scale.dtype, torch.float32))
         return precise.clamp(max=_LARGEST_LOG_SCALE).exp()
 
-    def statistic(self, anchors: Anchors) -> SoftExcess:
-        """Sum the exponentials of each row."""
+    def score_scale(self) -> Tensor | float:
+        """Return γ."""
         if self.learn_scale and self.training:
             # Through .data: a change that autograd sees would spoil the graphs of earlier calls of the same step.
             self.log_scale.data.clamp_(max=_LARGEST_LOG_SCALE)
-        return SoftExcess.of(self._exponents(anchors))
-
-    def losses(self, anchors: Anchors, statistic: SoftExcess) -> Tensor:
-        """Return the softmax cross-entropy of the positive."""
-        return statistic.value()
-
-    def weights(self, anchors: Anchors, statistic: SoftExcess) -> Tensor:
-        """Return γ·p_ij, and −γ·Σ_j p_ij for the positive."""
-        push_RC = statistic.share(self._exponents(anchors))
-        return self.scale * torch.where(anchors.is_positive, -statistic.share_of_all()[:, None], push_RC)
-
-    def _exponents(self, anchors: Anchors) -> Tensor:
-        return anchors.mask_negatives(self.scale * (anchors.scores - anchors.positive[:, None]))
+        return self.scale

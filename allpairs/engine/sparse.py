@@ -1,0 +1,58 @@
+"""Gradients of objectives whose anchors look at two columns each, their hardest negative and their own pair: O(B·D).
+
+The scores are not looked at again: where a full weight matrix costs three more products of B²·D, this costs none.
+
+Shapes: b local pairs, B pairs of all ranks, D embedding.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from allpairs.engine.anchors import SparseWeights
+from allpairs.engine.exchange import Layout
+
+_CHUNK = 8192
+"""Anchors at a time, so that gathered embeddings stay small beside the gradients."""
+
+
+class BothDirections(NamedTuple):
+    """The weights of both sides' anchors."""
+
+    of_rows: SparseWeights
+    """Of this rank's queries [b]."""
+    of_columns: SparseWeights
+    """Of all candidates [B]."""
+
+
+def gradients(
+    queries_bD: Tensor, candidates_BD: Tensor, layout: Layout, weights: BothDirections, factor: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradient of this rank's queries and this rank's part of that of all candidates, times `factor`.
+
+    The sums run in at least float32; on a GPU their order, and so the last bit, is free unless torch's deterministic
+    algorithms are on.
+    """
+    of_rows, of_columns = weights
+    precision = torch.promote_types(queries_bD.dtype, torch.float32)
+    query_gradient_bD = torch.zeros_like(queries_bD, dtype=precision)
+    candidate_gradient_BD = torch.zeros_like(candidates_BD, dtype=precision)
+    first, count = layout.own_queries.start, len(layout.own_queries)
+    own_b = torch.arange(first, first + count, device=queries_bD.device)
+
+    def add(rows: Tensor, columns: Tensor, weights: Tensor) -> None:
+        """Add the weights [P] of the pairs (own row, global column)."""
+        for start in range(0, len(rows), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            weights_P1 = (weights[part] * factor).to(precision)[:, None]
+            query_gradient_bD.index_add_(0, rows[part], weights_P1 * candidates_BD[columns[part]])
+            candidate_gradient_BD.index_add_(0, columns[part], weights_P1 * queries_bD[rows[part]])
+
+    add(own_b - first, of_rows.hardest, of_rows.push)
+    add(own_b - first, own_b, -of_rows.pull - of_columns.pull[first : first + count])
+    # A candidate's hardest query belongs to one rank, which alone adds this pair's part.
+    here_B = (of_columns.hardest >= first) & (of_columns.hardest < first + count)
+    columns_P = here_B.nonzero().squeeze(1)
+    add(of_columns.hardest[columns_P] - first, columns_P, of_columns.push[columns_P])
+    return query_gradient_bD.to(queries_bD.dtype), candidate_gradient_BD

@@ -1,0 +1,211 @@
+"""The tiled backend: the same loss and gradient in O(B·D + tile²) memory, four matrix products in all.
+
+Forward walks once (per pass of the statistic) over tiles of the scores of this rank's queries with all candidates; a
+tile serves both directions, since its transpose is a tile of the candidates as anchors, whose statistics are then
+merged over the ranks. Backward walks again, forms the weights W of a tile and adds W·C to the gradient of the queries
+and Wᵀ·Q to that of the candidates; the ranks' gradients of all candidates are summed onto their owners. That is 2·B²·D
+operations four times: scores forward, scores again, W·C and Wᵀ·Q. Objectives whose anchors look at two columns each
+need no second walk: theirs is one product.
+
+Shapes: bq, bc local queries and candidates, Bq, Bc those of all ranks, D embedding, R × C a tile.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from allpairs.engine import sparse
+from allpairs.engine.anchors import AnchorObjective, Anchors, Tile
+from allpairs.engine.batch import Sides, mean_factors, sides_of
+from allpairs.engine.exchange import Layout, gather, sum_onto_owners
+from allpairs.engine.pairs import Share
+from allpairs.engine.sides import tile_between, transpose
+from allpairs.engine.statistic import RowStatistic
+
+
+class Found(NamedTuple):
+    """The statistics of both directions."""
+
+    queries: RowStatistic
+    """Of this rank's queries."""
+    candidates: RowStatistic
+    """Of all candidates; of this rank's queries alone until it is merged over the ranks."""
+
+
+class Plan(NamedTuple):
+    """What is to be computed, and how."""
+
+    objective: AnchorObjective[Any]
+    sides: Sides
+    layout: Layout
+    tile: int
+    """The largest number of rows and of columns of a tile."""
+    math: "type[PlainTiles]"
+
+
+def loss(objective: AnchorObjective[Any], share: Share, layout: Layout, tile: int, math: type["PlainTiles"]) -> Tensor:
+    """Return this rank's loss, equal to `dense.loss` in value and gradient.
+
+    `tile`: the largest number of rows and of columns of a tile. Every rank backpropagates the same factor.
+    """
+    plan = Plan(objective, sides_of(objective, share, layout), layout, tile, math)
+    value: Tensor = _Tiled.apply(share.queries, share.candidates, plan)
+    return value
+
+
+class PlainTiles:
+    """Tiles in PyTorch, on any device."""
+
+    def __init__(self, plan: Plan, queries_bD: Tensor, candidates_BD: Tensor) -> None:
+        self.objective = plan.objective
+        self.queries_bD = queries_bD
+        self.candidates_BD = candidates_BD
+        self.sides = plan.sides
+        self.first_query = plan.layout.own_queries.start
+
+    def statistics(self, rows: range, columns: range, known: Found | None) -> Found:
+        """Return what the queries `rows` and the candidates `columns` (global) learn of each other in one pass."""
+        row_tile, column_tile = self._tiles(rows, columns)
+        known_rows, known_columns = self._known(rows, columns, known)
+        return Found(
+            self.objective.statistic(row_tile, known_rows),
+            self.objective.statistic(column_tile, known_columns),
+        )
+
+    def weights(self, rows: range, columns: range, found: Found, column_factor: float) -> Tensor:
+        """Return W [R, C] of the tile in the type of the embeddings, the candidates' share times `column_factor`."""
+        row_tile, column_tile = self._tiles(rows, columns)
+        known_rows, known_columns = self._known(rows, columns, found)
+        weights_RC = self.objective.weights(row_tile, known_rows)
+        return weights_RC.add(self.objective.weights(column_tile, known_columns).T, alpha=column_factor)
+
+    def _tiles(self, rows: range, columns: range) -> tuple[Tile, Tile]:
+        local_rows = slice(rows.start - self.first_query, rows.stop - self.first_query)
+        scores_RC = self.queries_bD[local_rows] @ self.candidates_BD[columns.start : columns.stop].T
+        queries, candidates = self.sides
+        if not rows:
+            return _nothing_to_see(scores_RC, queries.anchors(rows)), _nothing_to_see(
+                scores_RC.new_zeros(len(columns), 1), candidates.anchors(columns)
+            )
+        row_tile = tile_between(scores_RC, queries, rows, candidates, columns, own=self.objective.own_positive)
+        return row_tile, transpose(row_tile, candidates, columns, queries, rows)
+
+    def _known(self, rows: range, columns: range, found: Found | None) -> Any:
+        if found is None:
+            return None, None
+        local_rows = slice(rows.start - self.first_query, rows.stop - self.first_query)
+        return found.queries.rows(local_rows), found.candidates.rows(slice(columns.start, columns.stop))
+
+
+class _Tiled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, queries_bD: Tensor, candidates_bD: Tensor, plan: Plan) -> Tensor:
+        objective, sides, layout = plan.objective, plan.sides, plan.layout
+        candidates_BD = gather(candidates_bD, layout.candidate_counts, layout.group)
+        tiles = plan.math(plan, queries_bD, candidates_BD)
+        found = None
+        for _ in range(objective.passes):
+            found = _walk(tiles, plan, found)
+        assert found is not None
+
+        own = layout.own_candidates
+        query_factor, candidate_factor = mean_factors(objective, len(layout.all_queries), len(layout.all_candidates))
+        of_queries = objective.losses(sides.queries.anchors(layout.own_queries), found.queries)
+        of_candidates = objective.losses(
+            sides.candidates.anchors(own), found.candidates.rows(slice(own.start, own.stop))
+        )
+        ctx.save_for_backward(queries_bD, candidates_BD)
+        ctx.plan, ctx.tiles, ctx.found = plan, tiles, found
+        return (query_factor * of_queries.sum() + candidate_factor * of_candidates.sum()) * layout.ranks
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        queries_bD, candidates_BD = ctx.saved_tensors
+        plan, found = ctx.plan, ctx.found
+        objective, sides, layout = plan.objective, plan.sides, plan.layout
+        query_factor, _ = mean_factors(objective, len(layout.all_queries), len(layout.all_candidates))
+        factor = gradient * (layout.ranks * query_factor)
+
+        of_rows = objective.sparse_weights(sides.queries.anchors(layout.own_queries), found.queries)
+        of_columns = objective.sparse_weights(sides.candidates.anchors(layout.all_candidates), found.candidates)
+        if of_rows is None or of_columns is None:
+            query_gradient_bD, candidate_gradient_BD = _gradients(ctx.tiles, plan, found, factor)
+        else:
+            both = sparse.BothDirections(of_rows, of_columns)
+            query_gradient_bD, candidate_gradient_BD = sparse.gradients(queries_bD, candidates_BD, layout, both, factor)
+        candidate_gradient_bD = sum_onto_owners(candidate_gradient_BD, layout.candidate_counts, layout.group)
+        return query_gradient_bD, candidate_gradient_bD.to(queries_bD.dtype), None
+
+
+def _walk(tiles: PlainTiles, plan: Plan, known: Found | None) -> Found:
+    """Return what one pass finds in the whole strip; the candidates' part is merged over the ranks."""
+    layout, tile = plan.layout, plan.tile
+    row_pieces: list[RowStatistic] = []
+    column_pieces: list[RowStatistic] = []
+    for rows in _pieces(layout.own_queries, tile):
+        row_piece: RowStatistic | None = None
+        for number, columns in enumerate(_pieces(layout.all_candidates, tile)):
+            found = tiles.statistics(rows, columns, known)
+            row_piece = found.queries if row_piece is None else row_piece.merge(found.queries)
+            if number == len(column_pieces):
+                column_pieces.append(found.candidates)
+            else:
+                column_pieces[number] = column_pieces[number].merge(found.candidates)
+        assert row_piece is not None
+        row_pieces.append(row_piece)
+    of_candidates = type(column_pieces[0]).join(column_pieces)
+    if layout.ranks > 1:
+        of_candidates = of_candidates.reduce(layout.group)
+    return Found(type(row_pieces[0]).join(row_pieces), of_candidates)
+
+
+def _gradients(tiles: PlainTiles, plan: Plan, found: Found, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Return this rank's Σ_j W_ij c_j of its queries and its part of Σ_i W_ij q_i of all candidates, times `factor`.
+
+    The first in the type of the embeddings, the second accumulated in at least float32 for the sum over the ranks.
+    """
+    layout, tile = plan.layout, plan.tile
+    query_factor, candidate_factor = mean_factors(plan.objective, len(layout.all_queries), len(layout.all_candidates))
+    column_factor = candidate_factor / query_factor
+    queries_bD, candidates_BD = tiles.queries_bD, tiles.candidates_BD
+    precision = torch.promote_types(queries_bD.dtype, torch.float32)
+    query_gradient_bD = torch.empty_like(queries_bD)
+    candidate_gradient_BD = torch.zeros_like(candidates_BD, dtype=precision)
+    for rows in _pieces(layout.own_queries, tile):
+        local_rows = slice(rows.start - layout.own_queries.start, rows.stop - layout.own_queries.start)
+        queries_RD = queries_bD[local_rows]
+        query_gradient_RD = torch.zeros_like(queries_RD, dtype=precision)
+        for columns in _pieces(layout.all_candidates, tile):
+            cut = slice(columns.start, columns.stop)
+            weights_RC = tiles.weights(rows, columns, found, column_factor)
+            add_product(query_gradient_RD, weights_RC, candidates_BD[cut])
+            add_product(candidate_gradient_BD[cut], weights_RC.T, queries_RD)
+        query_gradient_bD[local_rows] = query_gradient_RD.mul_(factor)
+    return query_gradient_bD, candidate_gradient_BD.mul_(factor)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add `left` @ `right` to `total`, products of half precision in float32."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    elif total.is_cuda:
+        total.add_(torch.mm(left, right, out_dtype=total.dtype))
+    else:
+        total.addmm_(left.to(total.dtype), right.to(total.dtype))
+
+
+def _nothing_to_see(scores_RC: Tensor, anchors: Anchors) -> Tile:
+    """Return a tile whose columns are neither positives nor negatives: what a rank without queries sees."""
+    nothing_RC = torch.zeros_like(scores_RC, dtype=torch.bool)
+    others = None if anchors.positive is None else scores_RC.new_zeros(scores_RC.shape[1])
+    return Tile(anchors, scores_RC, 0, nothing_RC, nothing_RC, others)
+
+
+def _pieces(items: range, size: int) -> Iterator[range]:
+    """Cut `items` into pieces of at most `size`; nothing is one empty piece, so that a rank without rows takes part."""
+    for start in range(items.start, max(items.stop, items.start + 1), size):
+        yield range(start, min(start + size, items.stop))
