@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from allpairs.objectives import from_scores, make
+from tests.allpairs.objectives import reference
 
 EXTREME = [
     ("triplet", {"margin": 2.0}),
@@ -169,23 +170,22 @@ class TestGoalTable1:
 
 
 @over_backends
-@pytest.mark.parametrize("pair", ["con", "lin", "sig", "lin_ms", "sig_ms"])
-@pytest.mark.parametrize("triplet", ["con", "nca", "cir"])
-def test_what_comes_after_the_objective_multiplies_its_gradient(triplet, pair, call):
+@pytest.mark.parametrize(("name", "arguments"), reference.CASES)
+def test_what_comes_after_the_objective_multiplies_its_gradient(name, arguments, call):
     """A loss scale, 1/accumulation, and gradients that add up, also where W is given without a loss."""
-    goal = make("goal", triplet=triplet, pair=pair)
-    plain = gradients(goal, None, call)
+    objective = make(name, **arguments)
+    plain = gradients(objective, None, call)
     assert all(gradient.abs().max() > 0 for gradient in plain)
     for factor in (3.0, 2.0**16, -0.5):
         inputs = embeddings()
-        assert_same(torch.autograd.grad(goal(*inputs, **call) * factor, inputs), plain, factor)
+        assert_same(torch.autograd.grad(objective(*inputs, **call) * factor, inputs), plain, factor)
     inputs = embeddings()
     for _ in range(4):
-        (goal(*inputs, **call) / 4).backward()
+        (objective(*inputs, **call) / 4).backward()
     assert_same([side.grad for side in inputs], plain)
     inputs = embeddings()
     hinge = make("triplet_hn", margin=0.5)
-    (2 * goal(*inputs, **call) + hinge(*inputs, **call)).backward()
+    (2 * objective(*inputs, **call) + hinge(*inputs, **call)).backward()
     other = gradients(hinge, None, call)
     assert_same([side.grad for side in inputs], [2 * one + two for one, two in zip(plain, other, strict=True)])
 
