@@ -166,9 +166,9 @@ class PulledExcess(SoftExcess):
 
     def reduce(self, group: "ProcessGroup | None") -> "PulledExcess":
         """Return the sums over all ranks."""
-        summed = super().reduce(group)
-        pulled_R = all_reduce(self._pulled_at(summed.peak), dist.ReduceOp.SUM, group)
-        return PulledExcess(summed.peak, summed.total, pulled_R)
+        excess = SoftExcess(self.peak, self.total).reduce(group)
+        pulled_R = all_reduce(self._pulled_at(excess.peak), dist.ReduceOp.SUM, group)
+        return PulledExcess(excess.peak, excess.total, pulled_R)
 
     def share_of_pull(self) -> Tensor:
         """Return Σ_j p_ij·t_ij [R]."""

@@ -17,6 +17,7 @@ from allpairs.objectives import make
 PAIRS = 12
 IDS = torch.tensor([0, 1, 2, 3, 0, 5, 6, 1, 8, 0, 10, 11])
 MARGINS = torch.linspace(-0.1, 0.4, PAIRS, dtype=torch.float64)
+GOALS = itertools.product(["con", "nca", "cir"], ["con", "lin", "sig", "lin_ms", "sig_ms"])
 OBJECTIVES = {
     "triplet": ("triplet", {"margin": 0.3}, False),
     "triplet_margins": ("triplet", {}, True),
@@ -26,13 +27,37 @@ OBJECTIVES = {
     "vlc_learned": ("vlc", {"scale": 12.0, "learn_scale": True}, False),
     "unified": ("unified", {"margin": 0.2, "scale": 20.0}, False),
     "unified_margins": ("unified", {"scale": 20.0}, True),
+    "unified_linear": ("unified", {"scale": 20.0, "weighting": "linear"}, False),
+    "unified_sigmoid": ("unified", {"scale": 20.0, "weighting": "sigmoid", "detach_weights": False}, False),
+    "unified_ssp": ("unified", {"scale": 20.0, "weighting": "ssp"}, True),
+    "unified_rsp": ("unified", {"scale": 20.0, "weighting": "rsp", "coefficients": (1.0, 0.5, 0.2)}, False),
+    "nt_xent": ("nt_xent", {}, False),
+    "nt_xent_hn": ("nt_xent_hn", {}, False),
+    "ssp": ("ssp", {"margin": 0.5}, False),
+    "rsp": ("rsp", {"margin": 0.5, "coefficients": (0.1, 1.0, -0.3)}, False),
+    "circle": ("circle", {"scale": 20.0}, False),
+    "binomial_deviance": ("binomial_deviance", {"beta": 10.0}, False),
+    "lifted": ("lifted", {}, False),
+    "multi_similarity": ("multi_similarity", {}, False),
+    "smooth_ap": ("smooth_ap", {"temperature": 0.1}, False),
+    **{f"goal_{triplet}_{pair}": ("goal", {"triplet": triplet, "pair": pair}, False) for triplet, pair in GOALS},
 }
+SETS = {"circle", "binomial_deviance", "lifted", "multi_similarity", "smooth_ap"}
 LAYOUTS = {
     "even": {1: [12], 2: [6, 6], 3: [4, 4, 4], 4: [3, 3, 3, 3]},
     "ragged": {1: [12], 2: [9, 3], 3: [2, 7, 3], 4: [1, 6, 2, 3]},
     "empty_rank": {1: [12], 2: [0, 12], 3: [5, 0, 7], 4: [0, 7, 0, 5]},
 }
-CASES = list(itertools.product(OBJECTIVES, ["mean", "sum"], ["float64", "float32"], LAYOUTS, ["no_ids", "ids"]))
+BACKENDS = {"dense": {"backend": "dense"}, "tiled": {"backend": "tiled", "tile": 5}}
+# In float64 every objective by both backends; in float32 those that have no steep slope of their own.
+CASES = [
+    (objective, reduction, dtype, layout, ids, backend)
+    for objective in OBJECTIVES
+    for reduction, dtype in [("mean", "float64"), ("sum", "float64"), ("mean", "float32")]
+    for layout, ids, backend in itertools.product(LAYOUTS, ["no_ids", "ids"], BACKENDS)
+    if dtype == "float64" or objective in ("triplet_hn", "vlc", "vlc_learned", "unified", "unified_margins", "nt_xent")
+    if reduction == "mean" or layout == "ragged"
+]
 
 
 class Training(nn.Module):
@@ -55,29 +80,51 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 def share(layout: str, world: int, rank: int) -> slice:
-    counts = LAYOUTS[layout][world]
+    return part(LAYOUTS[layout][world], rank)
+
+
+def part(counts: list[int], rank: int) -> slice:
     return slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+
+
+def captions() -> tuple[Tensor, Tensor]:
+    """Return two texts for each image of the batch, and their ids."""
+    _, texts = batch()
+    return torch.stack([texts, texts.roll(1, dims=1)], dim=1).flatten(0, 1), IDS.repeat_interleave(2)
+
+
+def inputs(objective: str, layout: str, ids: str, world: int, rank: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return one rank's images, texts and ids.
+
+    Objectives over sets get two texts for each image where there are ids, spread over the ranks in another way than the
+    images, so that an image and its texts live on different ranks.
+    """
+    name, _, with_margins = OBJECTIVES[objective]
+    rows = share(layout, world, rank)
+    images, texts = batch()
+    given = {"margins": MARGINS[rows]} if with_margins else {}
+    if ids == "no_ids":
+        return images[rows], texts[rows], given
+    if name not in SETS:
+        return images[rows], texts[rows], {**given, "query_ids": IDS[rows]}
+    text_rows = part([2 * count for count in reversed(LAYOUTS[layout][world])], rank)
+    texts, text_ids = captions()
+    return images[rows], texts[text_rows], {"query_ids": IDS[rows], "candidate_ids": text_ids[text_rows]}
 
 
 def steps(world: int, rank: int, group: dist.ProcessGroup | None) -> dict:
     """Return, for each of CASES, the global loss and the gradients of encoder and objective after one backward."""
     found = {}
     for (objective, reduction, dtype), cases in itertools.groupby(CASES, key=lambda case: case[:3]):
-        name, arguments, with_margins = OBJECTIVES[objective]
+        name, arguments, _ = OBJECTIVES[objective]
         torch.manual_seed(5)
         model = Training(make(name, **arguments, reduction=reduction)).to(getattr(torch, dtype))
         wrapped = model if group is None else DistributedDataParallel(model, process_group=group)
         for case in cases:
-            _, _, _, layout, ids = case
-            rows = share(layout, world, rank)
-            images, texts = (x[rows].to(getattr(torch, dtype)) for x in batch())
-            loss = wrapped(
-                images,
-                texts,
-                query_ids=IDS[rows] if ids == "ids" else None,
-                margins=MARGINS[rows] if with_margins else None,
-                group=group,
-            )
+            _, _, _, layout, ids, backend = case
+            images, texts, given = inputs(objective, layout, ids, world, rank)
+            images, texts = (x.to(getattr(torch, dtype)) for x in (images, texts))
+            loss = wrapped(images, texts, **given, **BACKENDS[backend], group=group)
             loss.backward()
             encoder = [*model.images.parameters(), *model.texts.parameters()]
             found[case] = {
@@ -89,12 +136,18 @@ def steps(world: int, rank: int, group: dist.ProcessGroup | None) -> dict:
     return found
 
 
-def tied(world: int, rank: int, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+def tied(world: int, rank: int, group: dist.ProcessGroup | None) -> dict[str, tuple[Tensor, Tensor]]:
     """Return this rank's embedding gradients where every negative ties exactly: all scores 1/2, the positives 0."""
+    return {backend: tied_by(BACKENDS[backend], world, rank, group) for backend in BACKENDS}
+
+
+def tied_by(
+    call: dict[str, object], world: int, rank: int, group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor]:
     rows = share("ragged", world, rank)
     queries = (0.5 * (1 - torch.eye(PAIRS)))[rows].requires_grad_()
     candidates = torch.eye(PAIRS)[rows].requires_grad_()
-    make("triplet_hn", margin=0.2, reduction="sum", normalize=False)(queries, candidates, group=group).backward()
+    make("triplet_hn", margin=0.2, reduction="sum", normalize=False)(queries, candidates, **call, group=group).backward()
     return queries.grad, candidates.grad
 
 
@@ -118,6 +171,7 @@ def disagreements(rank: int, group: dist.ProcessGroup) -> dict:
         "size": lambda: make("vlc")(*[x[:, :3] if zero else x] * 2, group=group),
         "precision": lambda: make("vlc")(*[x.double() if zero else x] * 2, group=group),
         "gradient": lambda: make("vlc")(x.clone().requires_grad_(zero), x, group=group),
+        "margins": lambda: make("unified")(x, x, margins=torch.zeros(4) if zero else None, group=group),
         "nothing": lambda: make("vlc")(x[:0], x[:0], group=group),
     }
     messages = {}
