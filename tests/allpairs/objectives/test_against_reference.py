@@ -256,3 +256,31 @@ def test_lower_precision_is_compared_in_float32(name, dtype, backend):
     S = reference.scores(reference.unit(queries.detach().double()), reference.unit(candidates.detach().double()))
     expected = reference.loss(name, S, query_ids=PAIRS["ids"].query_ids, **arguments)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@over_backends
+@pytest.mark.parametrize("ids", PAIRS)
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("ssp", {"margin": 0.25}),
+        ("multi_similarity", {"epsilon": 0.25}),
+        ("goal", {"triplet": "con", "pair": "con", "margin": 0.25}),
+        ("goal", {"triplet": "nca", "pair": "lin_ms", "epsilon": 0.25}),
+        ("goal", {"triplet": "nca", "pair": "sig_ms", "epsilon": 0.25}),
+    ],
+    ids=str,
+)
+def test_bounds_are_strict_and_ties_go_to_the_lowest_index(name, arguments, ids, call):
+    """Scores that are quarters, exactly: many lie on a bound, and many are equal."""
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        queries = torch.randint(-1, 2, (7, 3), generator=generator).double().requires_grad_()
+        candidates = (torch.randint(-1, 2, (7, 3), generator=generator).double() / 4).requires_grad_()
+        actual = make(name, **arguments, normalize=False)(queries, candidates, **PAIRS[ids].ids(), **call)
+        S = reference.scores(queries, candidates)
+        given = {"query_ids": PAIRS[ids].query_ids, "candidate_ids": PAIRS[ids].candidate_ids, **arguments}
+        close(actual, reference.loss(name, S.detach(), **given))
+        expected = torch.autograd.grad(S, (queries, candidates), reference.pair_weights(name, S, **given))
+        for one, other in zip(torch.autograd.grad(actual, (queries, candidates)), expected, strict=True):
+            close(one, other)
