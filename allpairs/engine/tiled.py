@@ -84,7 +84,7 @@ class PlainTiles:
 
     def _tiles(self, rows: range, columns: range) -> tuple[Tile, Tile]:
         local_rows = slice(rows.start - self.first_query, rows.stop - self.first_query)
-        scores_RC = self.queries_bD[local_rows] @ self.candidates_BD[columns.start : columns.stop].T
+        scores_RC = product(self.queries_bD[local_rows], self.candidates_BD[columns.start : columns.stop].T)
         queries, candidates = self.sides
         if not rows:
             return _nothing_to_see(scores_RC, queries.anchors(rows)), _nothing_to_see(
@@ -188,12 +188,21 @@ def _gradients(tiles: PlainTiles, plan: Plan, found: Found, factor: Tensor) -> t
     return query_gradient_bD, candidate_gradient_BD.mul_(factor)
 
 
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Return `left` @ `right` in at least float32."""
+    if left.dtype not in (torch.float16, torch.bfloat16):
+        return left @ right
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """Add `left` @ `right` to `total`, products of half precision in float32."""
     if total.dtype == left.dtype:
         total.addmm_(left, right)
     elif total.is_cuda:
-        total.add_(torch.mm(left, right, out_dtype=total.dtype))
+        total.add_(product(left, right))
     else:
         total.addmm_(left.to(total.dtype), right.to(total.dtype))
 

@@ -130,7 +130,7 @@ class PairObjective(nn.Module, ABC, Generic[StatisticT]):
                 margins=margins,
                 normalize=self.normalize,
                 own_positive=self.own_positive,
-                keep_half=keeps_half(backend, queries, candidates),
+                keep_half=keeps_half(self, backend, queries, candidates),
             )
             scaled = (share.queries * self.score_scale()).to(share.queries.dtype)
             return compute_loss(self, share._replace(queries=scaled), group, backend, tile)

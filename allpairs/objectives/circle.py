@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from allpairs.engine.anchors import Anchors, Tile
+from allpairs.engine.row_statistics import SumOfExponentials
 from allpairs.engine.statistic import RowStatistic
 from allpairs.objectives.base import PositivesByIds, Reduction
 from allpairs.objectives.checks import number, positive_number
-from allpairs.objectives.row_statistics import SumOfExponentials
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from allpairs.engine.anchors import Anchors, Tile
+from allpairs.engine.row_statistics import HardestNegative
 from allpairs.engine.statistic import RowStatistic, Summed
 from allpairs.objectives.base import Reduction
 from allpairs.objectives.checks import choice, number, positive_number
 from allpairs.objectives.hard_negative import Forces, OnHardestNegative
-from allpairs.objectives.row_statistics import HardestNegative
 
 TripletWeight = Literal["con", "nca", "cir"]
 PairWeight = Literal["con", "lin", "sig", "lin_ms", "sig_ms"]
@@ -35,7 +35,7 @@ class Relations(RowStatistic):
     """[R]: |𝒩_i|."""
 
 
-class Goal(OnHardestNegative[Relations]):
+class Goal(OnHardestNegative[RowStatistic]):
     """GOAL: the gradient of a triplet is T·P₋ on its hardest negative and −T·P₊ on its positive.
 
     With d = d_i and h = S_i,HN(i), `triplet` gives T and `pair` gives P₊ and P₋:
@@ -84,33 +84,37 @@ class Goal(OnHardestNegative[Relations]):
         self.offset = number("offset", offset, -10, 10)
         self.looks_twice = self.pair in ("lin_ms", "sig_ms")
         self.passes = 2 if self.looks_twice else 1
+        self.kernel = "hardest"
 
-    def statistic(self, tile: Tile, known: Relations | None) -> Relations:
+    def statistic(self, tile: Tile, known: RowStatistic | None) -> RowStatistic:
         """Find the hardest negative of each row; knowing it, relate it and the positive to the others."""
         if known is None:
-            hardest = HardestNegative.of(tile.mask_negatives(tile.scores), tile.first_column)
-            nothing_R = torch.zeros_like(tile.anchors.own)
-            return Relations(hardest, nothing_R, nothing_R, nothing_R, nothing_R)
-        return self._relate(tile, known.hardest)
+            return HardestNegative.of(tile.mask_negatives(tile.scores), tile.first_column)
+        return self._relate(tile, self.hardest(known))
 
-    def losses(self, anchors: Anchors, statistic: Relations) -> Tensor:
+    def losses(self, anchors: Anchors, statistic: RowStatistic) -> Tensor:
         """Return h − d, the surrogate's value, with T·P₋ and −T·P₊ as its gradient; 0 without negatives."""
-        exists_R = statistic.hardest.exists()
-        hardest_R = statistic.hardest.value.where(exists_R, 0)
+        hardest = self.hardest(statistic)
+        exists_R = hardest.exists()
+        hardest_R = hardest.value.where(exists_R, 0)
         push_R, pull_R = self.forces(anchors, statistic)
         carrier_R = push_R * hardest_R - pull_R * anchors.own
         value_R = torch.where(exists_R, hardest_R - anchors.own, 0).detach()
         return value_R + (carrier_R - carrier_R.detach())
 
-    def hardest(self, statistic: Relations) -> HardestNegative:
+    def hardest(self, statistic: RowStatistic) -> HardestNegative:
         """Return HN(i)."""
+        if isinstance(statistic, HardestNegative):
+            return statistic
+        assert isinstance(statistic, Relations)
         return statistic.hardest
 
     @torch.no_grad()
-    def forces(self, anchors: Anchors, statistic: Relations) -> Forces:
+    def forces(self, anchors: Anchors, statistic: RowStatistic) -> Forces:
         """Return T·P₋ and T·P₊."""
-        exists_R = statistic.hardest.exists()
-        positive_R, hardest_R = anchors.own, statistic.hardest.value.where(exists_R, 0)
+        hardest = self.hardest(statistic)
+        exists_R = hardest.exists()
+        positive_R, hardest_R = anchors.own, hardest.value.where(exists_R, 0)
         triplet_R = self._triplet_weight(positive_R, hardest_R) * exists_R
         positive_weight_R, negative_weight_R = self._pair_weights(positive_R, hardest_R, statistic)
         return Forces(triplet_R * negative_weight_R, triplet_R * positive_weight_R)
@@ -124,7 +128,7 @@ class Goal(OnHardestNegative[Relations]):
             return torch.ones_like(positive_R)
         return (self.margin + hardest_R - positive_R > 0).to(positive_R)
 
-    def _pair_weights(self, positive_R: Tensor, hardest_R: Tensor, statistic: Relations) -> tuple[Tensor, Tensor]:
+    def _pair_weights(self, positive_R: Tensor, hardest_R: Tensor, statistic: RowStatistic) -> tuple[Tensor, Tensor]:
         """Return P₊ and P₋ [R]."""
         if self.pair == "con":
             return torch.ones_like(positive_R), torch.ones_like(hardest_R)
@@ -139,8 +143,10 @@ class Goal(OnHardestNegative[Relations]):
         negative_weight_R = 1 / (below_R + torch.exp(-self.beta * (hardest_R - self.threshold)))
         return positive_weight_R, negative_weight_R
 
-    def _means(self, statistic: Relations, neutral: float) -> tuple[Tensor, Tensor]:
+    def _means(self, statistic: RowStatistic, neutral: float) -> tuple[Tensor | float, Tensor | float]:
         """Return m₊ and m₋ [R], `neutral` for an empty set; without a second walk all sets are empty."""
+        if not isinstance(statistic, Relations):
+            return neutral, neutral
         means = []
         for total_R, count_R in (
             (statistic.positive_total, statistic.positive_count),

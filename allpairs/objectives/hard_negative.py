@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from allpairs.engine.anchors import Anchors, SparseWeights, Tile
+from allpairs.engine.row_statistics import HardestNegative
 from allpairs.engine.statistic import RowStatistic
 from allpairs.objectives.base import OwnPair
-from allpairs.objectives.row_statistics import HardestNegative
 
 StatisticT = TypeVar("StatisticT", bound=RowStatistic)
 

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from allpairs.engine.anchors import Anchors, Tile
+from allpairs.engine.row_statistics import SumOfExponentials
 from allpairs.objectives.base import PositivesByIds, Reduction
 from allpairs.objectives.checks import positive_number
 from allpairs.objectives.circle import BothSums
-from allpairs.objectives.row_statistics import SumOfExponentials
 
 
 class Lifted(PositivesByIds[BothSums]):

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from allpairs.engine.anchors import Anchors, Tile
+from allpairs.engine.row_statistics import SoftExcess
 from allpairs.engine.statistic import Highest, Lowest, RowStatistic
 from allpairs.objectives.base import PositivesByIds, Reduction
 from allpairs.objectives.checks import number, positive_number
-from allpairs.objectives.row_statistics import SoftExcess
 
 
 @dataclass(frozen=True)

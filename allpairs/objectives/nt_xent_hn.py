@@ -4,10 +4,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from allpairs.engine.anchors import Anchors
+from allpairs.engine.row_statistics import HardestNegative
 from allpairs.objectives.base import Reduction
 from allpairs.objectives.checks import positive_number
 from allpairs.objectives.hard_negative import Forces, OnHighestScore
-from allpairs.objectives.row_statistics import HardestNegative
 
 
 class NTXentHN(OnHighestScore):

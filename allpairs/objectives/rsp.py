@@ -8,12 +8,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from allpairs.engine.anchors import Anchors, Tile
+from allpairs.engine.row_statistics import HardestNegative
 from allpairs.engine.statistic import RowStatistic, all_reduce
 from allpairs.objectives.base import Reduction
 from allpairs.objectives.checks import number
 from allpairs.objectives.hard_negative import Forces, OnHardestNegative
 from allpairs.objectives.polynomial import Coefficients, Polynomial
-from allpairs.objectives.row_statistics import HardestNegative
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

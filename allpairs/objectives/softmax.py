@@ -6,8 +6,8 @@ Shapes: R anchors, C columns.
 from torch import Tensor
 
 from allpairs.engine.anchors import Anchors, Exponents, Tile
+from allpairs.engine.row_statistics import SoftExcess
 from allpairs.objectives.base import OwnPair
-from allpairs.objectives.row_statistics import SoftExcess
 
 
 class SoftmaxOverNegatives(OwnPair[SoftExcess]):

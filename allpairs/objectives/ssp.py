@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from allpairs.engine.anchors import Anchors
+from allpairs.engine.row_statistics import HardestNegative
 from allpairs.objectives.base import Reduction
 from allpairs.objectives.checks import number
 from allpairs.objectives.hard_negative import Forces, OnHighestScore
 from allpairs.objectives.polynomial import Coefficients, Polynomial
-from allpairs.objectives.row_statistics import HardestNegative
 
 _PERFECT = 1 - 1e-5
 """A positive this similar is left alone, as in the released code."""

@@ -5,9 +5,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from allpairs.engine.anchors import Anchors, Tile
+from allpairs.engine.row_statistics import HingeSum
 from allpairs.objectives.base import OwnPair, Reduction
 from allpairs.objectives.checks import number
-from allpairs.objectives.row_statistics import HingeSum
 
 
 class Triplet(OwnPair[HingeSum]):

@@ -5,10 +5,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from allpairs.engine.anchors import Anchors
+from allpairs.engine.row_statistics import HardestNegative
 from allpairs.objectives.base import Reduction
 from allpairs.objectives.checks import number
 from allpairs.objectives.hard_negative import Forces, OnHighestScore
-from allpairs.objectives.row_statistics import HardestNegative
 
 
 class TripletHN(OnHighestScore):

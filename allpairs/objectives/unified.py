@@ -5,10 +5,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from allpairs.engine.anchors import Anchors, Exponents, Tile
+from allpairs.engine.row_statistics import SoftExcess
 from allpairs.objectives.base import OwnPair, Reduction
 from allpairs.objectives.checks import flag, number, positive_number
 from allpairs.objectives.polynomial import Coefficients
-from allpairs.objectives.row_statistics import SoftExcess
 from allpairs.objectives.weighting import PulledExcess, Scheme, Weighting, scheme
 
 

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from allpairs.engine.row_statistics import SoftExcess, SumOfExponentials
 from allpairs.engine.statistic import all_reduce
 from allpairs.objectives.checks import choice
 from allpairs.objectives.polynomial import Coefficients, Polynomial
-from allpairs.objectives.row_statistics import SoftExcess, SumOfExponentials
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -227,6 +227,23 @@ def test_learned_scale(layout, call):
         close(one, torch.zeros_like(one) if other is None else other)
 
 
+@pytest.mark.parametrize("layout", PAIRS)
+def test_learned_scale_on_scores(layout):
+    name, arguments = LEARNED
+    objective = make(name, **arguments).double()
+    batch = PAIRS[layout]
+    S = reference_embeddings(layout)[1].detach().requires_grad_()
+    actual = from_scores(objective, S, **batch.ids())
+    log_scale = objective.log_scale.detach().clone().requires_grad_()
+    given = {"query_ids": batch.query_ids, "candidate_ids": batch.candidate_ids, "scale": log_scale.exp().sum()}
+    expected = reference.loss("vlc", S, **given)
+    close(actual, expected)
+    theirs = torch.autograd.grad(expected, (S, log_scale), allow_unused=True, retain_graph=True)
+    for one, other in zip(torch.autograd.grad(actual, (S, objective.log_scale)), theirs, strict=True):
+        close(one, torch.zeros_like(one) if other is None else other)
+    close(objective.pair_weights(*batch.embeddings(), **batch.ids()), theirs[0])
+
+
 @over_backends
 @pytest.mark.parametrize(("name", "arguments"), reference.CASES, ids=[label(*case) for case in reference.CASES])
 def test_normalize_false_takes_the_embeddings_as_they_are(name, arguments, call):

@@ -1,0 +1,86 @@
+"""The triton backend's tiles: scores and what follows from them in one kernel, so that no score is ever stored.
+
+The walk, the exchange between ranks and the products with W are those of `allpairs.engine.tiled`; W is stored in the type
+of the embeddings. Products of half precision are accumulated in float32, as are all statistics.
+
+Shapes: b local queries, B candidates of all ranks, D embedding, R × C a tile.
+"""
+
+import torch
+from torch import Tensor
+
+from allpairs.engine.row_statistics import HardestNegative, SoftExcess
+from allpairs.engine.tiled import Found, PlainTiles, Plan
+
+
+class FusedTiles(PlainTiles):
+    """Tiles of objectives with a `kernel`. Embeddings [*, D] with D a multiple of 16."""
+
+    def __init__(self, plan: Plan, queries_bD: Tensor, candidates_BD: Tensor) -> None:
+        super().__init__(plan, queries_bD.contiguous(), candidates_BD.contiguous())
+        queries, candidates = plan.sides
+        everyone = range(len(candidates_BD))
+        # Without ids a pair's own index is its id: the kernels then need no other rule for what is no negative.
+        ids_B = torch.arange(len(candidates_BD), device=queries_bD.device)
+        self.row_ids_B = ids_B if queries.ids is None else queries.ids
+        self.column_ids_B = ids_B if candidates.ids is None else candidates.ids
+        if plan.objective.kernel == "soft_excess":
+            # One bias per pair serves both directions: d_i and the margin are those of the pair.
+            self.scale, self.bias_B = plan.objective.exponents(candidates.anchors(everyone))
+
+    def statistics(self, rows: range, columns: range, known: Found | None) -> Found:
+        """Return what the queries `rows` and the candidates `columns` (global) learn of each other in one pass."""
+        if known is not None or not rows:
+            return super().statistics(rows, columns, known)
+        from allpairs.engine.fused import tiles
+
+        if self.objective.kernel == "hardest":
+            row_value, row_column, column_value, column_row = tiles.hardest(*self._operands(rows, columns))
+            return Found(
+                HardestNegative(row_value, row_column + columns.start),
+                HardestNegative(column_value, column_row + rows.start),
+            )
+        row_peak, row_total, column_peak, column_total = tiles.soft_excess(
+            *self._operands(rows, columns),
+            scale=self.scale,
+            row_bias_R=self.bias_B[rows.start : rows.stop],
+            column_bias_C=self.bias_B[columns.start : columns.stop],
+        )
+        return Found(SoftExcess(row_peak, row_total), SoftExcess(column_peak, column_total))
+
+    def weights(self, rows: range, columns: range, found: Found, column_factor: float) -> Tensor:
+        """Return W [R, C] of the tile in the type of the embeddings. Both sides have the same number of anchors."""
+        assert column_factor == 1
+        from allpairs.engine.fused import tiles
+
+        local_rows = slice(rows.start - self.first_query, rows.stop - self.first_query)
+        of_rows, of_columns = found.queries.rows(local_rows), found.candidates.rows(slice(columns.start, columns.stop))
+        assert isinstance(of_rows, SoftExcess)
+        assert isinstance(of_columns, SoftExcess)
+        weights_RC = self.queries_bD.new_empty(len(rows), len(columns))
+        if not rows:
+            return weights_RC
+        tiles.soft_weights(
+            *self._operands(rows, columns),
+            scale=self.scale,
+            row_shift_R=self.bias_B[rows.start : rows.stop] + of_rows.value(),
+            column_shift_C=self.bias_B[columns.start : columns.stop] + of_columns.value(),
+            out=weights_RC,
+        )
+        both = range(max(rows.start, columns.start), min(rows.stop, columns.stop))
+        if both:
+            own_P = torch.arange(both.start, both.stop, device=weights_RC.device)
+            in_rows_P, in_columns_P = own_P - rows.start, own_P - columns.start
+            pull_P = of_rows.share_of_all()[in_rows_P] + of_columns.share_of_all()[in_columns_P]
+            weights_RC[in_rows_P, in_columns_P] = -pull_P.to(weights_RC.dtype)
+        return weights_RC
+
+    def _operands(self, rows: range, columns: range) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        local_rows = slice(rows.start - self.first_query, rows.stop - self.first_query)
+        cut = slice(columns.start, columns.stop)
+        return (
+            self.queries_bD[local_rows],
+            self.candidates_BD[cut],
+            self.row_ids_B[rows.start : rows.stop],
+            self.column_ids_B[cut],
+        )
