@@ -26,7 +26,12 @@ demo: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[deepspeed]'
 	@touch $@
 
-test: .venv/installed .venv/deepspeed
+# Peers for cross-checks; open_clip's own dependencies would drag in torchvision, and its loss needs none of them.
+.venv/peers: .venv/installed
+	@$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt open_clip_torch
+	@touch $@
+
+test: .venv/installed .venv/deepspeed .venv/peers
 	$(BIN)/python -m pytest
 
 lint: .venv/installed

@@ -26,12 +26,10 @@ class Interval:
         """Return the interval's mean loss and speed, and the last batch's global similarities. Collective."""
         assert self._last is not None, "an interval without steps"
         pairs, output = self._last
+        # With k captions per image the first one speaks for the image.
+        captions_per_image = max(1, len(output.texts_cD) // max(1, len(output.images_bD)))
         similarities = similarity_statistics(
-            output.images_bD,
-            output.texts_bD,
-            query_ids=pairs.image_ids_b,
-            candidate_ids=pairs.caption_ids_b,
-            group=ranks.group,
+            output.images_bD, output.texts_cD[::captions_per_image], query_ids=pairs.image_ids_b, group=ranks.group
         )
         return {
             "train/loss": sum(self._losses) / len(self._losses),

@@ -61,6 +61,7 @@ class Training:
             rank=self.ranks.rank,
             world=self.ranks.world,
             image_size=data.image_size,
+            captions_per_image=data.captions_per_image,
             shuffle_window=data.shuffle_window,
             augment=data.augment,
             max_image_pixels=data.max_image_pixels,
@@ -167,7 +168,7 @@ class Training:
     def _explain(self, value: float, output: StepOutput, batch: TrainBatch) -> str:
         """Say where a non-finite loss comes from, as far as this rank can see."""
         where = []
-        for name, rows in (("image", output.images_bD), ("caption", output.texts_bD)):
+        for name, rows in (("image", output.images_bD), ("caption", output.texts_cD)):
             bad = (~torch.isfinite(rows).all(dim=1)).nonzero().flatten().tolist()
             if bad:
                 keys = ", ".join(batch.keys[row] for row in bad[:3])

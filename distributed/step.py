@@ -1,6 +1,7 @@
 """One training step's forward: encode this rank's pairs, then the objective over everybody's.
 
-Legend: b pairs on this rank, D embedding, L words, S image side, R regions, F features.
+Legend: b images on this rank, c their captions (c = b unless an objective over sets gets k captions per image),
+D embedding, L words, S image side, R regions, F features.
 """
 
 from typing import NamedTuple
@@ -18,16 +19,16 @@ class Pairs(NamedTuple):
 
     images: Tensor
     """`[b, 3, S, S]` uint8, or regions `[b, R, F]` float32."""
-    tokens_bL: Tensor
-    lengths_b: Tensor
+    tokens_cL: Tensor
+    lengths_c: Tensor
     image_ids_b: Tensor
-    caption_ids_b: Tensor
+    caption_ids_c: Tensor
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> "Pairs":
         """Move `batch` to `device`; the copies overlap with the queue of a GPU."""
-        tokens_bL, lengths_b = batch.tokens
-        tensors = (batch.images, tokens_bL, lengths_b, batch.image_ids, batch.caption_ids)
+        tokens_cL, lengths_c = batch.tokens
+        tensors = (batch.images, tokens_cL, lengths_c, batch.image_ids, batch.caption_ids)
         return cls(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
 
@@ -36,7 +37,7 @@ class StepOutput(NamedTuple):
 
     loss: Tensor
     images_bD: Tensor
-    texts_bD: Tensor
+    texts_cD: Tensor
 
 
 class TrainStep(nn.Module):
@@ -55,10 +56,10 @@ class TrainStep(nn.Module):
         self.bf16 = precision == "bf16"
 
     def forward(self, pairs: Pairs) -> StepOutput:
-        """Return the loss as `allpairs.objectives` scales it for averaging over ranks, and the embeddings `[b, D]`."""
+        """Return the loss as `allpairs.objectives` scales it for averaging over ranks, and the embeddings."""
         with torch.autocast(pairs.images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            images_bD, texts_bD = self.encoder(pairs.images, pairs.tokens_bL, pairs.lengths_b)
+            images_bD, texts_cD = self.encoder(pairs.images, pairs.tokens_cL, pairs.lengths_c)
         loss = self.objective(
-            images_bD, texts_bD, query_ids=pairs.image_ids_b, candidate_ids=pairs.caption_ids_b, group=self.group
+            images_bD, texts_cD, query_ids=pairs.image_ids_b, candidate_ids=pairs.caption_ids_c, group=self.group
         )
-        return StepOutput(loss, images_bD.detach(), texts_bD.detach())
+        return StepOutput(loss, images_bD.detach(), texts_cD.detach())

@@ -8,6 +8,11 @@ from allpairs.errors import UserError, nearest
 from allpairs.objectives import arguments, make, names
 
 
+def objectives_over_sets() -> list[str]:
+    """Return the names of the objectives that take any number of captions per image."""
+    return [name for name in names() if not make(name).own_positive]
+
+
 def check_objective(values: dict[str, Any]) -> dict[str, Any]:
     """Return `values` with each argument converted to the type its objective declares.
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from allpairs.models import CnnSpec, DualSpec, GruSpec
-from distributed.config.objective import check_objective
+from distributed.config.objective import check_objective, objectives_over_sets
 
 
 class Section(BaseModel):
@@ -43,6 +43,9 @@ class Data(Section):
     """Side in pixels to which images are resized."""
     augment: Literal["none", "crop", "crop_flip"] = "none"
     """Training images: as they are, a seeded random crop, or crop and mirror ("left" in a caption becomes untrue)."""
+    captions_per_image: int = Field(1, ge=1, le=64)
+    """Captions of each image in a training batch, distinct where it has as many. More than one needs an objective over
+    sets: circle, binomial_deviance, lifted, multi_similarity or smooth_ap."""
     max_caption_tokens: int = Field(32, ge=4, le=512)
     """Longer captions are cut."""
     vocabulary_min_count: int = Field(1, ge=1)
@@ -202,6 +205,16 @@ class Config(Section):
             raise ValueError(
                 f"train.global_batch={self.train.global_batch} is too small for "
                 f"cluster.workers={self.cluster.workers}: accepted are at least 2 pairs per worker"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_takes_the_captions(self) -> Self:
+        captions, name = self.data.captions_per_image, self.objective.name
+        if captions > 1 and name not in objectives_over_sets():
+            raise ValueError(
+                f"data.captions_per_image={captions}: {name} matches one caption with one image; accepted is 1, or an "
+                f"objective over sets: {', '.join(objectives_over_sets())}"
             )
         return self
 

@@ -49,6 +49,34 @@ def rows(run: RunDirectory, key: str):
     return {row["step"]: row[key] for row in run.history() if key in row}
 
 
+EVERY_KIND = [
+    {"name": "nt_xent_hn", "tau": 20},
+    {"name": "ssp"},
+    {"name": "rsp", "coefficients": [0, 1, 0.5]},
+    {"name": "unified", "weighting": "rsp", "coefficients": [1, 0.2, 0]},
+    {"name": "goal", "triplet": "nca", "pair": "sig_ms", "margin": None},
+]
+OVER_SETS = [
+    {"name": "circle", "scale": 64},
+    {"name": "binomial_deviance"},
+    {"name": "lifted"},
+    {"name": "multi_similarity"},
+    {"name": "smooth_ap", "temperature": 0.05},
+]
+
+
+@pytest.mark.parametrize("objective", EVERY_KIND + OVER_SETS, ids=lambda objective: objective["name"])
+def test_every_kind_of_objective_trains(objective, tiny_config):
+    captions = 3 if objective in OVER_SETS else 1
+    config = tiny_config(train={"epochs": 1}, objective=objective, data={"captions_per_image": captions})
+    run, summary, _ = train(config)
+    losses = rows(run, "train/loss")
+    assert all(np.isfinite(loss) for loss in losses.values())
+    assert len(set(losses.values())) == len(losses) > 1
+    assert summary["samples_seen"] == 103
+    assert all(-1 <= similarity <= 1 for similarity in rows(run, "train/positive_similarity").values())
+
+
 def test_a_run_learns_and_leaves_everything(tiny_config):
     config = tiny_config(train={"epochs": 12})
     run, summary, reported = train(config)
