@@ -1,0 +1,333 @@
+"""Triton kernels over one big tile of scores S = Q·Cᵀ: each program computes a small block of S and reduces it at once.
+
+Rows and columns of a block are reduced in the block and written as partial results, one line per block of the other
+direction, which the two `merge_*` kernels then join: no atomics, so the same input gives the same bits.
+
+Matrices come as tensor descriptors (`TensorDescriptor`): on Hopper they are loaded by the copy engine, before it by
+ordinary loads; both fill what lies outside with zeros, and such scores are masked like those of equal ids. Offsets into
+embeddings are the descriptor's own, those into outputs are 64-bit: R·C and B·D may pass 2³¹.
+
+Shapes: R rows (queries) and C columns (candidates) of the big tile, D embedding; BLOCK_R × BLOCK_C a block, BLOCK_D the
+step along D; N anchors of either direction, K partial results of each.
+"""
+
+import triton
+import triton.language as tl
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)
+"""Whether Triton's interpreter runs these kernels; settled when they are decorated, that is now."""
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+# Within this many octaves one exponential serves both directions: what it flushes to zero, below 2⁻¹²⁶ of the reference,
+# is then below 2⁻²⁶ of the largest term of any row or column.
+_SHARED_OCTAVES = tl.constexpr(100.0)
+
+_NO_INDEX = tl.constexpr(2**31 - 1)
+
+
+@triton.jit
+def _block_of(rows_blocks, column_blocks, GROUP: tl.constexpr):
+    """Return the block of this program; consecutive programs share GROUP lines of blocks, and so what L2 holds."""
+    program = tl.program_id(0)
+    per_group = GROUP * column_blocks
+    first = program // per_group * GROUP
+    height = tl.minimum(rows_blocks - first, GROUP)
+    inside = program % per_group
+    return first + inside % height, inside // height
+
+
+@triton.jit
+def _negative_scores(
+    queries,
+    candidates,
+    query_ids_R,
+    candidate_ids_C,
+    row_block,
+    column_block,
+    R,
+    C,
+    D,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Return the block's scores in float32, −inf where the ids are equal or outside, and its rows and columns."""
+    rows = row_block * BLOCK_R + tl.arange(0, BLOCK_R)
+    columns = column_block * BLOCK_C + tl.arange(0, BLOCK_C)
+    row_ids = tl.load(query_ids_R + rows, mask=rows < R, other=0)
+    column_ids = tl.load(candidate_ids_C + columns, mask=columns < C, other=0)
+    # Comparing all pairs of ids costs about an eighth of the products, so it is done only where it can matter: with ids
+    # that follow the order of the batch that is the diagonal, with arbitrary ids it is everywhere.
+    overlapping = (tl.max(row_ids, 0) >= tl.min(column_ids, 0)) & (tl.min(row_ids, 0) <= tl.max(column_ids, 0))
+    at_edge = ((row_block + 1) * BLOCK_R > R) | ((column_block + 1) * BLOCK_C > C)
+
+    scores = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
+    for depth in range(0, D, BLOCK_D):
+        query = queries.load([row_block * BLOCK_R, depth])
+        candidate = candidates.load([column_block * BLOCK_C, depth])
+        if WIDEN:
+            query, candidate = query.to(tl.float32), candidate.to(tl.float32)
+        # "ieee" speaks of float32 operands alone; half-precision products are exact in the float32 accumulator.
+        scores = tl.dot(query, candidate.T, scores, input_precision="ieee")
+
+    if overlapping | at_edge:
+        negative = (row_ids[:, None] != column_ids[None, :]) & (rows < R)[:, None] & (columns < C)[None, :]
+        scores = tl.where(negative, scores, -float("inf"))
+    return scores, rows, columns
+
+
+@triton.jit
+def _peak_and_total(scores, scale2, axis: tl.constexpr):
+    """Return m = max S and Σ 2^(scale2·(S − m)) along `axis`: −inf and 0 where nothing is a negative."""
+    peak = tl.max(scores, axis)
+    # The difference first: scale2·S alone would carry the rounding of a large number into the exponent.
+    reference = tl.where(peak == -float("inf"), 0.0, peak)
+    return peak, tl.sum(tl.exp2((scores - tl.expand_dims(reference, axis)) * scale2), axis)
+
+
+@triton.jit
+def soft_excess(
+    queries,
+    candidates,
+    query_ids_R,
+    candidate_ids_C,
+    row_peaks_KR,
+    row_totals_KR,
+    column_peaks_KC,
+    column_totals_KC,
+    scale2,
+    R,
+    C,
+    D,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+    WIDEN: tl.constexpr,
+    SHARE: tl.constexpr,
+):
+    """Write m and Σ 2^(scale2·(S − m)) over negatives of every row and column of every block, m ≥ their max S.
+
+    SHARE: one exponential per score, of the block's own max, where the block's spread allows it; else two, each exact
+    for its direction. On Hopper the special-function unit takes a third of the products' time for two.
+    """
+    row_block, column_block = _block_of(tl.cdiv(R, BLOCK_R), tl.cdiv(C, BLOCK_C), GROUP)
+    scores, rows, columns = _negative_scores(
+        queries,
+        candidates,
+        query_ids_R,
+        candidate_ids_C,
+        row_block,
+        column_block,
+        R,
+        C,
+        D,
+        BLOCK_R,
+        BLOCK_C,
+        BLOCK_D,
+        WIDEN,
+    )
+    shared = False
+    block_peak = 0.0
+    if SHARE:
+        block_peak = tl.max(tl.max(scores, 1), 0)
+        # A masked score makes the spread infinite or NaN: then two exponentials.
+        shared = (block_peak - tl.min(tl.min(scores, 1), 0)) * scale2 <= _SHARED_OCTAVES
+    if shared:
+        powers = tl.exp2((scores - block_peak) * scale2)
+        row_peak = tl.zeros((BLOCK_R,), dtype=tl.float32) + block_peak
+        column_peak = tl.zeros((BLOCK_C,), dtype=tl.float32) + block_peak
+        row_total = tl.sum(powers, 1)
+        column_total = tl.sum(powers, 0)
+    else:
+        row_peak, row_total = _peak_and_total(scores, scale2, 1)
+        column_peak, column_total = _peak_and_total(scores, scale2, 0)
+    of_rows = column_block.to(tl.int64) * R + rows
+    of_columns = row_block.to(tl.int64) * C + columns
+    tl.store(row_peaks_KR + of_rows, row_peak, mask=rows < R)
+    tl.store(row_totals_KR + of_rows, row_total, mask=rows < R)
+    tl.store(column_peaks_KC + of_columns, column_peak, mask=columns < C)
+    tl.store(column_totals_KC + of_columns, column_total, mask=columns < C)
+
+
+@triton.jit
+def merge_excess(
+    peaks_KN,
+    totals_KN,
+    bias_N,
+    peak_N,
+    total_N,
+    scale,
+    scale2,
+    K,
+    N,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Join partial results, and count exponents from bias: peak = max(0, scale·m − bias), total = Σ e^(x − peak)."""
+    anchors = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = anchors < N
+    peak = tl.full((BLOCK_N,), -float("inf"), dtype=tl.float32)
+    total = tl.zeros((BLOCK_N,), dtype=tl.float32)
+    for first in range(0, K, BLOCK_K):
+        parts = first + tl.arange(0, BLOCK_K)
+        offsets = parts.to(tl.int64)[:, None] * N + anchors[None, :]
+        present = (parts < K)[:, None] & inside[None, :]
+        peaks = tl.load(peaks_KN + offsets, mask=present, other=-float("inf"))
+        totals = tl.load(totals_KN + offsets, mask=present, other=0.0)
+        higher = tl.maximum(peak, tl.max(peaks, 0))
+        reference = tl.where(higher == -float("inf"), 0.0, higher)
+        added = tl.sum(totals * tl.exp2((peaks - reference[None, :]) * scale2), 0)
+        total = total * tl.exp2((peak - reference) * scale2) + added
+        peak = higher
+    highest = peak * scale - tl.load(bias_N + anchors, mask=inside, other=0.0)
+    excess = tl.maximum(highest, 0.0)
+    # e^0 = 1 unless all exponents are negative.
+    total = total * tl.exp2((highest - excess) * LOG2_E)
+    tl.store(peak_N + anchors, excess, mask=inside)
+    tl.store(total_N + anchors, total, mask=inside)
+
+
+@triton.jit
+def hardest(
+    queries,
+    candidates,
+    query_ids_R,
+    candidate_ids_C,
+    row_values_KR,
+    row_columns_KR,
+    column_values_KC,
+    column_rows_KC,
+    R,
+    C,
+    D,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Write the highest negative of every row and column of every block, and the lowest index that holds it."""
+    row_block, column_block = _block_of(tl.cdiv(R, BLOCK_R), tl.cdiv(C, BLOCK_C), GROUP)
+    scores, rows, columns = _negative_scores(
+        queries,
+        candidates,
+        query_ids_R,
+        candidate_ids_C,
+        row_block,
+        column_block,
+        R,
+        C,
+        D,
+        BLOCK_R,
+        BLOCK_C,
+        BLOCK_D,
+        WIDEN,
+    )
+    row_value = tl.max(scores, 1)
+    row_column = tl.min(tl.where(scores == row_value[:, None], columns[None, :], _NO_INDEX), 1)
+    column_value = tl.max(scores, 0)
+    column_row = tl.min(tl.where(scores == column_value[None, :], rows[:, None], _NO_INDEX), 0)
+    of_rows = column_block.to(tl.int64) * R + rows
+    of_columns = row_block.to(tl.int64) * C + columns
+    tl.store(row_values_KR + of_rows, row_value, mask=rows < R)
+    tl.store(row_columns_KR + of_rows, row_column, mask=rows < R)
+    tl.store(column_values_KC + of_columns, column_value, mask=columns < C)
+    tl.store(column_rows_KC + of_columns, column_row, mask=columns < C)
+
+
+@triton.jit
+def merge_hardest(
+    values_KN,
+    indices_KN,
+    value_N,
+    index_N,
+    K,
+    N,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Join partial results; −inf and index 0 where there is no negative, NaN and index 0 where all scores are NaN."""
+    anchors = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = anchors < N
+    value = tl.full((BLOCK_N,), -float("inf"), dtype=tl.float32)
+    index = tl.zeros((BLOCK_N,), dtype=tl.int32)
+    for first in range(0, K, BLOCK_K):
+        parts = first + tl.arange(0, BLOCK_K)
+        offsets = parts.to(tl.int64)[:, None] * N + anchors[None, :]
+        present = (parts < K)[:, None] & inside[None, :]
+        values = tl.load(values_KN + offsets, mask=present, other=-float("inf"))
+        indices = tl.load(indices_KN + offsets, mask=present, other=_NO_INDEX)
+        higher = tl.max(values, 0)
+        where = tl.min(tl.where(values == higher[None, :], indices, _NO_INDEX), 0)
+        # Parts come in the order of their indices, so an equal value later never has a lower one.
+        better = (higher > value) | (higher != higher)
+        value = tl.where(better, higher, value)
+        index = tl.where(better, where, index)
+    index = tl.where(index == _NO_INDEX, 0, index)
+    tl.store(value_N + anchors, value, mask=inside)
+    tl.store(index_N + anchors, index.to(tl.int64), mask=inside)
+
+
+@triton.jit
+def soft_weights(
+    queries,
+    candidates,
+    query_ids_R,
+    candidate_ids_C,
+    row_shift_R,
+    column_shift_C,
+    out_RC,
+    scale,
+    row_stride,
+    R,
+    C,
+    D,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+    WIDEN: tl.constexpr,
+    SHARE: tl.constexpr,
+):
+    """Write e^(scale·S − row_shift) + e^(scale·S − column_shift) on negatives, 0 elsewhere.
+
+    SHARE: as e^(scale·S − t)·(e^(t − row_shift) + e^(t − column_shift)), t the block's lowest shift, where the block's
+    shifts allow it: one exponential per score. Exponents of at most ~0 keep all factors in range.
+    """
+    row_block, column_block = _block_of(tl.cdiv(R, BLOCK_R), tl.cdiv(C, BLOCK_C), GROUP)
+    scores, rows, columns = _negative_scores(
+        queries,
+        candidates,
+        query_ids_R,
+        candidate_ids_C,
+        row_block,
+        column_block,
+        R,
+        C,
+        D,
+        BLOCK_R,
+        BLOCK_C,
+        BLOCK_D,
+        WIDEN,
+    )
+    row_shift = tl.load(row_shift_R + rows, mask=rows < R, other=0.0)
+    column_shift = tl.load(column_shift_C + columns, mask=columns < C, other=0.0)
+    shared = False
+    lowest = 0.0
+    if SHARE:
+        lowest = tl.minimum(tl.min(row_shift, 0), tl.min(column_shift, 0))
+        highest = tl.maximum(tl.max(row_shift, 0), tl.max(column_shift, 0))
+        shared = (highest - lowest) * LOG2_E <= _SHARED_OCTAVES
+    if shared:
+        of_row = tl.exp2((lowest - row_shift) * LOG2_E)
+        of_column = tl.exp2((lowest - column_shift) * LOG2_E)
+        powers = tl.exp2((scores * scale - lowest) * LOG2_E)
+        weights = powers * (of_row[:, None] + of_column[None, :])
+    else:
+        of_rows = tl.exp2((scores * scale - row_shift[:, None]) * LOG2_E)
+        weights = of_rows + tl.exp2((scores * scale - column_shift[None, :]) * LOG2_E)
+    offsets = rows.to(tl.int64)[:, None] * row_stride + columns[None, :]
+    tl.store(out_RC + offsets, weights.to(out_RC.dtype.element_ty), mask=(rows < R)[:, None] & (columns < C)[None, :])
