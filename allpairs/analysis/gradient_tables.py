@@ -1,0 +1,48 @@
+"""The tables of the gradient analysis on a terminal."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from allpairs.analysis.spreading import Point, vanishing_order
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def synthetic_table(points: Sequence[Point], title: str) -> "Table":
+    """Return each objective's norms at the widest and the narrowest noise, and the order at which they vanish."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("objective", no_wrap=True)
+    for measure in ("anchor", "negative"):
+        for point in (points[0], points[-1]):
+            table.add_column(f"{measure}\n{point.source}", justify="right")
+        table.add_column("∝\nnoise^", justify="right")
+    for label in points[0].norms:
+        cells = []
+        for measure in ("anchor", "negative"):
+            cells += [f"{getattr(point.norms[label], measure):.1e}" for point in (points[0], points[-1])]
+            order = vanishing_order(points, label, measure)
+            cells.append("–" if order is None else f"{order:.2f}")
+        table.add_row(label, *cells)
+    return table
+
+
+def embeddings_table(points: Sequence[Point]) -> "Table":
+    """Return all four norms of each objective under each set of real embeddings."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(
+        title="Tangential gradient norms on real embeddings, mean over anchors", title_justify="left", box=SIMPLE_HEAD
+    )
+    table.add_column("embeddings")
+    table.add_column("objective", no_wrap=True)
+    for name in ("anchor", "printed", "negative", "batch"):
+        table.add_column(name, justify="right")
+    for point in points:
+        for label, norms in point.norms.items():
+            table.add_row(point.source, label, *(f"{value:.1e}" for value in norms))
+    return table
