@@ -1,11 +1,11 @@
-"""Time and memory of one loss, forward and backward, on a CPU: ours beside open_clip, pytorch-metric-learning, plain code.
+"""Time and memory of a loss, forward and backward, on a CPU: beside open_clip, pytorch-metric-learning and plain code.
 
     python -m benchmarks.loss_cpu [--batches 2048 4096 ...] [--dim 512] [--threads N]
 
-Every figure comes from a process of its own, one after the other: the median of a few repetitions after one warm-up, and
-the highest resident memory beyond what the process held with its inputs made. Inputs are unit vectors, so that everyone
-computes the same; gradients flow to both sides. A process that would need more memory than the machine has is refused
-its allocation and shown as such. Run it on a quiet machine.
+Every figure comes from a process of its own, one after the other: the median of a few repetitions after one warm-up,
+and the highest resident memory beyond what the process held with its inputs made. Inputs are unit vectors, so that
+everyone computes the same; gradients flow to both sides. A process that would need more memory than the machine has is
+refused its allocation and shown as such. Run it on a quiet machine.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def measure(name: str, batch: int, dim: int, threads: int) -> dict[str, float]:
     resource.setrlimit(resource.RLIMIT_AS, (held + int(0.9 * available), resource.RLIM_INFINITY))
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(batch, dim, generator=generator)
-    candidates = torch.nn.functional.normalize(queries + 2 * torch.randn(batch, dim, generator=generator), dim=1)
+    candidates = torch.nn.functional.normalize(queries + 8 * torch.randn(batch, dim, generator=generator), dim=1)
     queries = torch.nn.functional.normalize(queries, dim=1).requires_grad_()
     candidates.requires_grad_()
     loss = LOSSES[name]()

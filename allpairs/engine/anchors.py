@@ -116,6 +116,9 @@ class AnchorObjective(Protocol[StatisticT]):
     def sparse_weights(self, anchors: Anchors, statistic: StatisticT) -> SparseWeights | None:
         """Return the same weights as two columns per anchor, or None if they are more: no tile needs a second look."""
 
+    def score_scale(self) -> Tensor | float:
+        """Return the factor, perhaps a learned one [1], on every score before the objective sees it."""
+
     kernel: str | None
     """Which fused kernel finds the statistic: "soft_excess" of affine exponents, "hardest" negative, or none does."""
 

@@ -1,7 +1,7 @@
 """The triton backend's tiles: scores and what follows from them in one kernel, so that no score is ever stored.
 
-The walk, the exchange between ranks and the products with W are those of `allpairs.engine.tiled`; W is stored in the type
-of the embeddings. Products of half precision are accumulated in float32, as are all statistics.
+The walk, the exchange between ranks and the products with W are those of `allpairs.engine.tiled`; W is stored in the
+type of the embeddings. Products of half precision are accumulated in float32, as are all statistics.
 
 Shapes: b local queries, B candidates of all ranks, D embedding, R × C a tile.
 """
@@ -12,16 +12,19 @@ from torch import Tensor
 from allpairs.engine.row_statistics import HardestNegative, SoftExcess
 from allpairs.engine.tiled import Found, PlainTiles, Plan
 
+_CHUNK = 4096
+"""Pairs at a time in the passes over own pairs."""
+
 
 class FusedTiles(PlainTiles):
     """Tiles of objectives with a `kernel`. Embeddings [*, D] with D a multiple of 16."""
 
-    def __init__(self, plan: Plan, queries_bD: Tensor, candidates_BD: Tensor) -> None:
-        super().__init__(plan, queries_bD.contiguous(), candidates_BD.contiguous())
+    def __init__(self, plan: Plan, candidates_BD: Tensor) -> None:
+        super().__init__(plan._replace(queries_bD=plan.queries_bD.contiguous()), candidates_BD.contiguous())
         queries, candidates = plan.sides
         everyone = range(len(candidates_BD))
         # Without ids a pair's own index is its id: the kernels then need no other rule for what is no negative.
-        ids_B = torch.arange(len(candidates_BD), device=queries_bD.device)
+        ids_B = torch.arange(len(candidates_BD), device=candidates_BD.device)
         self.row_ids_B = ids_B if queries.ids is None else queries.ids
         self.column_ids_B = ids_B if candidates.ids is None else candidates.ids
         if plan.objective.kernel == "soft_excess":
@@ -49,7 +52,7 @@ class FusedTiles(PlainTiles):
         return Found(SoftExcess(row_peak, row_total), SoftExcess(column_peak, column_total))
 
     def weights(self, rows: range, columns: range, found: Found, column_factor: float) -> Tensor:
-        """Return W [R, C] of the tile in the type of the embeddings. Both sides have the same number of anchors."""
+        """Return W [R, C] of the tile in the type of the embeddings, but for the own pairs."""
         assert column_factor == 1
         from allpairs.engine.fused import tiles
 
@@ -67,13 +70,21 @@ class FusedTiles(PlainTiles):
             column_shift_C=self.bias_B[columns.start : columns.stop] + of_columns.value(),
             out=weights_RC,
         )
-        both = range(max(rows.start, columns.start), min(rows.stop, columns.stop))
-        if both:
-            own_P = torch.arange(both.start, both.stop, device=weights_RC.device)
-            in_rows_P, in_columns_P = own_P - rows.start, own_P - columns.start
-            pull_P = of_rows.share_of_all()[in_rows_P] + of_columns.share_of_all()[in_columns_P]
-            weights_RC[in_rows_P, in_columns_P] = -pull_P.to(weights_RC.dtype)
         return weights_RC
+
+    def add_own_pairs(
+        self, rows: range, found: Found, query_gradient_RD: Tensor, candidate_gradient_BD: Tensor
+    ) -> None:
+        """Add the own pairs of `rows`, in float32: their weights are the largest, and are not to be rounded."""
+        assert isinstance(found.queries, SoftExcess)
+        assert isinstance(found.candidates, SoftExcess)
+        for first in range(rows.start, rows.stop, _CHUNK):
+            own = slice(first, min(first + _CHUNK, rows.stop))
+            local = slice(own.start - self.first_query, own.stop - self.first_query)
+            inside = slice(own.start - rows.start, own.stop - rows.start)
+            pull_P = found.queries.rows(local).share_of_all() + found.candidates.rows(own).share_of_all()
+            query_gradient_RD[inside] -= pull_P[:, None] * self.candidates_BD[own]
+            candidate_gradient_BD[own] -= pull_P[:, None] * self.queries_bD[local]
 
     def _operands(self, rows: range, columns: range) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         local_rows = slice(rows.start - self.first_query, rows.stop - self.first_query)

@@ -17,6 +17,17 @@ _CHUNK = 8192
 """Anchors at a time, so that gathered embeddings stay small beside the gradients."""
 
 
+class Gradients(NamedTuple):
+    """What backward finds, but for the sum over the ranks."""
+
+    queries: Tensor
+    """[b, D] in the type of the embeddings: of this rank's queries."""
+    candidates: Tensor
+    """[B, D] in at least float32: this rank's part of all candidates'."""
+    along_queries: Tensor
+    """[] in at least float32: Σ_i q_i·∂L/∂q_i, from which a learned scale gets its gradient."""
+
+
 class BothDirections(NamedTuple):
     """The weights of both sides' anchors."""
 
@@ -28,7 +39,7 @@ class BothDirections(NamedTuple):
 
 def gradients(
     queries_bD: Tensor, candidates_BD: Tensor, layout: Layout, weights: BothDirections, factor: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> Gradients:
     """Return the gradient of this rank's queries and this rank's part of that of all candidates, times `factor`.
 
     The sums run in at least float32; on a GPU their order, and so the last bit, is free unless torch's deterministic
@@ -55,4 +66,8 @@ def gradients(
     here_B = (of_columns.hardest >= first) & (of_columns.hardest < first + count)
     columns_P = here_B.nonzero().squeeze(1)
     add(of_columns.hardest[columns_P] - first, columns_P, of_columns.push[columns_P])
-    return query_gradient_bD.to(queries_bD.dtype), candidate_gradient_BD
+    along_queries = torch.zeros((), dtype=precision, device=queries_bD.device)
+    for start in range(0, count, _CHUNK):
+        part = slice(start, start + _CHUNK)
+        along_queries += (query_gradient_bD[part] * queries_bD[part]).sum()
+    return Gradients(query_gradient_bD.to(queries_bD.dtype), candidate_gradient_BD, along_queries)

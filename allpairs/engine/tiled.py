@@ -23,6 +23,7 @@ from allpairs.engine.batch import Sides, mean_factors, sides_of
 from allpairs.engine.exchange import Layout, gather, sum_onto_owners
 from allpairs.engine.pairs import Share
 from allpairs.engine.sides import tile_between, transpose
+from allpairs.engine.sparse import Gradients
 from allpairs.engine.statistic import RowStatistic
 
 
@@ -39,6 +40,8 @@ class Plan(NamedTuple):
     """What is to be computed, and how."""
 
     objective: AnchorObjective[Any]
+    queries_bD: Tensor
+    """This rank's queries times the scale of the scores."""
     sides: Sides
     layout: Layout
     tile: int
@@ -51,17 +54,21 @@ def loss(objective: AnchorObjective[Any], share: Share, layout: Layout, tile: in
 
     `tile`: the largest number of rows and of columns of a tile. Every rank backpropagates the same factor.
     """
-    plan = Plan(objective, sides_of(objective, share, layout), layout, tile, math)
-    value: Tensor = _Tiled.apply(share.queries, share.candidates, plan)
+    scale = objective.score_scale()
+    with torch.no_grad():
+        scaled_bD = (share.queries * scale).to(share.queries.dtype)
+        sides = sides_of(objective, share._replace(queries=scaled_bD), layout)
+    plan = Plan(objective, scaled_bD, sides, layout, tile, math)
+    value: Tensor = _Tiled.apply(share.queries, share.candidates, scale, plan)
     return value
 
 
 class PlainTiles:
     """Tiles in PyTorch, on any device."""
 
-    def __init__(self, plan: Plan, queries_bD: Tensor, candidates_BD: Tensor) -> None:
+    def __init__(self, plan: Plan, candidates_BD: Tensor) -> None:
         self.objective = plan.objective
-        self.queries_bD = queries_bD
+        self.queries_bD = plan.queries_bD
         self.candidates_BD = candidates_BD
         self.sides = plan.sides
         self.first_query = plan.layout.own_queries.start
@@ -81,6 +88,11 @@ class PlainTiles:
         known_rows, known_columns = self._known(rows, columns, found)
         weights_RC = self.objective.weights(row_tile, known_rows)
         return weights_RC.add(self.objective.weights(column_tile, known_columns).T, alpha=column_factor)
+
+    def add_own_pairs(
+        self, rows: range, found: Found, query_gradient_RD: Tensor, candidate_gradient_BD: Tensor
+    ) -> None:
+        """Add what `weights` leaves out of the own pairs of `rows`: here nothing."""
 
     def _tiles(self, rows: range, columns: range) -> tuple[Tile, Tile]:
         local_rows = slice(rows.start - self.first_query, rows.stop - self.first_query)
@@ -102,10 +114,11 @@ class PlainTiles:
 
 class _Tiled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, queries_bD: Tensor, candidates_bD: Tensor, plan: Plan) -> Tensor:
+    def forward(ctx: Any, queries_bD: Tensor, candidates_bD: Tensor, scale: Tensor | float, plan: Plan) -> Tensor:
+        """`queries_bD` get a gradient; what is looked at are those of the plan, times `scale`."""
         objective, sides, layout = plan.objective, plan.sides, plan.layout
         candidates_BD = gather(candidates_bD, layout.candidate_counts, layout.group)
-        tiles = plan.math(plan, queries_bD, candidates_BD)
+        tiles = plan.math(plan, candidates_BD)
         found = None
         for _ in range(objective.passes):
             found = _walk(tiles, plan, found)
@@ -117,15 +130,13 @@ class _Tiled(torch.autograd.Function):
         of_candidates = objective.losses(
             sides.candidates.anchors(own), found.candidates.rows(slice(own.start, own.stop))
         )
-        ctx.save_for_backward(queries_bD, candidates_BD)
-        ctx.plan, ctx.tiles, ctx.found = plan, tiles, found
+        ctx.plan, ctx.tiles, ctx.found, ctx.scale = plan, tiles, found, scale
         return (query_factor * of_queries.sum() + candidate_factor * of_candidates.sum()) * layout.ranks
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        queries_bD, candidates_BD = ctx.saved_tensors
-        plan, found = ctx.plan, ctx.found
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        plan, found, tiles, scale = ctx.plan, ctx.found, ctx.tiles, ctx.scale
         objective, sides, layout = plan.objective, plan.sides, plan.layout
         query_factor, _ = mean_factors(objective, len(layout.all_queries), len(layout.all_candidates))
         factor = gradient * (layout.ranks * query_factor)
@@ -133,12 +144,16 @@ class _Tiled(torch.autograd.Function):
         of_rows = objective.sparse_weights(sides.queries.anchors(layout.own_queries), found.queries)
         of_columns = objective.sparse_weights(sides.candidates.anchors(layout.all_candidates), found.candidates)
         if of_rows is None or of_columns is None:
-            query_gradient_bD, candidate_gradient_BD = _gradients(ctx.tiles, plan, found, factor)
+            gradients = _gradients(tiles, plan, found, factor)
         else:
             both = sparse.BothDirections(of_rows, of_columns)
-            query_gradient_bD, candidate_gradient_BD = sparse.gradients(queries_bD, candidates_BD, layout, both, factor)
-        candidate_gradient_bD = sum_onto_owners(candidate_gradient_BD, layout.candidate_counts, layout.group)
-        return query_gradient_bD, candidate_gradient_bD.to(queries_bD.dtype), None
+            gradients = sparse.gradients(tiles.queries_bD, tiles.candidates_BD, layout, both, factor)
+        of_candidates_bD = sum_onto_owners(gradients.candidates, layout.candidate_counts, layout.group)
+        of_scale = None
+        if isinstance(scale, Tensor):
+            # From the sums in float32: in half precision, what is left of this sum would be rounding.
+            of_scale = (gradients.along_queries / scale).to(scale.dtype).reshape(scale.shape)
+        return gradients.queries * scale, of_candidates_bD.to(tiles.queries_bD.dtype), of_scale, None
 
 
 def _walk(tiles: PlainTiles, plan: Plan, known: Found | None) -> Found:
@@ -163,11 +178,8 @@ def _walk(tiles: PlainTiles, plan: Plan, known: Found | None) -> Found:
     return Found(type(row_pieces[0]).join(row_pieces), of_candidates)
 
 
-def _gradients(tiles: PlainTiles, plan: Plan, found: Found, factor: Tensor) -> tuple[Tensor, Tensor]:
-    """Return this rank's Σ_j W_ij c_j of its queries and its part of Σ_i W_ij q_i of all candidates, times `factor`.
-
-    The first in the type of the embeddings, the second accumulated in at least float32 for the sum over the ranks.
-    """
+def _gradients(tiles: PlainTiles, plan: Plan, found: Found, factor: Tensor) -> Gradients:
+    """Return Σ_j W_ij c_j of this rank's queries and its part of Σ_i W_ij q_i of all candidates, times `factor`."""
     layout, tile = plan.layout, plan.tile
     query_factor, candidate_factor = mean_factors(plan.objective, len(layout.all_queries), len(layout.all_candidates))
     column_factor = candidate_factor / query_factor
@@ -175,6 +187,7 @@ def _gradients(tiles: PlainTiles, plan: Plan, found: Found, factor: Tensor) -> t
     precision = torch.promote_types(queries_bD.dtype, torch.float32)
     query_gradient_bD = torch.empty_like(queries_bD)
     candidate_gradient_BD = torch.zeros_like(candidates_BD, dtype=precision)
+    along_queries = torch.zeros((), dtype=precision, device=queries_bD.device)
     for rows in _pieces(layout.own_queries, tile):
         local_rows = slice(rows.start - layout.own_queries.start, rows.stop - layout.own_queries.start)
         queries_RD = queries_bD[local_rows]
@@ -184,8 +197,11 @@ def _gradients(tiles: PlainTiles, plan: Plan, found: Found, factor: Tensor) -> t
             weights_RC = tiles.weights(rows, columns, found, column_factor)
             add_product(query_gradient_RD, weights_RC, candidates_BD[cut])
             add_product(candidate_gradient_BD[cut], weights_RC.T, queries_RD)
-        query_gradient_bD[local_rows] = query_gradient_RD.mul_(factor)
-    return query_gradient_bD, candidate_gradient_BD.mul_(factor)
+        tiles.add_own_pairs(rows, found, query_gradient_RD, candidate_gradient_BD)
+        query_gradient_RD *= factor
+        along_queries += (query_gradient_RD * queries_RD).sum()
+        query_gradient_bD[local_rows] = query_gradient_RD
+    return Gradients(query_gradient_bD, candidate_gradient_BD.mul_(factor), along_queries)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:

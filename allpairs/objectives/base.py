@@ -132,8 +132,7 @@ class PairObjective(nn.Module, ABC, Generic[StatisticT]):
                 own_positive=self.own_positive,
                 keep_half=keeps_half(self, backend, queries, candidates),
             )
-            scaled = (share.queries * self.score_scale()).to(share.queries.dtype)
-            return compute_loss(self, share._replace(queries=scaled), group, backend, tile)
+            return compute_loss(self, share, group, backend, tile)
 
     @torch.no_grad()
     def pair_weights(

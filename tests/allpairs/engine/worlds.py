@@ -137,17 +137,17 @@ def steps(world: int, rank: int, group: dist.ProcessGroup | None) -> dict:
 
 
 def tied(world: int, rank: int, group: dist.ProcessGroup | None) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return this rank's embedding gradients where every negative ties exactly: all scores 1/2, the positives 0."""
+    """Return by backend this rank's gradients where every negative ties exactly: all scores 1/2, the positives 0."""
     return {backend: tied_by(BACKENDS[backend], world, rank, group) for backend in BACKENDS}
 
 
-def tied_by(
-    call: dict[str, object], world: int, rank: int, group: dist.ProcessGroup | None
-) -> tuple[Tensor, Tensor]:
+def tied_by(call: dict[str, object], world: int, rank: int, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
     rows = share("ragged", world, rank)
     queries = (0.5 * (1 - torch.eye(PAIRS)))[rows].requires_grad_()
     candidates = torch.eye(PAIRS)[rows].requires_grad_()
-    make("triplet_hn", margin=0.2, reduction="sum", normalize=False)(queries, candidates, **call, group=group).backward()
+    make("triplet_hn", margin=0.2, reduction="sum", normalize=False)(
+        queries, candidates, **call, group=group
+    ).backward()
     return queries.grad, candidates.grad
 
 
