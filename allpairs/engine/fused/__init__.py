@@ -4,6 +4,7 @@ Importing this package does not import Triton; `tiles` and `kernels` do.
 """
 
 import importlib.util
+import os
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ def usable(embeddings: Tensor) -> bool:
     """Return whether the kernels can run on `embeddings`: their type, their device and Triton allow it.
 
     That is a CUDA device of compute capability 8 or more, or, for tests, a CPU under Triton's interpreter
-    (TRITON_INTERPRET=1 from before the kernels are first imported). Triton is imported only if the rest holds.
+    (TRITON_INTERPRET=1 from before Triton is first imported). Triton is imported only if the rest holds.
     """
     if embeddings.dtype not in DTYPES or importlib.util.find_spec("triton") is None:
         return False
@@ -24,9 +25,7 @@ def usable(embeddings: Tensor) -> bool:
         return torch.version.hip is None and torch.cuda.get_device_capability(embeddings.device) >= (8, 0)
     if embeddings.device.type != "cpu":
         return False
-    import triton
-
-    if not triton.knobs.runtime.interpret:
+    if not os.environ.get("TRITON_INTERPRET"):
         return False
     from allpairs.engine.fused import kernels
 

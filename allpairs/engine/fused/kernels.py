@@ -11,28 +11,33 @@ Shapes: R rows (queries) and C columns (candidates) of the big tile, D embedding
 step along D; N anchors of either direction, K partial results of each.
 """
 
+# Kernels are typed by how they are launched, and take their arguments by place.
+# mypy: disable-error-code="no-untyped-def"
+# ruff: noqa: PLR0917
+
 import triton
 import triton.language as tl
+from triton.runtime.interpreter import InterpretedFunction
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)
-"""Whether Triton's interpreter runs these kernels; settled when they are decorated, that is now."""
+INTERPRETED = isinstance(tl.max, InterpretedFunction)
+"""Whether Triton's interpreter runs these kernels: settled when Triton is imported, since tl.max is a kernel too."""
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
-# Within this many octaves one exponential serves both directions: what it flushes to zero, below 2⁻¹²⁶ of the reference,
-# is then below 2⁻²⁶ of the largest term of any row or column.
+# If all rows and columns of a block peak within this many octaves, one exponential serves both directions: what it
+# flushes to zero, below 2⁻¹²⁶ of the highest, is then below 2⁻²⁶ of the largest term of any row or column.
 _SHARED_OCTAVES = tl.constexpr(100.0)
 
 _NO_INDEX = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
-def _block_of(rows_blocks, column_blocks, GROUP: tl.constexpr):
+def _block_of(row_blocks, column_blocks, GROUP: tl.constexpr):
     """Return the block of this program; consecutive programs share GROUP lines of blocks, and so what L2 holds."""
     program = tl.program_id(0)
     per_group = GROUP * column_blocks
     first = program // per_group * GROUP
-    height = tl.minimum(rows_blocks - first, GROUP)
+    height = tl.minimum(row_blocks - first, GROUP)
     inside = program % per_group
     return first + inside % height, inside // height
 
@@ -47,7 +52,7 @@ def _negative_scores(
     column_block,
     R,
     C,
-    D,
+    D: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -79,12 +84,11 @@ def _negative_scores(
 
 
 @triton.jit
-def _peak_and_total(scores, scale2, axis: tl.constexpr):
-    """Return m = max S and Σ 2^(scale2·(S − m)) along `axis`: −inf and 0 where nothing is a negative."""
-    peak = tl.max(scores, axis)
+def _total(scores, peak, scale2, axis: tl.constexpr):
+    """Return Σ 2^(scale2·(S − peak)) along `axis`: 0 where nothing is a negative, whose peak is −inf."""
     # The difference first: scale2·S alone would carry the rounding of a large number into the exponent.
     reference = tl.where(peak == -float("inf"), 0.0, peak)
-    return peak, tl.sum(tl.exp2((scores - tl.expand_dims(reference, axis)) * scale2), axis)
+    return tl.sum(tl.exp2((scores - tl.expand_dims(reference, axis)) * scale2), axis)
 
 
 @triton.jit
@@ -100,7 +104,7 @@ def soft_excess(
     scale2,
     R,
     C,
-    D,
+    D: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -108,10 +112,11 @@ def soft_excess(
     WIDEN: tl.constexpr,
     SHARE: tl.constexpr,
 ):
-    """Write m and Σ 2^(scale2·(S − m)) over negatives of every row and column of every block, m ≥ their max S.
+    """Write m = max S and Σ 2^(scale2·(S − m)) over the negatives of every row and column of every block.
 
-    SHARE: one exponential per score, of the block's own max, where the block's spread allows it; else two, each exact
-    for its direction. On Hopper the special-function unit takes a third of the products' time for two.
+    SHARE: one exponential per score, counted from the block's peak, where all rows and columns peak near it; else two,
+    each exact for its direction. By their throughputs, Hopper's special-function units need a third of the time of the
+    products (D = 768) for two.
     """
     row_block, column_block = _block_of(tl.cdiv(R, BLOCK_R), tl.cdiv(C, BLOCK_C), GROUP)
     scores, rows, columns = _negative_scores(
@@ -129,21 +134,22 @@ def soft_excess(
         BLOCK_D,
         WIDEN,
     )
+    row_peak = tl.max(scores, 1)
+    column_peak = tl.max(scores, 0)
     shared = False
-    block_peak = 0.0
+    highest = 0.0
     if SHARE:
-        block_peak = tl.max(tl.max(scores, 1), 0)
-        # A masked score makes the spread infinite or NaN: then two exponentials.
-        shared = (block_peak - tl.min(tl.min(scores, 1), 0)) * scale2 <= _SHARED_OCTAVES
+        highest = tl.max(row_peak, 0)
+        lowest = tl.minimum(tl.min(row_peak, 0), tl.min(column_peak, 0))
+        # Infinite or NaN, and so false, if some row or column has no negative.
+        shared = (highest - lowest) * scale2 <= _SHARED_OCTAVES
     if shared:
-        powers = tl.exp2((scores - block_peak) * scale2)
-        row_peak = tl.zeros((BLOCK_R,), dtype=tl.float32) + block_peak
-        column_peak = tl.zeros((BLOCK_C,), dtype=tl.float32) + block_peak
-        row_total = tl.sum(powers, 1)
-        column_total = tl.sum(powers, 0)
+        powers = tl.exp2((scores - highest) * scale2)
+        row_total = tl.sum(powers, 1) * tl.exp2((highest - row_peak) * scale2)
+        column_total = tl.sum(powers, 0) * tl.exp2((highest - column_peak) * scale2)
     else:
-        row_peak, row_total = _peak_and_total(scores, scale2, 1)
-        column_peak, column_total = _peak_and_total(scores, scale2, 0)
+        row_total = _total(scores, row_peak, scale2, 1)
+        column_total = _total(scores, column_peak, scale2, 0)
     of_rows = column_block.to(tl.int64) * R + rows
     of_columns = row_block.to(tl.int64) * C + columns
     tl.store(row_peaks_KR + of_rows, row_peak, mask=rows < R)
@@ -202,7 +208,7 @@ def hardest(
     column_rows_KC,
     R,
     C,
-    D,
+    D: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -249,7 +255,7 @@ def merge_hardest(
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Join partial results; −inf and index 0 where there is no negative, NaN and index 0 where all scores are NaN."""
+    """Join partial results; −inf and index 0 where there is no negative. A score that is NaN is passed over."""
     anchors = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = anchors < N
     value = tl.full((BLOCK_N,), -float("inf"), dtype=tl.float32)
@@ -263,10 +269,9 @@ def merge_hardest(
         higher = tl.max(values, 0)
         where = tl.min(tl.where(values == higher[None, :], indices, _NO_INDEX), 0)
         # Parts come in the order of their indices, so an equal value later never has a lower one.
-        better = (higher > value) | (higher != higher)
+        better = higher > value
         value = tl.where(better, higher, value)
         index = tl.where(better, where, index)
-    index = tl.where(index == _NO_INDEX, 0, index)
     tl.store(value_N + anchors, value, mask=inside)
     tl.store(index_N + anchors, index.to(tl.int64), mask=inside)
 
@@ -284,7 +289,7 @@ def soft_weights(
     row_stride,
     R,
     C,
-    D,
+    D: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,

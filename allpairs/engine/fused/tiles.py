@@ -120,7 +120,7 @@ def soft_weights(
     column_shift_C: Tensor,
     out: Tensor,
 ) -> None:
-    """Write e^(scale·S_ij − row_shift_i) + e^(scale·S_ij − column_shift_j) on negatives, 0 elsewhere, into `out` [R, C].
+    """Write into `out` [R, C]: e^(scale·S_ij − row_shift_i) + e^(scale·S_ij − column_shift_j) on negatives, else 0.
 
     `out`: half precision or float32, columns contiguous, any distance between rows. Both exponents are to be at most
     ~0: with half-precision embeddings one exponential serves both where the shifts lie near each other, and could
