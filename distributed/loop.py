@@ -43,7 +43,10 @@ class Training:
         torch.manual_seed(config.train.seed)  # the same initial weights on every rank and for every world size
         encoder = build(config.model, len(self.vocabulary))
         objective = make(config.objective.name, **config.objective.arguments())
-        self.strategy = make_strategy(config, TrainStep(encoder, objective, ranks.group, config.train.precision), ranks)
+        step = TrainStep(encoder, objective, ranks.group, config.train.precision)
+        if config.train.triplet_warmup_epochs:
+            step.warmup = make("triplet", **config.objective.arguments())
+        self.strategy = make_strategy(config, step, ranks)
         self.encoder = encoder
         self.reader = self._open_reader()
         self.checkpoints = Checkpoints(self.run_dir.checkpoints, config.model, self.vocabulary, ranks)
@@ -153,6 +156,7 @@ class Training:
             self.config.optimizer, progress.step, self.reader.steps_per_epoch, self.config.train.epochs
         )
         pairs = Pairs.of(batch, self.ranks.device)
+        self.strategy.step.warming_up = progress.epoch < self.config.train.triplet_warmup_epochs
         output = self.strategy.forward(pairs)
         value = float(output.loss.detach())
         finite = value - value == 0

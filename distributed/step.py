@@ -52,6 +52,9 @@ class TrainStep(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.objective = objective
+        self.warmup: nn.Module | None = None
+        """The objective while `warming_up`."""
+        self.warming_up = False
         self.group = group
         self.bf16 = precision == "bf16"
 
@@ -59,7 +62,8 @@ class TrainStep(nn.Module):
         """Return the loss as `allpairs.objectives` scales it for averaging over ranks, and the embeddings."""
         with torch.autocast(pairs.images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             images_bD, texts_cD = self.encoder(pairs.images, pairs.tokens_cL, pairs.lengths_c)
-        loss = self.objective(
+        objective = self.warmup if self.warming_up and self.warmup is not None else self.objective
+        loss = objective(
             images_bD, texts_cD, query_ids=pairs.image_ids_b, candidate_ids=pairs.caption_ids_c, group=self.group
         )
         return StepOutput(loss, images_bD.detach(), texts_cD.detach())

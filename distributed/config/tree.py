@@ -141,6 +141,9 @@ class Train(Section):
     """Steps between progress lines."""
     checkpoint_every_steps: int | None = Field(None, ge=1)
     """Checkpoint inside epochs too; null: at their ends only."""
+    triplet_warmup_epochs: int = Field(0, ge=0)
+    """Epochs of `triplet`, all negatives at the same margin, before `triplet_hn`, which may collapse from scratch; VSE∞
+    takes 1."""
     stop_after_epochs: float | None = Field(None, gt=0)
     """Stop early, with a checkpoint, after this many epochs (1.5: in the middle of the second); `--resume` goes on."""
 
@@ -205,6 +208,16 @@ class Config(Section):
             raise ValueError(
                 f"train.global_batch={self.train.global_batch} is too small for "
                 f"cluster.workers={self.cluster.workers}: accepted are at least 2 pairs per worker"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warm_up_fits_the_objective(self) -> Self:
+        epochs = self.train.triplet_warmup_epochs
+        if epochs and self.objective.name != "triplet_hn":
+            raise ValueError(
+                f"train.triplet_warmup_epochs={epochs}: {self.objective.name} needs no such warm-up; accepted is 0, or "
+                "objective.name=triplet_hn"
             )
         return self
 

@@ -77,6 +77,21 @@ def test_every_kind_of_objective_trains(objective, tiny_config):
     assert all(-1 <= similarity <= 1 for similarity in rows(run, "train/positive_similarity").values())
 
 
+def test_hard_negatives_warm_up_on_all_negatives(tiny_config):
+    def losses(name, epochs, warmup, **sections):
+        objective = {"name": name, "margin": 0.3}
+        train_section = {"epochs": 3, "stop_after_epochs": epochs, "triplet_warmup_epochs": warmup, "log_every": 1}
+        run, _, _ = train(tiny_config(f"{name}{epochs}{warmup}", train=train_section, objective=objective, **sections))
+        return list(rows(run, "train/loss").values())
+
+    warmed, hinges, hardest = losses("triplet_hn", 2, 1), losses("triplet", 1, 0), losses("triplet_hn", 1, 0)
+    assert warmed[: len(hinges)] == hinges
+    assert hardest != hinges
+    # Of the second epoch, each loss is one hinge per anchor: no more than margin + 2 in each direction.
+    assert all(loss < 2 * 2.3 for loss in warmed[len(hinges) :])
+    assert max(hinges) > 2 * 2.3
+
+
 def test_a_run_learns_and_leaves_everything(tiny_config):
     config = tiny_config(train={"epochs": 12})
     run, summary, reported = train(config)
