@@ -1,0 +1,97 @@
+"""The triton backend as a whole: the same loss and gradient as the dense one, alone and across ranks."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor
+
+from allpairs.engine import global_value
+from allpairs.objectives import make
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SIZE = 32
+KINDS = {
+    "vlc": ("vlc", {"scale": 16.0}),
+    "vlc_learned": ("vlc", {"scale": 16.0, "learn_scale": True}),
+    "nt_xent": ("nt_xent", {"temperature": 1 / 16}),
+    "unified": ("unified", {"margin": 0.2, "scale": 16.0}),
+    "triplet_hn": ("triplet_hn", {"margin": 0.3}),
+    "nt_xent_hn": ("nt_xent_hn", {}),
+    "ssp": ("ssp", {"margin": 0.5}),
+    "goal": ("goal", {"triplet": "nca", "pair": "lin"}),
+    "goal_ms": ("goal", {"triplet": "cir", "pair": "sig_ms"}),
+}
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}
+"""In half precision W and the gradients are rounded to it, to 2⁻¹¹ and 2⁻⁸ each."""
+
+
+def embeddings(pairs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Return unit rows rounded to `dtype`, so that all backends look at the same numbers, and ids with duplicates."""
+    generator = torch.Generator().manual_seed(pairs)
+    queries = torch.randn(pairs, SIZE, generator=generator)
+    candidates = queries + 1.5 * torch.randn(pairs, SIZE, generator=generator)
+    queries, candidates = (torch.nn.functional.normalize(x, dim=1).to(dtype) for x in (queries, candidates))
+    return queries, candidates, torch.randint(pairs, (pairs,), generator=generator)
+
+
+def step(kind: str, inputs: tuple[Tensor, Tensor], ids: Tensor | None, group: object = None, **call: object) -> list:
+    """Return the loss and the gradients of embeddings and parameters."""
+    name, arguments = KINDS[kind]
+    objective = make(name, **arguments, normalize=False).to(inputs[0].device)
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    loss = objective(*leaves, query_ids=ids, group=group, **call)
+    return [global_value(loss, group), *torch.autograd.grad(loss, [*leaves, *objective.parameters()])]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("pairs", "tile"), [(50, None), (19, 7), (1, None)])
+@pytest.mark.parametrize("with_ids", [False, True], ids=["no_ids", "ids"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_value_and_gradient_are_those_of_the_dense_backend(kind, with_ids, pairs, tile, dtype):
+    queries, candidates, ids = embeddings(pairs, dtype)
+    ids = ids.to(DEVICE) if with_ids else None
+    expected = step(kind, (queries.float().to(DEVICE), candidates.float().to(DEVICE)), ids, backend="dense")
+    actual = step(kind, (queries.to(DEVICE), candidates.to(DEVICE)), ids, backend="triton", tile=tile)
+    assert [x.dtype for x in actual[1:3]] == [dtype, dtype]
+    for place, (one, other) in enumerate(zip(actual, expected, strict=True)):
+        # The scale's gradient is a sum of W·S over a few dozen anchors in which much cancels.
+        tolerance = TOLERANCE[dtype] * (1 if place < 3 else 2)
+        # An absolute floor for what is 0 in exact arithmetic.
+        assert (one.float() - other).norm() <= tolerance * other.norm() + 1e-6
+
+
+def run_rank(rank: int, directory: str, counts: list[int]) -> None:
+    store = f"file://{directory}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=3, timeout=timedelta(seconds=120))
+    torch.set_num_threads(1)
+    rows = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+    queries, candidates, ids = embeddings(sum(counts), torch.float32)
+    results = {
+        kind: step(kind, (queries[rows], candidates[rows]), ids[rows], dist.group.WORLD, backend="triton", tile=20)
+        for kind in KINDS
+    }
+    torch.save(results, Path(directory) / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("counts", [[13, 25, 4], [30, 0, 12]], ids=str)
+def test_three_ranks_equal_one_process(counts, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # gloo exchanges what is on the CPU; the ranks start afresh
+    torch.multiprocessing.start_processes(run_rank, (str(tmp_path), counts), nprocs=3, start_method="spawn")
+    queries, candidates, ids = embeddings(sum(counts), torch.float32)
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(3)]
+    for kind in KINDS:
+        loss, *expected = step(kind, (queries, candidates), ids, backend="dense")
+        for rank in ranks:
+            assert rank[kind][0] == pytest.approx(loss.item(), rel=1e-6)
+        for place, whole in enumerate(expected[:2], start=1):
+            # A rank's gradient is N times its share, which DistributedDataParallel's averaging takes back.
+            joined = torch.cat([rank[kind][place] for rank in ranks]) / 3
+            assert (joined - whole).norm() <= 1e-6 * whole.norm()
+        for place, parameter in enumerate(expected[2:], start=3):
+            averaged = sum(rank[kind][place] for rank in ranks) / 3
+            assert averaged.item() == pytest.approx(parameter.item(), rel=1e-5)
