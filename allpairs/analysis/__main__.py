@@ -124,7 +124,7 @@ def gradients(
 
     from allpairs.analysis.gradient_figures import draw_spreading
     from allpairs.analysis.gradient_tables import embeddings_table, synthetic_table
-    from allpairs.analysis.spreading import on_embeddings, on_synthetic
+    from allpairs.analysis.spreading import compared, on_embeddings, on_synthetic
     from allpairs.analysis.synthetic import DESCRIPTIONS
 
     for flag, value in (("--batch-size", batch_size), ("--dim", dim)):
@@ -142,7 +142,8 @@ def gradients(
         figures.append(draw_spreading(out / f"gradients_{scenario}.png", points, title, horizontal))
         console.print(synthetic_table(points, title))
     if loaded:
-        points = [on_embeddings(one, size=batch_size, seed=seed) for _, one in loaded]
+        variants = compared([one.origin for _, one in loaded])
+        points = [on_embeddings(one, variants, size=batch_size, seed=seed) for _, one in loaded]
         result["embeddings"] = [point.to_json() for point in points]
         title = "Real embeddings: " + ", ".join(dict.fromkeys(point.source for point in points))
         figures.append(draw_spreading(out / "gradients_embeddings.png", points, title, "negatives"))
@@ -150,7 +151,7 @@ def gradients(
     _say(_write_json(out / "gradients.json", result), *figures)
 
 
-def diagrams(*, out: Path, points: int = 61) -> None:
+def diagrams(*, out: Path, points: int = 60) -> None:
     """Draw triplet diagrams: weights over the plane of both similarities; writes diagrams.json and figures.
 
     Parameters
@@ -158,7 +159,7 @@ def diagrams(*, out: Path, points: int = 61) -> None:
     out
         Folder to write to.
     points
-        Grid points per axis.
+        Grid points per axis.  60 puts none exactly on the margin of 0.2, where rounding would decide.
     """
     from rich.console import Console
 

@@ -71,7 +71,8 @@ def draw_diagrams(path: Path, diagrams: Sequence[Diagram], columns: int = 5) -> 
 
 
 def _heat(figure: "Figure", axes: "Axes", weight_PP: Tensor, title: str) -> None:
-    image = axes.imshow(weight_PP.numpy(), origin="lower", extent=(-1, 1, -1, 1), cmap="viridis", vmin=0)
+    edge = 1 + 1 / (len(weight_PP) - 1)  # pixels are centred on the grid points
+    image = axes.imshow(weight_PP.numpy(), origin="lower", extent=(-edge, edge, -edge, edge), cmap="viridis", vmin=0)
     figure.colorbar(image, ax=axes, shrink=0.85)
     axes.set_title(title, fontsize=8)
 

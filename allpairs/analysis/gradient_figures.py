@@ -32,13 +32,15 @@ def draw_spreading(path: Path, points: Sequence[Point], title: str, horizontal: 
         grid = figure.subplots(len(_MEASURES), len(columns), sharex=True, sharey="row", squeeze=False)
         order = sorted(points, key=lambda point: getattr(point.spread, horizontal))
         spreads = [getattr(point.spread, horizontal) for point in order]
+        for axes, heading in zip(grid[0], columns, strict=True):
+            axes.set_title(heading)
         for row, (measure, name) in zip(grid, _MEASURES.items(), strict=True):
-            for axes, (heading, members) in zip(row, columns.items(), strict=True):
+            for axes, members in zip(row, columns.values(), strict=True):
                 for index, label in enumerate(members):
                     norms = [getattr(point.norms[label], measure) for point in order]
                     style = ("-", "--", ":")[index % 3]
                     axes.plot(spreads, norms, style, marker="o", markersize=2.5, label=label.removeprefix("goal"))
-                axes.set(xscale="log", yscale="log", title=heading if row is grid[0] else "")
+                axes.set(xscale="log", yscale="log")
                 axes.grid(alpha=0.25)
             row[0].set_ylabel(f"tangential norm\n({name})")
         for axes in grid[-1]:

@@ -16,7 +16,7 @@ def synthetic_table(points: Sequence[Point], title: str) -> "Table":
 
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("objective", no_wrap=True)
-    for measure in ("anchor", "negative"):
+    for measure in ("anchor", "neg."):
         for point in (points[0], points[-1]):
             table.add_column(f"{measure}\n{point.source}", justify="right")
         table.add_column("∝\nnoise^", justify="right")

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from allpairs.analysis.batches import batches
-from allpairs.analysis.embeddings import Embeddings
+from allpairs.analysis.embeddings import Embeddings, Origin
 from allpairs.analysis.gradients import Spread, TangentialNorms, spread, tangential_norms
 from allpairs.analysis.synthetic import GENERATORS, NOISE_LEVELS, Scenario
 from allpairs.analysis.variants import Variant, all_variants
@@ -29,9 +29,13 @@ class Point:
         return {"source": self.source, "spread": self.spread._asdict(), "norms": norms}
 
 
-def compared() -> list[Variant]:
-    """Return every objective with its defaults, and the unified loss with γ = 1, for which U §3.3 argues."""
-    return [*all_variants(), Variant("unified", {"scale": 1.0})]
+def compared(origins: Sequence[Origin] = ()) -> list[Variant]:
+    """Return every objective with its defaults, the unified loss with γ = 1, for which U §3.3 argues, and the
+    objectives that embeddings of `origins` were trained with.
+    """
+    trained = [Variant(origin.objective, origin.arguments) for origin in origins if origin.objective]
+    variants = [*all_variants(), Variant("unified", {"scale": 1.0}), *trained]
+    return list({variant.label: variant for variant in variants}.values())
 
 
 def on_synthetic(scenario: Scenario, *, size: int, dim: int, seed: int) -> list[Point]:
@@ -45,17 +49,12 @@ def on_synthetic(scenario: Scenario, *, size: int, dim: int, seed: int) -> list[
     return points
 
 
-def on_embeddings(embeddings: Embeddings, *, size: int, seed: int) -> Point:
+def on_embeddings(embeddings: Embeddings, variants: Sequence[Variant], *, size: int, seed: int) -> Point:
     """Return the mean over the batches of one pass; every objective sees pairs of an image and one of its captions.
 
     Raises:
         UserError: a batch size that does not fit the data.
     """
-    variants = [*compared()]
-    origin = embeddings.origin
-    trained = Variant(origin.objective, origin.arguments)
-    if origin.objective and trained.label not in {variant.label for variant in variants}:
-        variants.append(trained)
     objectives = {variant.label: variant.make().eval() for variant in variants}
     spreads: list[Spread] = []
     norms: dict[str, list[TangentialNorms]] = {label: [] for label in objectives}
@@ -63,6 +62,7 @@ def on_embeddings(embeddings: Embeddings, *, size: int, seed: int) -> Point:
         spreads.append(spread(queries, candidates, ids=ids))
         for label, objective in objectives.items():
             norms[label].append(tangential_norms(objective, queries, candidates, ids=ids))
+    origin = embeddings.origin
     source = " ".join(str(part) for part in (origin.run, origin.checkpoint, origin.split) if part) or "embeddings"
     return Point(
         source,

@@ -17,7 +17,7 @@ NOISE_LEVELS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 
 DESCRIPTIONS: dict[Scenario, str] = {
     "collapsed": "every embedding near one common direction: all similarities → 1",
-    "twins": "each pair near one other pair, the twins far from each other: only the hardest negative's similarity → 1",
+    "twins": "pairs in twos, each two near one direction of its own: only the hardest negative's similarity → 1",
 }
 
 

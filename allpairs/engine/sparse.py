@@ -25,7 +25,16 @@ class Gradients(NamedTuple):
     candidates: Tensor
     """[B, D] in at least float32: this rank's part of all candidates'."""
     along_queries: Tensor
-    """[] in at least float32: Σ_i q_i·∂L/∂q_i, from which a learned scale gets its gradient."""
+    """[] in at least float32: Σ_i q_i·∂L/∂q_i of the scaled queries, from which a learned scale gets its gradient."""
+
+
+class Factors(NamedTuple):
+    """What the sums are multiplied by."""
+
+    loss: Tensor
+    """[]: the incoming gradient times what makes a sum of anchors the loss."""
+    scale: Tensor | float
+    """The scale of the scores, which the queries were multiplied by and their gradient has yet to be."""
 
 
 class BothDirections(NamedTuple):
@@ -38,9 +47,9 @@ class BothDirections(NamedTuple):
 
 
 def gradients(
-    queries_bD: Tensor, candidates_BD: Tensor, layout: Layout, weights: BothDirections, factor: Tensor
+    queries_bD: Tensor, candidates_BD: Tensor, layout: Layout, weights: BothDirections, factors: Factors
 ) -> Gradients:
-    """Return the gradient of this rank's queries and this rank's part of that of all candidates, times `factor`.
+    """Return the gradient of this rank's queries and this rank's part of that of all candidates.
 
     The sums run in at least float32; on a GPU their order, and so the last bit, is free unless torch's deterministic
     algorithms are on.
@@ -56,7 +65,7 @@ def gradients(
         """Add the weights [P] of the pairs (own row, global column)."""
         for start in range(0, len(rows), _CHUNK):
             part = slice(start, start + _CHUNK)
-            weights_P1 = (weights[part] * factor).to(precision)[:, None]
+            weights_P1 = (weights[part] * factors.loss).to(precision)[:, None]
             query_gradient_bD.index_add_(0, rows[part], weights_P1 * candidates_BD[columns[part]])
             candidate_gradient_BD.index_add_(0, columns[part], weights_P1 * queries_bD[rows[part]])
 
@@ -70,4 +79,5 @@ def gradients(
     for start in range(0, count, _CHUNK):
         part = slice(start, start + _CHUNK)
         along_queries += (query_gradient_bD[part] * queries_bD[part]).sum()
+    query_gradient_bD *= factors.scale
     return Gradients(query_gradient_bD.to(queries_bD.dtype), candidate_gradient_BD, along_queries)

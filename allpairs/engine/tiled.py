@@ -23,7 +23,7 @@ from allpairs.engine.batch import Sides, mean_factors, sides_of
 from allpairs.engine.exchange import Layout, gather, sum_onto_owners
 from allpairs.engine.pairs import Share
 from allpairs.engine.sides import tile_between, transpose
-from allpairs.engine.sparse import Gradients
+from allpairs.engine.sparse import Factors, Gradients
 from allpairs.engine.statistic import RowStatistic
 
 
@@ -56,7 +56,8 @@ def loss(objective: AnchorObjective[Any], share: Share, layout: Layout, tile: in
     """
     scale = objective.score_scale()
     with torch.no_grad():
-        scaled_bD = (share.queries * scale).to(share.queries.dtype)
+        is_scaled = isinstance(scale, Tensor) or scale != 1
+        scaled_bD = (share.queries * scale).to(share.queries.dtype) if is_scaled else share.queries.detach()
         sides = sides_of(objective, share._replace(queries=scaled_bD), layout)
     plan = Plan(objective, scaled_bD, sides, layout, tile, math)
     value: Tensor = _Tiled.apply(share.queries, share.candidates, scale, plan)
@@ -139,21 +140,21 @@ class _Tiled(torch.autograd.Function):
         plan, found, tiles, scale = ctx.plan, ctx.found, ctx.tiles, ctx.scale
         objective, sides, layout = plan.objective, plan.sides, plan.layout
         query_factor, _ = mean_factors(objective, len(layout.all_queries), len(layout.all_candidates))
-        factor = gradient * (layout.ranks * query_factor)
+        factors = Factors(gradient * (layout.ranks * query_factor), scale)
 
         of_rows = objective.sparse_weights(sides.queries.anchors(layout.own_queries), found.queries)
         of_columns = objective.sparse_weights(sides.candidates.anchors(layout.all_candidates), found.candidates)
         if of_rows is None or of_columns is None:
-            gradients = _gradients(tiles, plan, found, factor)
+            gradients = _gradients(tiles, plan, found, factors)
         else:
             both = sparse.BothDirections(of_rows, of_columns)
-            gradients = sparse.gradients(tiles.queries_bD, tiles.candidates_BD, layout, both, factor)
+            gradients = sparse.gradients(tiles.queries_bD, tiles.candidates_BD, layout, both, factors)
         of_candidates_bD = sum_onto_owners(gradients.candidates, layout.candidate_counts, layout.group)
         of_scale = None
         if isinstance(scale, Tensor):
             # From the sums in float32: in half precision, what is left of this sum would be rounding.
             of_scale = (gradients.along_queries / scale).to(scale.dtype).reshape(scale.shape)
-        return gradients.queries * scale, of_candidates_bD.to(tiles.queries_bD.dtype), of_scale, None
+        return gradients.queries, of_candidates_bD.to(tiles.queries_bD.dtype), of_scale, None
 
 
 def _walk(tiles: PlainTiles, plan: Plan, known: Found | None) -> Found:
@@ -178,8 +179,8 @@ def _walk(tiles: PlainTiles, plan: Plan, known: Found | None) -> Found:
     return Found(type(row_pieces[0]).join(row_pieces), of_candidates)
 
 
-def _gradients(tiles: PlainTiles, plan: Plan, found: Found, factor: Tensor) -> Gradients:
-    """Return Σ_j W_ij c_j of this rank's queries and its part of Σ_i W_ij q_i of all candidates, times `factor`."""
+def _gradients(tiles: PlainTiles, plan: Plan, found: Found, factors: Factors) -> Gradients:
+    """Return Σ_j W_ij c_j of this rank's queries and its part of Σ_i W_ij q_i of all candidates."""
     layout, tile = plan.layout, plan.tile
     query_factor, candidate_factor = mean_factors(plan.objective, len(layout.all_queries), len(layout.all_candidates))
     column_factor = candidate_factor / query_factor
@@ -198,10 +199,10 @@ def _gradients(tiles: PlainTiles, plan: Plan, found: Found, factor: Tensor) -> G
             add_product(query_gradient_RD, weights_RC, candidates_BD[cut])
             add_product(candidate_gradient_BD[cut], weights_RC.T, queries_RD)
         tiles.add_own_pairs(rows, found, query_gradient_RD, candidate_gradient_BD)
-        query_gradient_RD *= factor
+        query_gradient_RD *= factors.loss
         along_queries += (query_gradient_RD * queries_RD).sum()
-        query_gradient_bD[local_rows] = query_gradient_RD
-    return Gradients(query_gradient_bD, candidate_gradient_BD.mul_(factor), along_queries)
+        query_gradient_bD[local_rows] = query_gradient_RD.mul_(factors.scale)
+    return Gradients(query_gradient_bD, candidate_gradient_BD.mul_(factors.loss), along_queries)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:

@@ -1,0 +1,108 @@
+"""Write a split's embeddings under a checkpoint of a run, for `python -m allpairs.analysis`; one process, without Ray.
+
+python -m distributed.embed --run runs/emoji --split train --out emoji.safetensors
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from cyclopts import App, Parameter
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from allpairs import models
+from allpairs.analysis import Embeddings, Origin
+from allpairs.errors import UserError, nearest
+from allpairs.objectives import make
+from allpairs.objectives.vlc import VLC
+from distributed.config import Config
+from distributed.config.load import read, validate
+from distributed.data import open_dataset
+from distributed.evaluation import encode
+from distributed.ranks import Ranks, Stopped
+from distributed.run_directory import RunDirectory
+from retrieval_eval.command import run as run_command
+from retrieval_eval.embeddings import existing
+
+app = App(name="python -m distributed.embed", help=__doc__, help_format="plaintext", version_flags=[])
+
+
+@app.default
+def embed(
+    *,
+    run: Annotated[Path, Parameter(help="Folder of a training run.")],
+    split: Annotated[str, Parameter(help="train, val or test: the data set folder of this name in the run's config.")],
+    out: Annotated[Path, Parameter(help="File to write, .safetensors.")],
+    checkpoint: Annotated[Literal["best", "last"], Parameter(help="Checkpoint of the run.")] = "best",
+) -> None:
+    """Encode every image of a split and all its captions."""
+    embeddings = embed_split(run, split, checkpoint)
+    embeddings.write(out)
+    print(
+        f"written: {out}, {len(embeddings.queries):,} images and {len(embeddings.candidates):,} captions "
+        f"at step {embeddings.origin.step:,}"
+    )
+
+
+def embed_split(run: Path, split: str, checkpoint: str) -> Embeddings:
+    """Return the embeddings of `split` under checkpoint "best" or "last" of the run in folder `run`.
+
+    Weights are frozen, without dropout or augmentation (C §5).
+
+    Raises:
+        UserError: a run, split, checkpoint or data set that is not there or cannot be read.
+    """
+    directory = RunDirectory(run)
+    config = validate(read(existing(directory.config)), source=str(directory.config))
+    if split not in config.data.splits:
+        raise UserError(f"--split {split!r}: {run} has no such split{nearest(split, config.data.splits)}")
+    folder = existing(directory.checkpoints / checkpoint).resolve()
+    encoder, vocabulary = models.load(folder)
+    device = torch.device("cuda" if torch.cuda.is_available() and config.cluster.device != "cpu" else "cpu")
+    dataset = open_dataset(config.data.folder(split))
+    try:
+        encoded = encode(encoder.to(device), dataset, vocabulary, config, Ranks(0, 1, None, device))
+    except Stopped as stopped:
+        raise UserError(str(stopped)) from None
+    assert encoded is not None, "a single rank is rank 0"
+    return Embeddings(
+        queries=encoded.images_ND.numpy(),
+        candidates=encoded.captions_CD.numpy(),
+        query_ids=encoded.image_ids_N.numpy(),
+        candidate_ids=encoded.caption_ids_C.numpy(),
+        origin=Origin(
+            run=config.run.name,
+            checkpoint=checkpoint,
+            step=_step(folder / "position.json"),
+            split=split,
+            objective=config.objective.name,
+            arguments=_arguments(config, folder / "objective.safetensors"),
+            captions_per_image=config.data.captions_per_image,
+        ),
+    )
+
+
+def _step(path: Path) -> int:
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a readable training position ({error})") from None
+
+
+def _arguments(config: Config, path: Path) -> dict[str, Any]:
+    """Return the objective's arguments at this checkpoint: a learned scale becomes the number it has reached."""
+    arguments = config.objective.arguments()
+    objective = make(config.objective.name, **arguments)
+    try:
+        objective.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"{path}: does not fit this objective ({str(error).splitlines()[0]})") from None
+    if isinstance(objective, VLC) and objective.learn_scale:
+        arguments |= {"scale": float(objective.scale), "learn_scale": False}
+    return arguments
+
+
+if __name__ == "__main__":
+    run_command(app)
