@@ -1,0 +1,65 @@
+"""Compile every kernel for compute capability 9.0, which needs no GPU; print what the code uses as JSON.
+
+    python compile_for_hopper.py
+
+In a process of its own, since kernels that are interpreted cannot be compiled.
+"""
+
+import json
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from allpairs.engine.fused import kernels, tiles
+
+POINTERS = {
+    "query_ids_R": "*i64",
+    "candidate_ids_C": "*i64",
+    "index_N": "*i64",
+    "row_columns_KR": "*i32",
+    "column_rows_KC": "*i32",
+    "indices_KN": "*i32",
+}
+NUMBERS = {"scale": "fp32", "scale2": "fp32", "R": "i32", "C": "i32", "K": "i32", "N": "i32", "row_stride": "i32"}
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def compiled(kernel: str, dtype: str) -> dict[str, object]:
+    launch = tiles.launch_on(9, DTYPES[dtype])
+    values = {"BLOCK_R": launch.rows, "BLOCK_C": launch.columns, "BLOCK_D": launch.depth, "BLOCK_K": 32, "BLOCK_N": 64}
+    values |= {"GROUP": 8, "D": 768, "WIDEN": False, "SHARE": dtype != "fp32"}
+    blocks = {"queries": launch.rows, "candidates": launch.columns}
+    function = getattr(kernels, kernel)
+    signature = {}
+    for name in function.arg_names:
+        if name in values:
+            signature[name] = "constexpr"
+        elif name in blocks:
+            signature[name] = f"tensordesc<{dtype}[{blocks[name]}, {launch.depth}]>"
+        else:
+            signature[name] = NUMBERS.get(name) or POINTERS.get(name) or ("*" + dtype if name == "out_RC" else "*fp32")
+    constants = {name: values[name] for name in signature if name in values}
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    source = ASTSource(fn=function, signature=signature, constexprs=constants)
+    result = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    ptx = result.asm["ptx"]
+    return {
+        "kernel": kernel,
+        "dtype": dtype,
+        "shared": result.metadata.shared,
+        "wgmma": "wgmma.mma_async" in ptx,
+        "tf32": "tf32" in ptx,
+        "copy_engine": "cp.async.bulk.tensor" in ptx,
+    }
+
+
+def main() -> None:
+    found = [compiled(kernel, "bf16") for kernel in ("soft_excess", "hardest", "soft_weights")]
+    found += [compiled(kernel, "fp32") for kernel in ("soft_excess", "merge_excess", "merge_hardest")]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

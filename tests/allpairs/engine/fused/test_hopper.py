@@ -1,0 +1,23 @@
+"""The kernels as they are launched on Hopper compile for it, on a machine without a GPU too."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SHARED_OF_A_BLOCK = 227 * 1024
+
+
+def test_the_kernels_compile_to_hoppers_own_instructions(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    command = [sys.executable, str(Path(__file__).with_name("compile_for_hopper.py"))]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 0, result.stderr
+    for found in json.loads(result.stdout):
+        assert found["shared"] <= SHARED_OF_A_BLOCK, found
+        assert not found["tf32"], found
+        if not found["kernel"].startswith("merge"):
+            assert found["copy_engine"], found
+            assert found["wgmma"] == (found["dtype"] != "fp32"), found
