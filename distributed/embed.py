@@ -100,7 +100,8 @@ def _arguments(config: Config, path: Path) -> dict[str, Any]:
     except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(f"{path}: does not fit this objective ({str(error).splitlines()[0]})") from None
     if isinstance(objective, VLC) and objective.learn_scale:
-        arguments |= {"scale": float(objective.scale), "learn_scale": False}
+        with torch.no_grad():
+            arguments |= {"scale": float(objective.scale), "learn_scale": False}
     return arguments
 
 
