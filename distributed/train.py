@@ -12,6 +12,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from rich.console import Console
 
+from allpairs.objectives import make
 from distributed.config import load
 from distributed.launch import Result, RunFailed, cluster, set_up, train_on_ray
 from distributed.progress import Follower
@@ -42,6 +43,9 @@ def train(*overrides: str, config: Annotated[Path, Parameter(name="--config")], 
         f"batch {settings.train.global_batch} · {settings.train.epochs} epochs · {settings.run_dir}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
+    surrogate = make(settings.objective.name, **settings.objective.arguments()).surrogate
+    if surrogate:
+        console.print(f"its loss is a surrogate, {surrogate}: the gradient is given directly, the value need not fall")
     directory = set_up(settings, resume=resume)
     try:
         with cluster(cpus=settings.cluster.workers * settings.cluster.cpus_per_worker):

@@ -37,6 +37,8 @@ class PairObjective(nn.Module, ABC, Generic[StatisticT]):
 
     takes_margins: ClassVar[bool] = False
     """Whether the objective has a margin, which `margins=` at the call may replace by one per pair (U-Eq. 26)."""
+    surrogate: ClassVar[str | None] = None
+    """What the value is, if it is not the function that the gradient descends; None for a loss."""
     passes: int = 1
     kernel: str | None = None
     own_positive: ClassVar[bool]

@@ -1,7 +1,7 @@
 """GOAL: 15 objectives given by their gradient alone, a triplet weight times a pair weight."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -56,6 +56,8 @@ class Goal(OnHardestNegative[RowStatistic]):
 
     Source: G-Eq. 7 to 15 and Table 1 (GOAL).
     """
+
+    surrogate: ClassVar[str | None] = "h − d, hardest negative minus positive"
 
     def __init__(
         self,

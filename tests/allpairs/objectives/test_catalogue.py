@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 from allpairs.errors import UserError
 from allpairs.objectives import PairObjective, arguments, from_scores, make, names
+
+ROOT = Path(__file__).parents[3]
 
 # What the specification promises, in its order; every objective also takes reduction= and normalize=.
 PROMISED = {
@@ -174,3 +177,15 @@ def test_importing_the_objectives_needs_torch_alone():
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "torch" in loaded
     assert not {"transformers", "tokenizers", "ray", "faiss", "wandb", "deepspeed", "pydantic", "PIL"} & set(loaded)
+
+
+def test_the_documentation_names_every_objective_and_argument():
+    rows = [line for line in (ROOT / "docs" / "objectives.md").read_text().splitlines() if line.startswith("| `")]
+    for name in names():
+        (row,) = [line for line in rows if line.startswith(f"| `{name}` ")]
+        for argument in arguments(name).keys() - {"reduction", "normalize"}:
+            assert f"`{argument}" in row, (name, argument)
+
+
+def test_only_goal_calls_its_value_a_surrogate():
+    assert [name for name in names() if make(name).surrogate] == ["goal"]
