@@ -147,7 +147,8 @@ def gradients(
         result["embeddings"] = [point.to_json() for point in points]
         title = "Real embeddings: " + ", ".join(dict.fromkeys(point.source for point in points))
         figures.append(draw_spreading(out / "gradients_embeddings.png", points, title, "negatives"))
-        console.print(embeddings_table(points))
+        for point in points:
+            console.print(embeddings_table(point))
     _say(_write_json(out / "gradients.json", result), *figures)
 
 

@@ -24,6 +24,7 @@ def draw_counts(path: Path, rows: Sequence[Cocos]) -> Path:
             means, deviations = [count.mean for count in counts], [count.std for count in counts]
             axes.barh(places, means, thickness, xerr=deviations, label=side, error_kw={"linewidth": 0.8})
         axes.set_yticks(range(len(rows)), [" · ".join(filter(None, (row.run, row.objective))) for row in rows])
+        axes.margins(y=0.01)
         axes.invert_yaxis()
         axes.set_xlabel(f"samples with |W| > {rows[0].setup.epsilon:g} of the anchor's largest, mean over anchors")
         axes.legend()

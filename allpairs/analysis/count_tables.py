@@ -25,26 +25,26 @@ def show(value: MeanStd) -> str:
 
 
 def terminal_tables(rows: Sequence[Cocos]) -> "list[Table]":
-    """Return one table per family that occurs, with the columns of the paper's and the comparable one."""
+    """Return a table per family and run, with the columns of the paper's tables and the comparable one."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     tables = []
-    for family, title in TITLES.items():
-        members = [row for row in rows if row.family == family]
-        if not members:
-            continue
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-        table.add_column("run")
-        table.add_column("objective", no_wrap=True)
-        table.add_column("")
-        for key in KEYS[family]:
-            table.add_column(SYMBOLS[key], justify="right", no_wrap=True)
-        for row in members:
-            for side in SIDES:
-                name = (row.run, row.objective) if side == SIDES[0] else ("", "")
-                table.add_row(*name, side, *(show(row.counts[side][key]) for key in KEYS[family]))
-        tables.append(table)
+    for run in dict.fromkeys(row.run for row in rows):
+        for family, name in TITLES.items():
+            members = [row for row in rows if (row.run, row.family) == (run, family)]
+            if not members:
+                continue
+            table = Table(title=f"{run} · {name}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+            table.add_column("objective", no_wrap=True)
+            table.add_column("")
+            for key in KEYS[family]:
+                table.add_column(SYMBOLS[key], justify="right", no_wrap=True)
+            for row in members:
+                for side in SIDES:
+                    counts = (show(row.counts[side][key]).replace(" ", "") for key in KEYS[family])
+                    table.add_row(row.objective if side == SIDES[0] else "", side, *counts)
+            tables.append(table)
     return tables
 
 

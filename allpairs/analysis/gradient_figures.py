@@ -43,8 +43,8 @@ def draw_spreading(path: Path, points: Sequence[Point], title: str, horizontal: 
                 axes.set(xscale="log", yscale="log")
                 axes.grid(alpha=0.25)
             row[0].set_ylabel(f"tangential norm\n({name})")
-        for axes in grid[-1]:
+        for axes, members in zip(grid[-1], columns.values(), strict=True):
             axes.set_xlabel(f"spread: mean of 1 − s over {horizontal}")
-            axes.legend(fontsize=6)
+            axes.legend(fontsize=6, ncols=2 if len(members) > 10 else 1)
 
     return save(path, (13, 7.5), draw)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from allpairs.analysis.gradients import TangentialNorms
 from allpairs.analysis.spreading import Point, vanishing_order
 
 if TYPE_CHECKING:
@@ -30,19 +31,20 @@ def synthetic_table(points: Sequence[Point], title: str) -> "Table":
     return table
 
 
-def embeddings_table(points: Sequence[Point]) -> "Table":
-    """Return all four norms of each objective under each set of real embeddings."""
+def embeddings_table(point: Point) -> "Table":
+    """Return all four norms of each objective under one set of real embeddings."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(
-        title="Tangential gradient norms on real embeddings, mean over anchors", title_justify="left", box=SIMPLE_HEAD
+        title=f"{point.source}: tangential norms, mean over anchors",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
     )
-    table.add_column("embeddings")
     table.add_column("objective", no_wrap=True)
-    for name in ("anchor", "printed", "negative", "batch"):
-        table.add_column(name, justify="right")
-    for point in points:
-        for label, norms in point.norms.items():
-            table.add_row(point.source, label, *(f"{value:.1e}" for value in norms))
+    for measure in TangentialNorms._fields:
+        table.add_column(measure, justify="right")
+    for label, norms in point.norms.items():
+        table.add_row(label, *(f"{value:.1e}" for value in norms))
     return table

@@ -82,6 +82,27 @@ def test_unified_is_u_eq_14_to_18_with_the_denominator_corrected():
     assert found.printed > 1.5 * found.anchor  # U-Eq. 17 is a bound, and not a tight one
 
 
+def test_weights_that_do_not_add_up_leave_a_remainder_at_the_positive():
+    """GOAL (con, lin) pulls with 1 − d and pushes with h: h·(t̂ − t) + (h − (1 − d))·t."""
+    v, t = unit_batch(seed=3)
+    printed = []
+    for V, T in ((v, t), (t, v)):
+        for i in range(12):
+            s = V[i] @ T.T
+            hardest = max((j for j in range(12) if j != i), key=lambda j: s[j])
+            d, h = float(s[i]), float(s[hardest])
+            norm = abs(h) * along_sphere(T[hardest] - T[i], V[i]) + abs(h - 1 + d) * along_sphere(T[i], V[i])
+            printed.append(norm if 0.2 + h - d > 0 else 0.0)
+    found = tangential_norms(make("goal", triplet="con", pair="lin"), v, t)
+    assert found.printed == pytest.approx(sum(printed) / 24, rel=1e-9)
+
+
+@pytest.mark.parametrize("variant", compared(), ids=lambda variant: variant.label)
+def test_the_sum_of_norms_bounds_the_norm_of_the_sum(variant):
+    found = tangential_norms(variant.make(), *unit_batch(seed=4))
+    assert found.printed >= found.anchor * (1 - 1e-12) > 0
+
+
 def test_the_reduction_and_the_length_of_embeddings_change_nothing():
     q, c = unit_batch()
     plain = tangential_norms(make("unified"), q, c)
