@@ -73,7 +73,9 @@ def sides_of(objective: AnchorObjective[Any], share: "Share", layout: Layout) ->
             candidates=gather(ids.candidates, layout.candidate_counts, group),
         )
     if objective.own_positive:
-        positive = gather(own_scores(share.queries, share.candidates), layout.query_counts, group)
+        with torch.no_grad():
+            positive = own_scores(share.queries, share.candidates) * objective.score_scale()
+        positive = gather(positive, layout.query_counts, group)
     if margins is not None:
         margins = gather(margins, layout.query_counts, group)
     counts = [len(layout.all_queries), len(layout.all_candidates)]

@@ -24,10 +24,10 @@ def loss(objective: AnchorObjective[Any], share: Share, layout: Layout) -> Tenso
     With N ranks and B anchors of a side, L_r = (N/B)·Σ_{i∈r} ℓ_i (mean) or N·Σ_{i∈r} ℓ_i (sum). The factor N meets the
     1/N of DistributedDataParallel's averaging, for the encoder and for parameters of the objective alike.
     """
+    sides = sides_of(objective, share, layout)
     share = share._replace(queries=share.queries * objective.score_scale())
     all_queries_BD = gather(share.queries, layout.query_counts, layout.group)
     all_candidates_BD = gather(share.candidates, layout.candidate_counts, layout.group)
-    sides = sides_of(objective, share, layout)
     rows_bB = share.queries @ all_candidates_BD.T
     columns_bB = rows_bB.T if layout.ranks == 1 else share.candidates @ all_queries_BD.T
     own = objective.own_positive

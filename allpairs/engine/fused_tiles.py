@@ -21,15 +21,21 @@ class FusedTiles(PlainTiles):
 
     def __init__(self, plan: Plan, candidates_BD: Tensor) -> None:
         super().__init__(plan._replace(queries_bD=plan.queries_bD.contiguous()), candidates_BD.contiguous())
-        queries, candidates = plan.sides
+        queries, candidates = plan.sides  # of one id per pair
         everyone = range(len(candidates_BD))
         # Without ids a pair's own index is its id: the kernels then need no other rule for what is no negative.
         ids_B = torch.arange(len(candidates_BD), device=candidates_BD.device)
-        self.row_ids_B = ids_B if queries.ids is None else queries.ids
-        self.column_ids_B = ids_B if candidates.ids is None else candidates.ids
+        if queries.ids is not None:
+            # The lowest index of each instance: ids that follow the batch let the kernels pass over most blocks.
+            _, instance_B = queries.ids.unique(return_inverse=True)
+            first = torch.full_like(ids_B, len(ids_B)).scatter_reduce_(0, instance_B, ids_B, "amin")
+            ids_B = first[instance_B]
+        self.ids_B = ids_B
         if plan.objective.kernel == "soft_excess":
             # One bias per pair serves both directions: d_i and the margin are those of the pair.
-            self.scale, self.bias_B = plan.objective.exponents(candidates.anchors(everyone))
+            # A scale in the exponents, not in the embeddings, which it would round once more.
+            scale, self.bias_B = plan.objective.exponents(candidates.anchors(everyone))
+            self.kernel_scale = scale * float(plan.scale)
 
     def statistics(self, rows: range, columns: range, known: Found | None) -> Found:
         """Return what the queries `rows` and the candidates `columns` (global) learn of each other in one pass."""
@@ -45,7 +51,7 @@ class FusedTiles(PlainTiles):
             )
         row_peak, row_total, column_peak, column_total = tiles.soft_excess(
             *self._operands(rows, columns),
-            scale=self.scale,
+            scale=self.kernel_scale,
             row_bias_R=self.bias_B[rows.start : rows.stop],
             column_bias_C=self.bias_B[columns.start : columns.stop],
         )
@@ -65,7 +71,7 @@ class FusedTiles(PlainTiles):
             return weights_RC
         tiles.soft_weights(
             *self._operands(rows, columns),
-            scale=self.scale,
+            scale=self.kernel_scale,
             row_shift_R=self.bias_B[rows.start : rows.stop] + of_rows.value(),
             column_shift_C=self.bias_B[columns.start : columns.stop] + of_columns.value(),
             out=weights_RC,
@@ -92,6 +98,6 @@ class FusedTiles(PlainTiles):
         return (
             self.queries_bD[local_rows],
             self.candidates_BD[cut],
-            self.row_ids_B[rows.start : rows.stop],
-            self.column_ids_B[cut],
+            self.ids_B[rows.start : rows.stop],
+            self.ids_B[cut],
         )

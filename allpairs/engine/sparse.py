@@ -25,7 +25,7 @@ class Gradients(NamedTuple):
     candidates: Tensor
     """[B, D] in at least float32: this rank's part of all candidates'."""
     along_queries: Tensor
-    """[] in at least float32: Σ_i q_i·∂L/∂q_i of the scaled queries, from which a learned scale gets its gradient."""
+    """[] in at least float32: Σ_i q_i·∂L/∂q_i but for the scale, which is the gradient of a learned scale."""
 
 
 class Factors(NamedTuple):
@@ -34,7 +34,7 @@ class Factors(NamedTuple):
     loss: Tensor
     """[]: the incoming gradient times what makes a sum of anchors the loss."""
     scale: Tensor | float
-    """The scale of the scores, which the queries were multiplied by and their gradient has yet to be."""
+    """The factor on every score: ∂S_ij/∂q_i = scale·c_j."""
 
 
 class BothDirections(NamedTuple):
@@ -80,4 +80,5 @@ def gradients(
         part = slice(start, start + _CHUNK)
         along_queries += (query_gradient_bD[part] * queries_bD[part]).sum()
     query_gradient_bD *= factors.scale
+    candidate_gradient_BD *= factors.scale
     return Gradients(query_gradient_bD.to(queries_bD.dtype), candidate_gradient_BD, along_queries)

@@ -41,7 +41,9 @@ class Plan(NamedTuple):
 
     objective: AnchorObjective[Any]
     queries_bD: Tensor
-    """This rank's queries times the scale of the scores."""
+    """This rank's queries."""
+    scale: Tensor | float
+    """The factor on every score."""
     sides: Sides
     layout: Layout
     tile: int
@@ -55,11 +57,8 @@ def loss(objective: AnchorObjective[Any], share: Share, layout: Layout, tile: in
     `tile`: the largest number of rows and of columns of a tile. Every rank backpropagates the same factor.
     """
     scale = objective.score_scale()
-    with torch.no_grad():
-        is_scaled = isinstance(scale, Tensor) or scale != 1
-        scaled_bD = (share.queries * scale).to(share.queries.dtype) if is_scaled else share.queries.detach()
-        sides = sides_of(objective, share._replace(queries=scaled_bD), layout)
-    plan = Plan(objective, scaled_bD, sides, layout, tile, math)
+    fixed = scale.detach() if isinstance(scale, Tensor) else scale
+    plan = Plan(objective, share.queries.detach(), fixed, sides_of(objective, share, layout), layout, tile, math)
     value: Tensor = _Tiled.apply(share.queries, share.candidates, scale, plan)
     return value
 
@@ -70,6 +69,7 @@ class PlainTiles:
     def __init__(self, plan: Plan, candidates_BD: Tensor) -> None:
         self.objective = plan.objective
         self.queries_bD = plan.queries_bD
+        self.scale = plan.scale
         self.candidates_BD = candidates_BD
         self.sides = plan.sides
         self.first_query = plan.layout.own_queries.start
@@ -98,6 +98,7 @@ class PlainTiles:
     def _tiles(self, rows: range, columns: range) -> tuple[Tile, Tile]:
         local_rows = slice(rows.start - self.first_query, rows.stop - self.first_query)
         scores_RC = product(self.queries_bD[local_rows], self.candidates_BD[columns.start : columns.stop].T)
+        scores_RC = scores_RC.mul_(self.scale)
         queries, candidates = self.sides
         if not rows:
             return _nothing_to_see(scores_RC, queries.anchors(rows)), _nothing_to_see(
@@ -116,7 +117,7 @@ class PlainTiles:
 class _Tiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, queries_bD: Tensor, candidates_bD: Tensor, scale: Tensor | float, plan: Plan) -> Tensor:
-        """`queries_bD` get a gradient; what is looked at are those of the plan, times `scale`."""
+        """`queries_bD` and `scale` are those of the plan, here to get their gradients."""
         objective, sides, layout = plan.objective, plan.sides, plan.layout
         candidates_BD = gather(candidates_bD, layout.candidate_counts, layout.group)
         tiles = plan.math(plan, candidates_BD)
@@ -131,16 +132,17 @@ class _Tiled(torch.autograd.Function):
         of_candidates = objective.losses(
             sides.candidates.anchors(own), found.candidates.rows(slice(own.start, own.stop))
         )
-        ctx.plan, ctx.tiles, ctx.found, ctx.scale = plan, tiles, found, scale
+        ctx.plan, ctx.tiles, ctx.found = plan, tiles, found
+        ctx.learns_scale = isinstance(scale, Tensor)
         return (query_factor * of_queries.sum() + candidate_factor * of_candidates.sum()) * layout.ranks
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        plan, found, tiles, scale = ctx.plan, ctx.found, ctx.tiles, ctx.scale
+        plan, found, tiles = ctx.plan, ctx.found, ctx.tiles
         objective, sides, layout = plan.objective, plan.sides, plan.layout
         query_factor, _ = mean_factors(objective, len(layout.all_queries), len(layout.all_candidates))
-        factors = Factors(gradient * (layout.ranks * query_factor), scale)
+        factors = Factors(gradient * (layout.ranks * query_factor), plan.scale)
 
         of_rows = objective.sparse_weights(sides.queries.anchors(layout.own_queries), found.queries)
         of_columns = objective.sparse_weights(sides.candidates.anchors(layout.all_candidates), found.candidates)
@@ -151,9 +153,9 @@ class _Tiled(torch.autograd.Function):
             gradients = sparse.gradients(tiles.queries_bD, tiles.candidates_BD, layout, both, factors)
         of_candidates_bD = sum_onto_owners(gradients.candidates, layout.candidate_counts, layout.group)
         of_scale = None
-        if isinstance(scale, Tensor):
+        if ctx.learns_scale:
             # From the sums in float32: in half precision, what is left of this sum would be rounding.
-            of_scale = (gradients.along_queries / scale).to(scale.dtype).reshape(scale.shape)
+            of_scale = gradients.along_queries.to(plan.scale.dtype).reshape(plan.scale.shape)
         return gradients.queries, of_candidates_bD.to(tiles.queries_bD.dtype), of_scale, None
 
 
@@ -202,7 +204,8 @@ def _gradients(tiles: PlainTiles, plan: Plan, found: Found, factors: Factors) ->
         query_gradient_RD *= factors.loss
         along_queries += (query_gradient_RD * queries_RD).sum()
         query_gradient_bD[local_rows] = query_gradient_RD.mul_(factors.scale)
-    return Gradients(query_gradient_bD, candidate_gradient_BD.mul_(factors.loss), along_queries)
+    candidate_gradient_BD.mul_(factors.loss).mul_(factors.scale)
+    return Gradients(query_gradient_bD, candidate_gradient_BD, along_queries)
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
