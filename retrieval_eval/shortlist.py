@@ -1,8 +1,12 @@
-"""Top-K shortlists by FAISS, on a GPU where its build and the card allow it, and by torch where FAISS is missing."""
+"""Top-K shortlists by FAISS, on one GPU or several where build and cards allow it, by torch where FAISS is missing.
+
+Both sides are fed in blocks: a memory-mapped matrix is never copied whole, except into an index that lives on GPUs.
+"""
 
 import logging
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -17,14 +21,23 @@ logger = logging.getLogger(__name__)
 
 Backend = Literal["faiss-gpu", "faiss-cpu", "torch"]
 
+BLOCK = 2**24  # numbers of a block of embeddings: 64 MiB, 32,768 rows of 512 dimensions
 CHUNK = 1024  # queries per product when torch makes the shortlist: 4 MB of scores per 1,000 gallery items
+GPU_DEEPEST = 2048  # FAISS keeps no more results per query on a GPU
+PROBE_SECONDS = 120
+# What `_gpu_index` does, in small, on every card.
 PROBE = """
 import faiss, numpy as np
-assert faiss.get_num_gpus() > 0
-index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), 8)
-x = np.eye(8, dtype=np.float32)
-index.add(x)
-assert (index.search(x, 1)[1][:, 0] == np.arange(8)).all()
+options = faiss.GpuMultipleClonerOptions()
+options.shard = True
+index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(64), options)
+parts = [index.at(i) for i in range(index.count())] if faiss.get_num_gpus() > 1 else [index]
+x = np.eye(64, dtype=np.float32)
+for part, rows in zip(parts, np.array_split(x, len(parts))):
+    part.add(np.ascontiguousarray(rows))
+if len(parts) > 1:
+    index.syncWithSubIndexes()
+assert (index.search(x, 1)[1][:, 0] == np.arange(64)).all()
 """
 
 
@@ -41,7 +54,7 @@ class Shortlist:
 def backend() -> Backend:
     """Return what makes the shortlists here, probed once per process; one logged line says what falls back.
 
-    An unsupported card makes the first GPU search abort the whole process, so a child process tries it.
+    An unsupported card makes the first GPU search abort the whole process, so a child process tries all of them.
     """
     try:
         import faiss
@@ -51,36 +64,95 @@ def backend() -> Backend:
     if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
         return "faiss-cpu"
     try:
-        probe = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, timeout=120, check=False)
+        probe = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, timeout=PROBE_SECONDS, check=False)
         failure = "" if probe.returncode == 0 else f"exit code {probe.returncode}"
     except subprocess.TimeoutExpired:
-        failure = "no answer in 120 s"
+        failure = f"no answer in {PROBE_SECONDS} s"
     if failure:
-        logger.warning("FAISS cannot search on this GPU (%s): searching on the CPU", failure)
+        cards = faiss.get_num_gpus()
+        which = "this GPU" if cards == 1 else f"these {cards} GPUs together (CUDA_VISIBLE_DEVICES chooses among them)"
+        logger.warning("FAISS cannot search on %s (%s): searching on the CPU", which, failure)
         return "faiss-cpu"
     return "faiss-gpu"
 
 
 def shortlist(queries: Embeddings, gallery: Embeddings, k: int) -> Shortlist:
-    """Return the best k (at most all) of gallery [M, D] for each query [N, D]; UserError for unfit input."""
+    """Return the best k (at most all) of gallery [M, D] for each query [N, D]; UserError for unfit input.
+
+    On several GPUs each holds one part of the gallery. More than 2,048 per query are searched for on the CPU.
+    """
     Q, G = pair_of_matrices(queries, gallery)
     k = min(k, len(G))
     kind = backend()
+    if kind == "faiss-gpu" and k > GPU_DEEPEST:
+        logger.warning("FAISS finds at most %d items per query on a GPU: searching for %d on the CPU", GPU_DEEPEST, k)
+        kind = "faiss-cpu"
     if kind == "torch":
-        scores, indices = _by_torch(Q, G, k)
-    else:
-        scores, indices = _by_faiss(Q.cpu().numpy(), G.cpu().numpy(), k, kind)
-    return Shortlist(scores, indices, kind)
+        return Shortlist(*_by_torch(Q, G, k), kind)
+    if kind == "faiss-gpu":
+        return Shortlist(*search(_gpu_index(G), Q, k), kind)
+    return Shortlist(*_by_faiss(Q, G, k), kind)
 
 
-def _by_faiss(queries: np.ndarray, gallery: np.ndarray, k: int, kind: Backend) -> tuple[np.ndarray, np.ndarray]:
+def blocks(matrix: torch.Tensor) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the rows of a matrix [rows, D] as float32 blocks of at most 64 MiB that FAISS takes, with their start."""
+    step = max(1, BLOCK // matrix.shape[1])
+    for start in range(0, len(matrix), step):
+        yield start, np.ascontiguousarray(matrix[start : start + step].cpu().numpy(), dtype=np.float32)
+
+
+def search(index: Any, queries: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores [N, k] and indices [N, k] that a FAISS index finds for `queries` [N, D], fed in blocks."""
+    scores, indices = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    for start, block in blocks(queries):
+        here = slice(start, start + len(block))
+        scores[here], indices[here] = index.search(block, k)
+    return scores, indices
+
+
+def _by_faiss(queries: torch.Tensor, gallery: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    # What IndexFlatIP.search does with its copy of the gallery, without the copy.
     import faiss
 
-    index: Any = faiss.IndexFlatIP(gallery.shape[1])
-    if kind == "faiss-gpu":
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
-    index.add(np.ascontiguousarray(gallery))
-    return index.search(np.ascontiguousarray(queries), k)
+    scores, indices = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    if gallery.device.type == "cpu" and gallery.is_contiguous():
+        whole = gallery.numpy()
+        for start, block in blocks(queries):
+            here = slice(start, start + len(block))
+            scores[here], indices[here] = faiss.knn(block, whole, k, faiss.METRIC_INNER_PRODUCT)
+        return scores, indices
+    index = faiss.IndexFlatIP(gallery.shape[1])
+    for _, block in blocks(gallery):
+        index.add(block)
+    return search(index, queries, k)
+
+
+def _gpu_index(gallery: torch.Tensor) -> Any:
+    import faiss
+
+    options = faiss.GpuMultipleClonerOptions()
+    options.shard = True
+    # Cloned empty and filled afterwards: no copy of the gallery is made in the host's memory.
+    index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(gallery.shape[1]), options)
+    if faiss.get_num_gpus() > 1:
+        fill_shards(index, gallery)
+    else:
+        for _, block in blocks(gallery):
+            index.add(block)
+    return index
+
+
+def fill_shards(index: Any, gallery: torch.Tensor) -> None:
+    """Fill the empty parts of a FAISS IndexShards, whose ids follow one another, with `gallery` [M, D] in blocks.
+
+    Its own `add` takes everything in one call or not at all: a second block would get the ids of the first.
+    """
+    parts = [index.at(i) for i in range(index.count())]
+    edges = [len(gallery) * i // len(parts) for i in range(len(parts) + 1)]
+    for part, first, last in zip(parts, edges, edges[1:], strict=False):
+        for _, block in blocks(gallery[first:last]):
+            part.add(block)
+    index.syncWithSubIndexes()
 
 
 def _by_torch(queries: torch.Tensor, gallery: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
