@@ -1,4 +1,4 @@
-"""Runs an objective over a batch: here the dense backend, alone or across the ranks of a process group."""
+"""Runs an objective over a batch: dense, tiled or fused, alone or across the ranks of a process group."""
 
 from allpairs.engine.exchange import global_value
 from allpairs.engine.similarity import SimilarityStatistics, similarity_statistics
