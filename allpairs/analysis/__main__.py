@@ -283,4 +283,11 @@ def _say(*paths: Path) -> None:
 
 
 if __name__ == "__main__":
-    run()
+    try:
+        run()
+    except ModuleNotFoundError as missing:
+        print(
+            f"error: {missing.name} is not installed; the commands need: pip install 'allpairs[analysis]'",
+            file=sys.stderr,
+        )
+        sys.exit(2)

@@ -187,3 +187,15 @@ def test_help_as_a_module():
     )
     for word in ("counts", "table", "gradients", "diagrams"):
         assert word in result.stdout
+
+
+def test_without_its_packages_one_line_says_how_to_get_them(tmp_path):
+    script = (
+        "import runpy, sys\n"
+        "sys.modules['cyclopts'] = None\n"  # as if it were not installed
+        f"sys.argv = ['analysis', 'diagrams', '--out', {str(tmp_path)!r}]\n"
+        "runpy.run_module('allpairs.analysis', run_name='__main__')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == ("error: cyclopts is not installed; the commands need: pip install 'allpairs[analysis]'\n")
