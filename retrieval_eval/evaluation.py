@@ -1,17 +1,21 @@
 """`evaluate`: exact retrieval metrics of two sets of embeddings, in both directions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import fsum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from allpairs.errors import UserError
-from retrieval_eval.counting import Levels, count
-from retrieval_eval.inputs import Embeddings, pair_of_matrices, rows
+from retrieval_eval.counting import Counts
+from retrieval_eval.inputs import Embeddings, pair_where_they_lie, rows
+from retrieval_eval.metrics import whole_ranking_metrics
 from retrieval_eval.positives import Positives
-from retrieval_eval.ties import TREATMENTS, Ranks, average_precision
+from retrieval_eval.sharded import Problem, count
+from retrieval_eval.ties import TREATMENTS, Levels, Ranks, average_precision
 
 RSUM = (1, 5, 10)  # the recalls that RSUM and the average recall are made of
 
@@ -21,10 +25,11 @@ class Report:
     """What `evaluate` found. Directions are keyed by name, ``i2t`` and ``t2i`` by default, the forward one first."""
 
     metrics: dict[str, float]
-    """``i2t/r1``, ``/r5``, ``/r10``, ``/average_recall``, ``/median_rank``, ``/mean_rank``, ``/map5``, the same under
-    ``t2i``, and ``rsum``.
+    """``i2t/r1``, ``/r5``, ``/r10``, ``/average_recall``, ``/median_rank``, ``/mean_rank``, ``/map5``, ``/mrr``,
+    ``/ndcg``, ``/r_precision``, ``/map_r``, the same under ``t2i``, and ``rsum``.
 
-    Recalls, their average and RSUM in percent, mAP@5 in 0..1; the expected values over all orders of tied items."""
+    Recalls, their average and RSUM in percent, the others but the ranks in 0..1 (`retrieval_eval.metrics` defines
+    them); the expected values over all orders of tied items."""
     ties: dict[str, dict[str, float]]
     """The same metrics under ``optimistic``, ``expected`` (equal to `metrics`) and ``pessimistic``."""
     ranks: dict[str, Ranks]
@@ -35,6 +40,11 @@ class Report:
     """Per direction the positives of each query."""
     ks: tuple[int, ...]
     """The k of the recalls."""
+    counts: dict[str, Counts]
+    """Per direction the counts of each positive pair, in the order of `positives[direction].indices`."""
+    per_query: dict[str, dict[str, np.ndarray]]
+    """Per direction the values per query, [N] float64 each, whose means `metrics` holds (`median_rank`: the median of
+    ``rank``): ``r1`` … in percent, ``rank``, ``map5``, ``mrr``, ``ndcg``, ``r_precision``, ``map_r``."""
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -63,6 +73,9 @@ def evaluate(
     both_directions: bool = True,
     device: str | None = None,
     tile: int | None = None,
+    shards: int | None = None,
+    state: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Rank the gallery [M, D] for each query [N, D] by dot product, and the queries for each gallery item, exactly.
 
@@ -72,6 +85,11 @@ def evaluate(
     second direction out (and RSUM with it), for galleries with items that belong to no query. RSUM and the average
     recall need 1, 5 and 10 in `ks`. `tile` is the side of the score tiles, by default what suits the device.
 
+    Both sides may be memory-mapped files larger than memory; they are read block by block. `shards` splits the gallery
+    over that many Ray actors (the cluster of RAY_ADDRESS, else this machine), with bit-identical results on machines of
+    one kind. `state` names a folder in which finished work is kept: a run that was killed goes on from there.
+    `progress` is told how many units of work are done, and of how many.
+
     Raises UserError, with the rows and ids, for non-finite, empty or unequal inputs and for queries without positives.
     """
     accepted_ks = tuple(sorted(set(ks)))
@@ -79,23 +97,31 @@ def evaluate(
         raise UserError(f"ks must be positive integers, got {tuple(ks)}")
     if query_name == gallery_name:
         raise UserError(f"query_name and gallery_name are both {query_name!r}: the directions need different names")
-    Q, G = pair_of_matrices(queries, gallery, query_ids, gallery_ids, device)
+    Q, G = pair_where_they_lie(queries, gallery, query_ids, gallery_ids)
+    where = torch.device(device) if device is not None else Q.device
     pairs = _pairs(len(Q), len(G), query_ids, gallery_ids, positives)
     forward, backward = f"{query_name}2{gallery_name}", f"{gallery_name}2{query_name}"
     sets = {forward: pairs, backward: pairs.transposed()} if both_directions else {forward: pairs}
     for direction, ids in zip(sets, (query_ids, gallery_ids), strict=False):
         _refuse_orphans(sets[direction], direction, ids)
 
-    levels = dict(zip(sets, count(Q, G, pairs, both=both_directions, tile=tile), strict=False))
-    ranks = {direction: Ranks.of(counts) for direction, counts in levels.items()}
+    problem = Problem(queries, gallery, pairs, both_directions, where, tile)
+    counts = dict(zip(sets, count(problem, shards=shards, state=state, progress=progress), strict=True))
+    ranks: dict[str, Ranks] = {}
+    per_query: dict[str, dict[str, np.ndarray]] = {}
     ties: dict[str, dict[str, float]] = {treatment: {} for treatment in TREATMENTS}
-    for direction in sets:
-        _measure(ties, direction, levels[direction], ranks[direction], accepted_ks)
+    for direction, found in counts.items():
+        levels = Levels.of(sets[direction], found)
+        ranks[direction] = Ranks.of(levels)
+        values = _per_query(sets[direction], found, levels, ranks[direction], accepted_ks)
+        per_query[direction] = values["expected"]
+        for treatment, metrics in ties.items():
+            metrics.update(_means(direction, values[treatment], accepted_ks))
     if both_directions and set(RSUM) <= set(accepted_ks):
         for metrics in ties.values():
             metrics["rsum"] = fsum(metrics[f"{direction}/r{k}"] for direction in sets for k in RSUM)
     tied = {direction: int(found.tied.sum()) for direction, found in ranks.items()}
-    return Report(ties["expected"], ties, ranks, tied, sets, accepted_ks)
+    return Report(ties["expected"], ties, ranks, tied, sets, accepted_ks, counts, per_query)
 
 
 def _pairs(queries: int, gallery: int, query_ids: Any, gallery_ids: Any, positives: Any) -> Positives:
@@ -117,17 +143,28 @@ def _refuse_orphans(positives: Positives, direction: str, ids: Any) -> None:
         )
 
 
-def _measure(
-    ties: dict[str, dict[str, float]], direction: str, levels: Levels, ranks: Ranks, ks: tuple[int, ...]
-) -> None:
+def _per_query(
+    positives: Positives, counts: Counts, levels: Levels, ranks: Ranks, ks: tuple[int, ...]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Per treatment of ties and metric the values of the queries, [N] float64 each."""
     hits = {k: ranks.hits(k) for k in ks}
-    precision = average_precision(levels)
-    for treatment, metrics in ties.items():
-        recalls = {k: 100.0 * fsum(hits[k][treatment]) / len(levels.greater) for k in ks}
-        rank = getattr(ranks, treatment)
-        metrics.update({f"{direction}/r{k}": recall for k, recall in recalls.items()})
-        if set(RSUM) <= set(ks):
-            metrics[f"{direction}/average_recall"] = fsum(recalls[k] for k in RSUM) / len(RSUM)
-        metrics[f"{direction}/median_rank"] = float(np.median(rank))
-        metrics[f"{direction}/mean_rank"] = fsum(rank) / len(rank)
-        metrics[f"{direction}/map5"] = fsum(precision[treatment]) / len(rank)
+    precision, others = average_precision(levels), whole_ranking_metrics(positives, counts)
+    return {
+        treatment: {
+            **{f"r{k}": 100.0 * hits[k][treatment] for k in ks},
+            "rank": getattr(ranks, treatment).astype(np.float64),
+            "map5": precision[treatment],
+            **others[treatment],
+        }
+        for treatment in TREATMENTS
+    }
+
+
+def _means(direction: str, values: dict[str, np.ndarray], ks: tuple[int, ...]) -> dict[str, float]:
+    means = {name: fsum(each) / len(each) for name, each in values.items()}
+    found = {f"r{k}": means.pop(f"r{k}") for k in ks}
+    if set(RSUM) <= set(ks):
+        found["average_recall"] = fsum(found[f"r{k}"] for k in RSUM) / len(RSUM)
+    found["median_rank"] = float(np.median(values["rank"]))
+    found["mean_rank"] = means.pop("rank")
+    return {f"{direction}/{name}": value for name, value in (found | means).items()}

@@ -1,6 +1,12 @@
-"""What `evaluate` accepts: two finite float32 matrices of one width, and refusals that name the rows."""
+"""What `evaluate` accepts: two finite real matrices of one width, and refusals that name the rows.
 
-from collections.abc import Sequence
+Matrices may be memory-mapped files (`numpy.memmap`, ``numpy.load(mmap_mode="r")``) larger than memory: nothing here
+copies or holds more than a block of one.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -10,6 +16,7 @@ from allpairs.errors import UserError
 
 Embeddings = torch.Tensor | np.ndarray
 SHOWN = 5  # rows named in a refusal
+BLOCK = 4 << 20  # numbers looked at together: 32 MB as float64
 
 
 def rows(indices: Sequence[int] | np.ndarray, ids: Any = None) -> str:
@@ -19,11 +26,28 @@ def rows(indices: Sequence[int] | np.ndarray, ids: Any = None) -> str:
     return f"{'row' if len(indices) == 1 else 'rows'} {', '.join(shown)}{more}"
 
 
-def matrix(
-    values: Embeddings, name: str, ids: Any = None, device: torch.device | str | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return `values` as a finite float32 matrix [rows, D], and its rows' norms; UserError names the bad rows."""
-    X = values.detach() if isinstance(values, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(values))
+def as_tensor(values: Embeddings) -> torch.Tensor:
+    """Return `values` as a tensor over the same memory or file, for reading only."""
+    if isinstance(values, torch.Tensor):
+        return values.detach()
+    array = values if isinstance(values, np.ndarray) else np.asarray(values)
+    if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
+        array = array.astype(array.dtype.newbyteorder("="))  # torch reads neither: the one case that is copied whole
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable.*")  # we never write
+        return torch.from_numpy(array)
+
+
+def blocks(X: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield the rows of X [rows, D] in float32 blocks of bounded size, each with the index of its first row."""
+    step = max(1, BLOCK // X.shape[1])
+    for start in range(0, len(X), step):
+        yield start, X[start : start + step].to(torch.float32)
+
+
+def checked(values: Embeddings, name: str, ids: Any = None) -> tuple[torch.Tensor, float]:
+    """Return `values` as a matrix [rows, D] where it lies, and its largest norm; UserError names what is not finite."""
+    X = as_tensor(values)
     if X.ndim != 2:
         raise UserError(f"{name} must be a matrix [rows, dimensions], got shape {list(X.shape)}")
     if X.dtype == torch.bool or X.is_complex():
@@ -32,27 +56,50 @@ def matrix(
         raise UserError(f"{name} is empty (shape {list(X.shape)}): nothing to evaluate")
     if ids is not None and len(ids) != X.shape[0]:
         raise UserError(f"{name} has {X.shape[0]} rows but {len(ids)} ids")
-    X = X.to(device=device, dtype=torch.float32)
     # A float64 norm of float32 numbers cannot overflow: it is non-finite exactly where the row is.
-    norms = torch.linalg.vector_norm(X, dim=1, dtype=torch.float64)
-    bad = norms.isfinite().logical_not().nonzero().flatten().tolist()
+    bad, largest = _rows_where(X, lambda norms: norms.isfinite().logical_not())
     if bad:
         raise UserError(f"{name} holds NaN or infinite values in {rows(bad, ids)}")
-    return X, norms
+    return X, largest
+
+
+def pair_where_they_lie(
+    queries: Embeddings, gallery: Embeddings, query_ids: Any = None, gallery_ids: Any = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both sides as matrices over the caller's memory or files, any real dtype, whose dot products stay finite.
+
+    UserError otherwise.
+    """
+    Q, largest_query = checked(queries, "queries", query_ids)  # [N, D]
+    G, largest_item = checked(gallery, "gallery", gallery_ids)  # [M, D]
+    if Q.shape[1] != G.shape[1]:
+        raise UserError(f"queries have {Q.shape[1]} dimensions but the gallery has {G.shape[1]}")
+    # |q·g| <= |q||g|, also for every partial sum: a finite bound means finite scores.
+    limit = torch.finfo(torch.float32).max
+    if largest_query * largest_item >= limit:
+        bad, _ = _rows_where(Q, lambda norms: norms * largest_item >= limit)
+        raise UserError(f"scores of queries {rows(bad, query_ids)} could overflow float32: normalise the embeddings")
+    return Q, G
 
 
 def pair_of_matrices(
     queries: Embeddings, gallery: Embeddings, query_ids: Any = None, gallery_ids: Any = None, device: str | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return both sides as float32 matrices on one device whose dot products cannot overflow; UserError otherwise."""
-    if device is None and isinstance(queries, torch.Tensor):
-        device = str(queries.device)
-    Q, query_norms = matrix(queries, "queries", query_ids, device)  # [N, D]
-    G, gallery_norms = matrix(gallery, "gallery", gallery_ids, Q.device)  # [M, D]
-    if Q.shape[1] != G.shape[1]:
-        raise UserError(f"queries have {Q.shape[1]} dimensions but the gallery has {G.shape[1]}")
-    # |q·g| <= |q||g|, also for every partial sum: a finite bound means finite scores.
-    bad = (query_norms * gallery_norms.max() >= torch.finfo(torch.float32).max).nonzero().flatten().tolist()
-    if bad:
-        raise UserError(f"scores of queries {rows(bad, query_ids)} could overflow float32: normalise the embeddings")
-    return Q, G
+    """Return both sides as float32 matrices on one device whose dot products cannot overflow; UserError otherwise.
+
+    What is float32 on that device already, a mapped file above all, is not copied.
+    """
+    Q, G = pair_where_they_lie(queries, gallery, query_ids, gallery_ids)
+    where = torch.device(device) if device is not None else Q.device
+    return Q.to(where, torch.float32), G.to(where, torch.float32)
+
+
+def _rows_where(X: torch.Tensor, condition: Any) -> tuple[list[int], float]:
+    """Rows whose float64 norm meets `condition`, and the largest norm."""
+    found: list[int] = []
+    largest = -inf
+    for start, block in blocks(X):
+        norms = torch.linalg.vector_norm(block, dim=1, dtype=torch.float64)
+        found += (start + condition(norms).nonzero().flatten()).tolist()
+        largest = max(largest, float(norms.max()))
+    return found, largest

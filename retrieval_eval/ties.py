@@ -10,9 +10,38 @@ from itertools import product
 
 import numpy as np
 
-from retrieval_eval.counting import LEVELS, Levels
+from retrieval_eval.counting import Counts
+from retrieval_eval.positives import Positives
 
 TREATMENTS = ("optimistic", "expected", "pessimistic")
+LEVELS = 5  # the best positives of a query that AP@5 can see
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """Counts for the best L positives of each query, best first; entries past a query's positives are all zero."""
+
+    score: np.ndarray  # [N, L] float32, -inf past the last positive
+    greater: np.ndarray  # [N, L] int64
+    equal: np.ndarray  # [N, L] int64
+    equal_positives: np.ndarray  # [N, L] int64
+
+    @classmethod
+    def of(cls, positives: Positives, counts: Counts) -> "Levels":
+        """Take the best five positives of each query, or as many as any query has."""
+        owners = positives.owners
+        order = np.lexsort((-counts.score, owners))  # by query, best first; owners stay sorted
+        level = np.arange(len(order)) - positives.offsets[owners]
+        kept = level < LEVELS
+        shape = (len(positives), min(LEVELS, int(positives.counts.max())))
+
+        def best(values: np.ndarray, past: float = 0) -> np.ndarray:
+            found = np.full(shape, past, values.dtype)
+            found[owners[kept], level[kept]] = values[order[kept]]
+            return found
+
+        score = best(counts.score, -np.inf)
+        return cls(score, best(counts.greater), best(counts.equal), best(counts.equal_positives))
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,7 +51,19 @@ def test_four_points_on_a_circle():
 
 def test_metric_names_are_the_projects():
     report = evaluate(np.eye(3), np.eye(3), [0, 1, 2], [0, 1, 2])
-    one = {"r1", "r5", "r10", "average_recall", "median_rank", "mean_rank", "map5"}
+    one = {
+        "r1",
+        "r5",
+        "r10",
+        "average_recall",
+        "median_rank",
+        "mean_rank",
+        "map5",
+        "mrr",
+        "ndcg",
+        "r_precision",
+        "map_r",
+    }
     assert set(report.metrics) == {f"{d}/{m}" for d in ("i2t", "t2i") for m in one} | {"rsum"}
     assert report.metrics["rsum"] == 600
     videos = evaluate(np.eye(3), np.eye(3), [0, 1, 2], [0, 1, 2], query_name="v", ks=(1, 2))
