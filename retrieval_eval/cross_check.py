@@ -1,5 +1,6 @@
 """An independent check of the counted recalls: does FAISS find a positive in the top k of the same queries?"""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 
 from retrieval_eval.evaluation import Report
 from retrieval_eval.inputs import Embeddings, pair_of_matrices
-from retrieval_eval.shortlist import Backend, shortlist
+from retrieval_eval.shortlist import BLOCK, Backend, shortlist
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ def cross_check(report: Report, queries: Embeddings, gallery: Embeddings) -> Cro
         found = shortlist(asking, answering, max(report.ks))
         positives, ranks = report.positives[direction], report.ranks[direction]
         is_positive = positives.contain(found.indices)  # [N, K]
-        bound = _rounding_bound(asking, answering)
+        bound = rounding_bound(asking, answering)
         for k in report.ks:
             hit = is_positive[:, :k].any(1)
             agrees = (hit & (ranks.optimistic <= k)) | (~hit & (ranks.pessimistic > k))
@@ -56,9 +57,17 @@ def cross_check(report: Report, queries: Embeddings, gallery: Embeddings) -> Cro
     return CrossCheck(agreement, rounding, differences, found.backend)
 
 
-def _rounding_bound(asking: torch.Tensor, answering: torch.Tensor) -> np.ndarray:
-    # A float32 dot product in any order is within D·eps·|q||g| of the true one (Higham, Accuracy and Stability, 3.1);
-    # two items may change places between two such products if their scores are within twice that.
-    norms = torch.linalg.vector_norm(asking, dim=1, dtype=torch.float64)
-    largest = torch.linalg.vector_norm(answering, dim=1, dtype=torch.float64).max()
-    return (2 * asking.shape[1] * torch.finfo(torch.float32).eps * norms * largest).cpu().numpy()
+def rounding_bound(asking: torch.Tensor, answering: torch.Tensor) -> np.ndarray:
+    """Return how far apart two items' float32 scores may lie and yet change places in another product, [N] float64.
+
+    A float32 dot product in any order is within D·eps·|q||g| of the true one (Higham, Accuracy and Stability, 3.1); two
+    items may change places between two such products if their scores are within twice that.
+    """
+    largest = max(float(norms.max()) for norms in _norms(answering))
+    norms = torch.cat(list(_norms(asking))).cpu().numpy()
+    return 2 * asking.shape[1] * torch.finfo(torch.float32).eps * norms * largest
+
+
+def _norms(matrix: torch.Tensor) -> Iterator[torch.Tensor]:
+    for block in matrix.split(max(1, BLOCK // matrix.shape[1])):
+        yield torch.linalg.vector_norm(block.float(), dim=1, dtype=torch.float64)

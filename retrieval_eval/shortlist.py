@@ -115,7 +115,7 @@ def _by_faiss(queries: torch.Tensor, gallery: torch.Tensor, k: int) -> tuple[np.
     import faiss
 
     scores, indices = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-    if gallery.device.type == "cpu" and gallery.is_contiguous():
+    if gallery.device.type == "cpu" and gallery.dtype == torch.float32 and gallery.is_contiguous():
         whole = gallery.numpy()
         for start, block in blocks(queries):
             here = slice(start, start + len(block))
@@ -156,7 +156,8 @@ def fill_shards(index: Any, gallery: torch.Tensor) -> None:
 
 
 def _by_torch(queries: torch.Tensor, gallery: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    answering = gallery.float()
     with exact_float32(queries.device):
-        best = [torch.topk(chunk @ gallery.T, k, dim=1) for chunk in queries.split(CHUNK)]
+        best = [torch.topk(chunk.float() @ answering.T, k, dim=1) for chunk in queries.split(CHUNK)]
     scores, indices = (torch.cat(parts).cpu().numpy() for parts in zip(*best, strict=True))
     return scores, indices

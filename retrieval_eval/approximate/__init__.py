@@ -1,0 +1,6 @@
+"""Approximate search, for galleries too large to search exactly, and what it costs in recall: `measure_gap`."""
+
+from retrieval_eval.approximate.gap import Gap, gap_table, measure_gap
+from retrieval_eval.approximate.indexes import KINDS
+
+__all__ = ["KINDS", "Gap", "gap_table", "measure_gap"]
