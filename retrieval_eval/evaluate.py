@@ -1,28 +1,35 @@
 """``python -m retrieval_eval.evaluate``: measure the embeddings of a run, or two galleries of your own, and report.
 
     python -m retrieval_eval.evaluate --run runs/emoji --split test
+    python -m retrieval_eval.evaluate --run runs/a runs/b --protocol coco-1k-5fold --out ensemble --export ensemble
     python -m retrieval_eval.evaluate --queries images.npy --gallery captions.npy --positives positives.json --out here
 
-``positives.json`` is a list with one list of gallery indices per query.
+Several runs are measured as an ensemble: the mean of their score matrices. ``positives.json`` is a list with one list
+of gallery indices per query.
 """
 
-import json
+import hashlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
-import yaml
+import numpy as np
 from cyclopts import App, Parameter
 
 from allpairs.errors import UserError
-from retrieval_eval.command import run
-from retrieval_eval.cross_check import cross_check
+from retrieval_eval.command import run as run_command
+from retrieval_eval.device import default_device
 from retrieval_eval.embeddings import EmbeddingSet, existing, read_json, read_matrix
-from retrieval_eval.evaluation import Report
-from retrieval_eval.evaluation import evaluate as measure
-from retrieval_eval.page import write_report
-from retrieval_eval.protocols import check_protocol
-from retrieval_eval.summary import table
+from retrieval_eval.ensemble import ensemble
+from retrieval_eval.evaluation import evaluate as measure_arrays
+from retrieval_eval.manifest import manifest_of
+from retrieval_eval.measure import How, measure
+from retrieval_eval.outcome import Outcome
+from retrieval_eval.parts import Part, Side
+from retrieval_eval.progress import shown_progress
+from retrieval_eval.protocols import find_protocol
+from retrieval_eval.run_files import read_config, read_history
+from retrieval_eval.subset import read_subset
+from retrieval_eval.uncertainty import clusters_of
 
 app = App(name="retrieval_eval.evaluate", help="Exact retrieval metrics and a report in one HTML file.")
 
@@ -30,116 +37,134 @@ app = App(name="retrieval_eval.evaluate", help="Exact retrieval metrics and a re
 @app.default
 def evaluate(
     *,
-    run: Annotated[Path | None, Parameter(help="Folder of a training run with embeddings/SPLIT.")] = None,
+    run: Annotated[
+        list[Path] | None,
+        Parameter(
+            help="Folder of a training run with embeddings/SPLIT; several: their ensemble.", consume_multiple=True
+        ),
+    ] = None,
     split: Annotated[str, Parameter(help="Split to read from the run.")] = "test",
     protocol: Annotated[str | None, Parameter(help="Evaluation protocol; default: the embeddings' own.")] = None,
+    subset: Annotated[
+        Path | None,
+        Parameter(help="Ask only these queries, against the full gallery: ids.txt (image ids or keys) or a JSON file."),
+    ] = None,
     queries: Annotated[Path | None, Parameter(help="Matrix [N, D] of query embeddings, .npy.")] = None,
     gallery: Annotated[Path | None, Parameter(help="Matrix [M, D] of gallery embeddings, .npy.")] = None,
     positives: Annotated[Path | None, Parameter(help="JSON: per query the list of its gallery indices.")] = None,
     one_way: Annotated[
         bool, Parameter(help="Queries to gallery only; then gallery items may belong to no query.")
     ] = False,
+    intervals: Annotated[
+        bool, Parameter(help="95 % bootstrap intervals over images, for every metric.", negative="--no-intervals")
+    ] = True,
     out: Annotated[
         Path | None, Parameter(help="Folder for report.html and metrics.json (a run's report goes to the run).")
+    ] = None,
+    export: Annotated[
+        Path | None, Parameter(help="Folder for Parquet tables per query, TREC runs and qrels, and rows for papers.")
+    ] = None,
+    approximate: Annotated[
+        str | None, Parameter(help="Also measure an approximate index (ivf, hnsw, pq, ivfpq): its gap to exact.")
+    ] = None,
+    shards: Annotated[int | None, Parameter(help="Ray actors to split the gallery over.")] = None,
+    state: Annotated[
+        Path | None, Parameter(help="Folder for finished work: the same command goes on there after a kill.")
     ] = None,
 ) -> None:
     """Evaluate a run (--run), or two galleries (--queries, --gallery, --positives)."""
     arrays = {"--queries": queries, "--gallery": gallery, "--positives": positives}
     missing = [flag for flag, value in arrays.items() if value is None]
-    if run is not None and len(missing) < len(arrays):
+    if run and len(missing) < len(arrays):
         raise UserError("--run and --queries/--gallery/--positives exclude each other: a run brings its own embeddings")
-    if run is not None and one_way:
+    if run and one_way:
         raise UserError("--one-way is for --queries/--gallery: the protocols of a run measure both directions")
     if protocol is not None:
-        check_protocol(protocol)
-    if run is not None:
-        _evaluate_run(run, split, protocol, out)
-    elif queries is not None and gallery is not None and positives is not None:
-        _evaluate_arrays(queries, gallery, positives, one_way, out)
-    else:
+        find_protocol(protocol)
+    if approximate is not None:
+        from retrieval_eval.approximate.indexes import check_kind
+
+        check_kind(approximate)
+    with shown_progress("counting") as progress:
+        how = How(default_device(), shards, state, progress)
+        if run:
+            outcome = _of_runs(run, split=split, protocol=protocol, subset=subset, how=how, out=out)
+        elif queries is not None and gallery is not None and positives is not None:
+            for flag, given in (("--subset", subset), (f"--protocol {protocol}", protocol not in (None, "custom"))):
+                if given:
+                    raise UserError(f"{flag} is for --run: two .npy files are measured as custom, with all queries")
+            outcome = _of_arrays(queries, gallery, positives, one_way=one_way, how=how, out=out)
+        else:
+            raise UserError(
+                f"nothing to evaluate: {', '.join(missing)} missing; accepted: --run, or all three of"
+                f" {', '.join(arrays)}"
+            )
+    outcome.finish(with_intervals=intervals, export=export, approximate=approximate)
+
+
+def _of_runs(
+    folders: list[Path], *, split: str, protocol: str | None, subset: Path | None, how: How, out: Path | None
+) -> Outcome:
+    names = [str(folder) for folder in folders]
+    sets = [EmbeddingSet.read(existing(folder / "embeddings" / split)) for folder in folders]
+    joined = ensemble(sets, names)
+    if protocol is None and len({one.protocol for one in sets}) > 1:
         raise UserError(
-            f"nothing to evaluate: {', '.join(missing)} missing; accepted: --run, or all three of {', '.join(arrays)}"
+            f"the runs were made for different protocols ({', '.join(one.protocol for one in sets)})"
+            "; accepted: one --protocol for all"
         )
-
-
-def _evaluate_run(folder: Path, split: str, protocol: str | None, out: Path | None) -> None:
-    embeddings = EmbeddingSet.read(existing(folder / "embeddings" / split))
-    embeddings.protocol = check_protocol(protocol or embeddings.protocol)
-    report = measure(
-        embeddings.images, embeddings.captions, embeddings.image_ids, embeddings.caption_ids, device=_device()
+    chosen = find_protocol(protocol or joined.protocol)
+    joined.protocol = chosen.name
+    asked = read_subset(subset, joined) if subset is not None else None
+    measured = measure(joined, chosen, asked, how, names)
+    alone = len(folders) == 1
+    name = " + ".join(folder.resolve().name for folder in folders)
+    # A run's own folder holds the report on the whole run, nothing else.
+    folder = out or (folders[0] if alone and asked is None else None)
+    return Outcome(
+        name,
+        f"{name} · {split} · {chosen.name}" + (f" · {subset.name}" if subset is not None else ""),
+        measured.report,
+        measured.parts,
+        measured.manifest,
+        folder,
+        embeddings=measured.embeddings if len(measured.parts) == 1 else None,
+        history=read_history(folders[0] / "metrics.jsonl") if alone else [],
+        config=read_config(folders[0] / "config.yaml") if alone else None,
     )
-    checked = cross_check(report, embeddings.images, embeddings.captions)
-    page = write_report(
-        (out or folder) / "report.html",
-        embeddings,
-        report,
-        history=read_history(folder / "metrics.jsonl"),
-        title=f"{folder.resolve().name} · {split}",
-        config=read_config(folder / "config.yaml"),
-        cross_check=checked,
-    )
-    _show(report, f"{folder} · {split}")
-    print(f"{checked}\nreport: {page}")
 
 
-def _evaluate_arrays(queries: Path, gallery: Path, positives: Path, one_way: bool, out: Path | None) -> None:
+def _of_arrays(queries: Path, gallery: Path, positives: Path, *, one_way: bool, how: How, out: Path | None) -> Outcome:
     lists = read_json(positives)
     if not isinstance(lists, list) or not all(isinstance(row, list) for row in lists):
         raise UserError(f"{positives} must be a list with one list of gallery indices per query, as [[0, 1], [2]]")
     Q, G = read_matrix(queries), read_matrix(gallery)
-    report = measure(Q, G, positives=lists, both_directions=not one_way, device=_device())
-    checked = cross_check(report, Q, G)
-    _show(report, f"{queries.name} · {gallery.name}")
-    print(str(checked))
-    if out is not None:
-        page = write_report(
-            out / "report.html", None, report, title=f"{queries.name} · {gallery.name}", cross_check=checked
-        )
-        (out / "metrics.json").write_text(json.dumps(report.metrics, indent=2) + "\n")
-        print(f"report: {page}")
-
-
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a ``metrics.jsonl``, none if there is no file; UserError names a line that is not JSON."""
-    rows: list[dict[str, Any]] = []
-    if not path.exists():
-        return rows
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line) if line.strip() else {}
-        except json.JSONDecodeError:
-            if number == len(lines):
-                break  # a run that was killed while it wrote its last line
-            row = None
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: not a JSON object")
-        rows.append(row)
-    return rows
-
-
-def read_config(path: Path) -> dict[str, Any] | None:
-    """Read the resolved configuration of a run, None if there is no file; UserError if it is not a YAML mapping."""
-    if not path.exists():
-        return None
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError:
-        config = None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is not a YAML mapping")
-    return config
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _show(report: Report, title: str) -> None:
-    from rich.console import Console
-
-    Console().print(table(report, title))
+    report = measure_arrays(
+        Q,
+        G,
+        positives=lists,
+        both_directions=not one_way,
+        device=how.device,
+        shards=how.shards,
+        state=how.state,
+        progress=how.progress,
+    )
+    asking, answering = (
+        Side(letter, matrix, np.arange(len(matrix)), np.arange(len(matrix)), [""] * len(matrix))
+        for letter, matrix in (("i", Q), ("t", G))
+    )
+    forward, *backward = report.directions
+    part = Part(
+        report,
+        {forward: asking} | dict.fromkeys(backward, answering),
+        {forward: answering} | dict.fromkeys(backward, asking),
+        clusters_of(report),
+    )
+    digest = f"sha256:{hashlib.sha256(positives.read_bytes()).hexdigest()}"
+    manifest = manifest_of("custom", [report], split=positives.name, data_hash=digest)
+    name = f"{queries.name} · {gallery.name}"
+    return Outcome(name, name, report, (part,), manifest, out)
 
 
 if __name__ == "__main__":
-    run(app)
+    run_command(app)

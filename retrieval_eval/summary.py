@@ -1,5 +1,6 @@
-"""The metrics as a table for the terminal."""
+"""The metrics as a table for the terminal, and how each one is written."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from retrieval_eval.evaluation import Report
@@ -7,39 +8,81 @@ from retrieval_eval.evaluation import Report
 if TYPE_CHECKING:
     from rich.table import Table
 
+NAMES = {
+    "average_recall": "avg recall",
+    "median_rank": "median rank",
+    "mean_rank": "mean rank",
+    "map5": "mAP@5",
+    "mrr": "MRR",
+    "ndcg": "nDCG",
+    "r_precision": "R-Precision",
+    "map_r": "mAP@R",
+    "rsum": "RSUM",
+}
+FRACTIONS = ("map5", "mrr", "ndcg", "r_precision", "map_r")  # in 0..1, the others in percent or places
 
-def table(report: Report, title: str | None = None) -> "Table":
-    """Return a rich table of `report`: one row per direction, and RSUM and the tied queries below."""
+
+def label(metric: str) -> str:
+    """Return a metric's name as people write it: ``i2t R@1``."""
+    *direction, name = metric.split("/")
+    written = NAMES.get(name) or (f"R@{name[1:]}" if name[:1] == "r" and name[1:].isdecimal() else name)
+    return " ".join([*direction, written])
+
+
+def number(metric: str, value: float, *, signed: bool = False) -> str:
+    """Return a value with the decimals of its metric: fractions have three, percent and ranks one."""
+    places = 3 if metric.rsplit("/", maxsplit=1)[-1] in FRACTIONS else 1
+    return f"{value:{'+' if signed else ''},.{places}f}"
+
+
+def table(
+    report: Report, title: str | None = None, intervals: Mapping[str, tuple[float, float]] | None = None
+) -> "Table":
+    """Return a rich table of `report`: a metric per row and a direction per column, RSUM and the tied queries below.
+
+    With `intervals` a second column per direction gives half of the interval's width.
+    """
     from rich import box
     from rich.table import Table
 
     shown = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
     shown.add_column("")
-    headings = [*(f"R@{k}" for k in report.ks), "avg", "median", "mean", "mAP@5", "queries", "gallery"]
-    for heading in headings:
-        shown.add_column(heading, justify="right", no_wrap=True)
     for direction in report.directions:
-        get = {name.split("/")[1]: value for name, value in report.metrics.items() if name.startswith(f"{direction}/")}
-        shown.add_row(
-            direction,
-            *(f"{get[f'r{k}']:.1f}" for k in report.ks),
-            f"{get['average_recall']:.1f}" if "average_recall" in get else "",
-            f"{get['median_rank']:g}",
-            f"{get['mean_rank']:.1f}",
-            f"{get['map5']:.3f}",
-            f"{report.queries(direction):,}",
-            f"{report.gallery(direction):,}",
-        )
-    shown.caption = _below(report)
+        shown.add_column(direction, justify="right", no_wrap=True)
+        if intervals is not None:
+            shown.add_column("±", justify="right", no_wrap=True)
+    forward = f"{report.directions[0]}/"
+    for metric in (name.removeprefix(forward) for name in report.metrics if name.startswith(forward)):
+        cells = []
+        for direction in report.directions:
+            name = f"{direction}/{metric}"
+            cells.append(number(name, report.metrics[name]))
+            if intervals is not None:
+                cells.append(number(name, half_width(intervals[name])))
+        shown.add_row(label(metric), *cells)
+    for name, size in (("queries", report.queries), ("gallery", report.gallery)):
+        cells = []
+        for direction in report.directions:
+            cells += [f"{size(direction):,}", *([""] if intervals is not None else [])]
+        shown.add_row(name, *cells)
+    shown.caption = _below(report, intervals)
     return shown
 
 
-def _below(report: Report) -> str:
-    parts = [f"RSUM {report.metrics['rsum']:.1f}"] if "rsum" in report.metrics else []
-    tied = {direction: number for direction, number in report.tied_queries.items() if number}
+def half_width(interval: tuple[float, float]) -> float:
+    """Return half of an interval's width: what is written after ±."""
+    return (interval[1] - interval[0]) / 2
+
+
+def _below(report: Report, intervals: Mapping[str, tuple[float, float]] | None) -> str:
+    parts = []
+    if "rsum" in report.metrics:
+        width = f" ± {half_width(intervals['rsum']):.1f}" if intervals is not None else ""
+        parts.append(f"RSUM {report.metrics['rsum']:.1f}{width}")
+    tied = {direction: count for direction, count in report.tied_queries.items() if count}
     if not tied:
         return " · ".join([*parts, "no ties"])
-    parts.append("tied queries: " + ", ".join(f"{direction} {number:,}" for direction, number in tied.items()))
+    parts.append("tied queries: " + ", ".join(f"{direction} {count:,}" for direction, count in tied.items()))
     if "rsum" in report.metrics:
         low, high = (report.ties[treatment]["rsum"] for treatment in ("pessimistic", "optimistic"))
         parts.append(f"RSUM {low:.1f} to {high:.1f} by their order")

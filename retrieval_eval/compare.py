@@ -1,0 +1,109 @@
+"""``python -m retrieval_eval.compare``: is one run better than another, on the same queries?
+
+    python -m retrieval_eval.compare runs/triplet runs/unified --split test --out comparison
+
+Differences are the second run's minus the first's. `retrieval_eval.comparison` says how the intervals and p-values
+come about.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from allpairs.errors import UserError
+from retrieval_eval.command import run
+from retrieval_eval.comparison import Comparison, compare
+from retrieval_eval.device import default_device
+from retrieval_eval.embeddings import EmbeddingSet, existing
+from retrieval_eval.manifest import facts_of
+from retrieval_eval.measure import How, measure
+from retrieval_eval.page import write_comparison
+from retrieval_eval.protocols import find_protocol
+from retrieval_eval.same_queries import check_same_queries
+from retrieval_eval.subset import read_subset
+from retrieval_eval.summary import label, number
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+app = App(name="retrieval_eval.compare", help="Paired comparison of two runs on the same queries.")
+
+
+@app.default
+def main(
+    first: Annotated[Path, Parameter(help="Folder of the run to compare with.")],
+    second: Annotated[Path, Parameter(help="Folder of the run that may be better or worse.")],
+    *,
+    split: Annotated[str, Parameter(help="Split to read from both runs.")] = "test",
+    protocol: Annotated[str | None, Parameter(help="Evaluation protocol; default: the embeddings' own.")] = None,
+    subset: Annotated[Path | None, Parameter(help="File with the queries to ask: see evaluate --subset.")] = None,
+    out: Annotated[Path | None, Parameter(help="Folder for comparison.json and comparison.html.")] = None,
+) -> None:
+    """Compare two runs: every metric, the difference with its 95 % interval, and p."""
+    names = (str(first), str(second))
+    sets = [EmbeddingSet.read(existing(folder / "embeddings" / split)) for folder in (first, second)]
+    check_same_queries(sets, names)
+    if protocol is None and sets[0].protocol != sets[1].protocol:
+        raise UserError(
+            f"{first} and {second} were made for the protocols {sets[0].protocol} and {sets[1].protocol}"
+            "; accepted: one --protocol for both"
+        )
+    chosen = find_protocol(protocol or sets[0].protocol)
+    asked = read_subset(subset, sets[0]) if subset is not None else None
+    measured = [measure(one, chosen, asked, How(default_device())) for one in sets]
+    found = compare(measured[0].parts, measured[1].parts, names)
+    _show(found, f"{first} and {second} · {split} · {chosen.name}")
+    if sets[0].data_hash != sets[1].data_hash:
+        print("note: the ids, keys and captions are the same, but the splits' data hashes differ")
+    if out is None:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    content = {"manifest": measured[0].manifest} | found.as_dict()
+    (out / "comparison.json").write_text(json.dumps(content, indent=2) + "\n")
+    one_gallery = all(len(each.parts) == 1 for each in measured)
+    page = write_comparison(
+        out / "comparison.html",
+        found,
+        (measured[0].embeddings, measured[1].embeddings) if one_gallery else None,
+        (measured[0].report, measured[1].report),
+        facts=facts_of(measured[0].manifest),
+        rows=measured[0].parts[0].rows,
+    )
+    print(f"comparison: {page}, {out / 'comparison.json'}")
+
+
+def table(comparison: Comparison, title: str | None = None) -> "Table":
+    """Return a rich table: a metric per row; below it how many queries moved."""
+    from rich import box
+    from rich.table import Table
+
+    shown = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    shown.add_column("")
+    for heading in ("first", "second", "difference", "95 % interval", "p"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for name, change in comparison.changes.items():
+        shown.add_row(
+            label(name),
+            number(name, change.first),
+            number(name, change.second),
+            number(name, change.difference, signed=True),
+            f"{number(name, change.low, signed=True)} to {number(name, change.high, signed=True)}",
+            f"{change.p:.4f}",
+        )
+    shown.caption = " · ".join(
+        f"{direction}: {len(comparison.wins(direction)):,} queries better, {len(comparison.losses(direction)):,} worse"
+        for direction in comparison.ranks
+    )
+    return shown
+
+
+def _show(comparison: Comparison, title: str) -> None:
+    from rich.console import Console
+
+    Console().print(table(comparison, title))
+
+
+if __name__ == "__main__":
+    run(app)

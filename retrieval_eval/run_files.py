@@ -1,0 +1,41 @@
+"""What a training run leaves beside its embeddings that a report shows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from allpairs.errors import UserError
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a ``metrics.jsonl``, none if there is no file; UserError names a line that is not JSON."""
+    rows: list[dict[str, Any]] = []
+    if not path.exists():
+        return rows
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except json.JSONDecodeError:
+            if number == len(lines):
+                break  # a run that was killed while it wrote its last line
+            row = None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: not a JSON object")
+        rows.append(row)
+    return rows
+
+
+def read_config(path: Path) -> dict[str, Any] | None:
+    """Read the resolved configuration of a run, None if there is no file; UserError if it is not a YAML mapping."""
+    if not path.exists():
+        return None
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not a YAML mapping")
+    return config
