@@ -43,7 +43,8 @@ class EmbeddingSet:
     protocol: str = "custom"
 
     def __post_init__(self) -> None:
-        self.images, self.captions = (np.asarray(x, dtype=np.float32) for x in (self.images, self.captions))
+        # Mapped files stay mapped: a float32 array is not copied.
+        self.images, self.captions = (np.asanyarray(x, dtype=np.float32) for x in (self.images, self.captions))
         self.image_ids, self.caption_ids = (np.asarray(x, dtype=np.int64) for x in (self.image_ids, self.caption_ids))
         self.thumbnails = self.thumbnails or [None] * len(self.images)
         if self.images.ndim != 2 or self.captions.ndim != 2 or self.images.shape[1] != self.captions.shape[1]:
@@ -99,7 +100,10 @@ class EmbeddingSet:
 
     @classmethod
     def read(cls, folder: str | Path) -> "EmbeddingSet":
-        """Read a folder that `write` made; UserError says which file is missing or does not fit."""
+        """Read a folder that `write` made; UserError says which file is missing or does not fit.
+
+        The matrices are memory-mapped, read-only: they may be larger than memory.
+        """
         folder = Path(folder)
         manifest = read_json(folder / "manifest.json")
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -143,9 +147,9 @@ def existing(path: Path) -> Path:
 
 
 def read_matrix(path: Path) -> np.ndarray:
-    """Read an ``.npy`` array of numbers; UserError for anything else, pickled objects above all."""
+    """Memory-map an ``.npy`` array of numbers, read-only; UserError for anything else, pickled objects above all."""
     try:
-        array = np.load(existing(path), allow_pickle=False)
+        array = np.load(existing(path), mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{path} is not a .npy array of numbers: {error}") from None
     if not isinstance(array, np.ndarray):

@@ -34,7 +34,7 @@ class MappedFile:
     @classmethod
     def of(cls, values: Embeddings) -> "MappedFile | None":
         """Find the file behind an array, a view of rows included; None if it has none or is not contiguous."""
-        root = values
+        root: Any = values
         while isinstance(root, np.ndarray) and not isinstance(root.base, mmap.mmap):
             root = root.base
         if not isinstance(values, np.ndarray) or not isinstance(root, np.memmap) or not values.flags.c_contiguous:
@@ -116,7 +116,7 @@ def actors(problem: Problem, columns: list[range]) -> Iterator[_Actors]:
     import ray
 
     with _cluster(len(columns)):
-        handles = []
+        handles: list[Any] = []
         try:
             facts = {
                 "positives": Positives(problem.positives.offsets, problem.positives.indices, problem.positives.gallery),
@@ -124,7 +124,10 @@ def actors(problem: Problem, columns: list[range]) -> Iterator[_Actors]:
                 "device": problem.device if problem.device.type == "cpu" else torch.device(problem.device.type),
                 "tile": problem.tile,
             }
-            needs = {"num_cpus": 1, "num_gpus": _gpus_each(len(columns)) if problem.device.type == "cuda" else 0}
+            needs: dict[str, Any] = {
+                "num_cpus": 1,
+                "num_gpus": _gpus_each(len(columns)) if problem.device.type == "cuda" else 0,
+            }
             sources = [_source(values) for values in (problem.queries, problem.gallery)]
             shared = ray.put(facts)
             for own in columns:

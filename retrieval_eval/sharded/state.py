@@ -93,7 +93,7 @@ def _narrow(counts: np.ndarray) -> np.ndarray:
 def _fingerprint(problem: Problem, shards: int) -> dict[str, Any]:
     positives = hashlib.blake2b()
     for array in (problem.positives.offsets, problem.positives.indices):
-        positives.update(np.ascontiguousarray(array))
+        positives.update(np.ascontiguousarray(array).data)
     device = problem.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" and torch.cuda.is_available() else device.type
     return {
@@ -115,5 +115,5 @@ def _hash(values: Embeddings) -> str:
     found = hashlib.blake2b(f"{list(X.shape)} {X.dtype}".encode())
     step = max(1, BLOCK // X.shape[1])
     for start in range(0, len(X), step):
-        found.update(X[start : start + step].cpu().contiguous().view(torch.uint8).numpy())
+        found.update(X[start : start + step].cpu().contiguous().view(torch.uint8).numpy().data)
     return found.hexdigest()
