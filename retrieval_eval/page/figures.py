@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from retrieval_eval.evaluation import Report
+from retrieval_eval.page.asked import Asked
 
 # matplotlib wants real colours: each stands for a CSS colour of the page, put in its place in the finished SVG.
 INK, GRID = "#010101", "#010102"
 BLUE, ORANGE = "#010103", "#010104"
 PAGE_COLOURS = {INK: "var(--muted)", GRID: "var(--line)", BLUE: "var(--first)", ORANGE: "var(--second)"}
 SIZE = (5.4, 3.1)  # inches, at 72 units each in the viewBox
+BINS = 50
 
 History = Sequence[Mapping[str, Any]]
 
@@ -70,20 +72,10 @@ def rank_figures(report: Report) -> list[Figure]:
     colours = (BLUE, ORANGE)
 
     def cumulated(axes: Any) -> None:
-        ends = []
-        for direction, colour in zip(report.directions, colours, strict=False):
-            ranks, counts = np.unique(report.ranks[direction].expected, return_counts=True)
-            share = 100.0 * np.cumsum(counts) / counts.sum()
-            x, y = np.r_[ranks, report.gallery(direction)], np.r_[share, 100.0]
-            axes.step(x, y, where="post", color=colour, linewidth=1.8)
-            ends.append((x[-1], y[-1], direction, colour))
-        axes.set_xscale("log")
-        axes.set_xlim(1, None)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.set_ylim(0, 103)
-        axes.set_xlabel("rank of the best right answer (log scale)")
-        for height, (_, _, label, colour) in enumerate(reversed(ends)):
-            axes.text(0.98, 0.06 + 0.09 * height, label, transform=axes.transAxes, ha="right", color=colour)
+        for place, (direction, colour) in enumerate(zip(report.directions, colours, strict=False)):
+            _recall_curve(axes, report, direction, colour)
+            axes.text(0.98, 0.15 - 0.09 * place, direction, transform=axes.transAxes, ha="right", color=colour)
+        _ranks_below(axes)
 
     def classes(axes: Any) -> None:
         limits = [1, 5, 10, 50, 100, math.inf]
@@ -104,9 +96,72 @@ def rank_figures(report: Report) -> list[Figure]:
         axes.xaxis.grid(visible=False)
 
     return [
-        Figure("Queries answered within a rank", "percent of the queries", _draw(cumulated, "cumulated")),
+        Figure("Recall@k", "percent of the queries answered within the first k", _draw(cumulated, "cumulated")),
         Figure("Ranks in classes", "percent of the queries", _draw(classes, "classes")),
     ]
+
+
+def similarity_figures(directions: Mapping[str, Asked]) -> list[Figure]:
+    """Draw per direction how the scores of all positives and of each query's hardest negative are distributed."""
+    return [
+        Figure(
+            f"Similarity, {direction}",
+            "percent of all positives, and of each query's hardest negative",
+            _draw(_histogram(asked), f"similarity {direction}"),
+        )
+        for direction, asked in directions.items()
+    ]
+
+
+def _histogram(asked: Asked) -> Callable[[Any], None]:
+    kinds = [("positives", asked.positive_scores_P, BLUE)]
+    if np.isfinite(asked.hardest_Q).any():  # a gallery of positives alone has no negatives
+        kinds.append(("hardest negatives", asked.hardest_Q[np.isfinite(asked.hardest_Q)], ORANGE))
+    edges = np.histogram_bin_edges(np.concatenate([scores for _, scores, _ in kinds]).astype(np.float64), BINS)
+
+    def draw(axes: Any) -> None:
+        for place, (label, scores, colour) in enumerate(kinds):
+            share = 100.0 * np.histogram(scores, edges)[0] / len(scores)
+            axes.stairs(share, edges, fill=True, color=colour, alpha=0.25)
+            axes.stairs(share, edges, color=colour, linewidth=1.8)
+            axes.text(0.02, 0.9 - 0.09 * place, label, transform=axes.transAxes, color=colour)
+        axes.set_ylim(0, None)
+        axes.margins(y=0.2)
+        axes.set_xlabel("score")
+
+    return draw
+
+
+def compared_figures(a: Report, b: Report, names: Sequence[str]) -> list[Figure]:
+    """Draw recall@k of two runs, per direction."""
+
+    def curves(direction: str) -> Callable[[Any], None]:
+        def draw(axes: Any) -> None:
+            for place, (report, name, colour) in enumerate(zip((a, b), names, (BLUE, ORANGE), strict=True)):
+                _recall_curve(axes, report, direction, colour)
+                axes.text(0.98, 0.15 - 0.09 * place, name, transform=axes.transAxes, ha="right", color=colour)
+            _ranks_below(axes)
+
+        return draw
+
+    return [
+        Figure(f"Recall@k, {direction}", "percent of the queries", _draw(curves(direction), f"recall {direction}"))
+        for direction in a.directions
+    ]
+
+
+def _recall_curve(axes: Any, report: Report, direction: str, colour: str) -> None:
+    ranks, counts = np.unique(report.ranks[direction].expected, return_counts=True)
+    share = 100.0 * np.cumsum(counts) / counts.sum()
+    axes.step(np.r_[ranks, report.gallery(direction)], np.r_[share, 100.0], where="post", color=colour, linewidth=1.8)
+
+
+def _ranks_below(axes: Any) -> None:
+    axes.set_xscale("log")
+    axes.set_xlim(1, None)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_ylim(0, 103)
+    axes.set_xlabel("k (log scale)")
 
 
 def _curves(heading: str, note: str, history: History, curves: Sequence[Curve]) -> Figure | None:

@@ -1,6 +1,7 @@
-"""`write_report`: everything about one evaluation in one HTML file that needs no network and runs no script."""
+"""`write_report`: everything about one evaluation in one HTML file that needs no network."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,28 @@ import numpy as np
 from retrieval_eval.cross_check import CrossCheck
 from retrieval_eval.embeddings import EmbeddingSet
 from retrieval_eval.evaluation import RSUM, Report
-from retrieval_eval.page.examples import examples
-from retrieval_eval.page.figures import rank_figures, training_figures
+from retrieval_eval.page.asked import REACH, Asked, asked
+from retrieval_eval.page.assets import render, write
+from retrieval_eval.page.examples import best_first, hubs, never_found, of_different_images, worst_first
+from retrieval_eval.page.figures import rank_figures, similarity_figures, training_figures
+from retrieval_eval.page.payload import Items, embedded, items_payload, pictures_payload, queries_payload
+from retrieval_eval.page.suspects import REASONS, RULE, Suspect, suspects
 from retrieval_eval.ties import TREATMENTS, Ranks
 
-HERE = Path(__file__).parent
 SIDES = {"i": "image", "t": "text", "v": "video", "q": "query", "g": "gallery"}
+SCRIPTS = ("dom.js", "explorer.js", "report.js")
+ORDERS = (("worst", "worst first"), ("best", "best first"), ("data", "as in the data"))
+SUSPECTS = 240  # suspected pairs a page lists
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the headline table: a metric's name, its heading and how its values are written."""
+
+    name: str
+    heading: str
+    format: str = "%.3f"
+    is_recall: bool = False
 
 
 def write_report(
@@ -27,51 +44,157 @@ def write_report(
     config: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
     cross_check: CrossCheck | None = None,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    rows: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write the report to `path` and return it.
 
-    `embeddings` are the ones that `report` measured, images asking first; without them no queries are shown. `history`
-    holds the rows of ``metrics.jsonl``, for the curves; `config` the resolved configuration, secrets redacted; `facts`
-    anything else worth a line (versions, commit, duration). All text is escaped and the page forbids itself scripts
-    and network.
+    `embeddings` are the ones that `report` measured, images asking first; without them no queries are shown. `rows`
+    gives, per direction, the rows of the embeddings that asked, where only some did. `history` holds the rows of
+    ``metrics.jsonl``, for the curves; `intervals` the 95 % interval (low, high) of metrics by name; `config` the
+    resolved configuration, secrets redacted; `facts` anything else worth a line (versions, commit, duration). All text
+    is escaped; the page forbids itself the network and any script but its own. UserError if the embeddings do not fit
+    the report.
     """
-    import jinja2
     import yaml
-    from markupsafe import Markup
 
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    environment.filters["svg"] = Markup
-    page = environment.get_template("template.html").render(
+    directions = asked(embeddings, report, rows) if embeddings is not None else {}
+    found = suspects(embeddings, directions) if embeddings is not None else []
+    data, pictures = _data(embeddings, directions, found) if embeddings is not None else ("", "")
+    page = render(
+        "report.html",
+        SCRIPTS,
         title=title,
-        style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
         report=report,
         rows=[_row(report, direction) for direction in report.directions],
+        columns=columns(report),
         ks=report.ks,
-        averaged=set(RSUM) <= set(report.ks),
         chance_rsum=_chance_rsum(report),
+        intervals={name: interval(name, *bounds) for name, bounds in (intervals or {}).items()},
         treatments=TREATMENTS,
         tied=sum(report.tied_queries.values()),
         training=training_figures(history, report.directions),
-        ranks=rank_figures(report),
-        examples=examples(embeddings, report) if embeddings is not None else {},
-        names={direction: _name(direction) for direction in report.directions},
+        figures=rank_figures(report) + similarity_figures(directions),
+        directions=[_direction(one) for one in directions.values()],
+        orders=ORDERS,
+        reach=REACH,
+        suspected=_suspected(found),
+        rule=RULE,
         facts=_facts(embeddings, cross_check) | {str(key): str(value) for key, value in (facts or {}).items()},
         config=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True) if config else "",
+        data=data,
+        pictures=pictures,
     )
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
-    return path
+    return write(path, page)
 
 
-def _name(direction: str) -> str:
+def columns(report: Report) -> list[Column]:
+    """Return the headline's columns: the recalls first, then what the report has of the others."""
+    others = [
+        Column("average_recall", "Average", "%.1f"),
+        Column("median_rank", "Median", "%g"),
+        Column("mean_rank", "Mean", "%.1f"),
+        Column("map5", "mAP@5"),
+        Column("mrr", "MRR"),
+        Column("ndcg", "nDCG"),
+        Column("r_precision", "R-Prec."),
+        Column("map_r", "mAP@R"),
+    ]
+    recalls = [Column(f"r{k}", f"R@{k}", "%.1f", is_recall=True) for k in report.ks]
+    return recalls + [column for column in others if f"{report.directions[0]}/{column.name}" in report.metrics]
+
+
+def decimals(name: str) -> int:
+    """Return how many decimals a metric is written with: three in 0..1, one for percents and ranks."""
+    return 3 if name.rsplit("/", 1)[-1] in ("map5", "mrr", "ndcg", "r_precision", "map_r") else 1
+
+
+def interval(name: str, low: float, high: float) -> str:
+    """Return an interval as text, with the decimals of its metric and, to be short, no zero ahead of the point."""
+    ends = [f"{value:.{decimals(name)}f}" for value in (low, high)]
+    return "–".join(end.removeprefix("0") if decimals(name) == 3 else end for end in ends)
+
+
+def title_of(direction: str) -> str:
+    """Return a direction's name in words: ``Image → text``."""
     asking, answering = direction.split("2", 1)
     return f"{SIDES.get(asking, asking).capitalize()} → {SIDES.get(answering, answering)}"
+
+
+def script_directions(directions: Mapping[str, Asked]) -> list[dict[str, Any]]:
+    """Return what the script must know of each direction."""
+    return [
+        {"name": name, "title": title_of(name), "fromImages": one.from_images, "total": one.total}
+        for name, one in directions.items()
+    ]
+
+
+def _direction(one: Asked) -> dict[str, Any]:
+    gallery = one.positives.gallery
+    return {
+        "name": one.direction,
+        "title": title_of(one.direction),
+        "fromImages": one.from_images,
+        "gallery": gallery,
+        "never": never_found(one),
+        "fair": min(REACH, gallery) * len(one.rows_Q) / gallery,
+    }
+
+
+def _data(embeddings: EmbeddingSet, directions: Mapping[str, Asked], found: list[Suspect]) -> tuple[str, str]:
+    """Return the two blocks of JSON: queries and texts, and pictures (parsed only when the first one is shown)."""
+    listed = found[:SUSPECTS]
+    popular = {name: hubs(one) for name, one in directions.items()}
+    images = {suspect.image for suspect in listed}
+    captions = {suspect.caption for suspect in listed} | {one.alike for one in listed if one.alike is not None}
+    for name, one in directions.items():
+        (captions if one.from_images else images).update(hub.item for hub in popular[name])
+    items = Items.of([directions], images, captions)
+    chosen = {}
+    for name, one in directions.items():
+        image_of = embeddings.image_ids[one.rows_Q] if one.from_images else embeddings.caption_ids[one.rows_Q]
+        orders = {"worst": worst_first(one), "best": best_first(one)}
+        chosen[name] = orders, {kind: of_different_images(order, image_of) for kind, order in orders.items()}
+    data = items_payload(embeddings, items) | {
+        "directions": script_directions(directions),
+        "runs": [{"name": "", "queries": {name: queries_payload(one, items) for name, one in directions.items()}}],
+        "orders": {
+            kind: {name: orders[kind].tolist() for name, (orders, _) in chosen.items()} for kind in ("worst", "best")
+        },
+        "examples": {name: shown for name, (_, shown) in chosen.items()},
+        "hubs": {
+            name: [
+                asdict(hub) | {"item": items.place(hub.item, not directions[name].from_images)} for hub in popular[name]
+            ]
+            for name in directions
+        },
+        "suspects": [
+            asdict(one)
+            | {
+                "image": items.place(one.image, True),
+                "caption": items.place(one.caption, False),
+                "alike": None if one.alike is None else items.place(one.alike, False),
+                "score": round(one.score, 3),
+                "ahead": round(one.ahead, 3),
+            }
+            for one in listed
+        ],
+    }
+    first = images | {
+        int(row)
+        for name, one in directions.items()
+        for queries in chosen[name][1].values()
+        for row in (one.rows_Q[queries] if one.from_images else one.answers_QK[queries].ravel())
+    }
+    return embedded(data), embedded(pictures_payload(embeddings, items, first))
+
+
+def _suspected(found: list[Suspect]) -> str:
+    """Return how many pairs are suspected, by reason; empty for none."""
+    counts = {reason: sum(one.reason == reason for one in found) for reason in REASONS}
+    parts = ", ".join(f"{reason} {count:,}" for reason, count in counts.items() if count)
+    listed = f"; the first {SUSPECTS} are listed" if len(found) > SUSPECTS else ""
+    return f"{len(found):,} pairs of image and caption: {parts}{listed}" if found else ""
 
 
 def _row(report: Report, direction: str) -> dict[str, Any]:
@@ -81,7 +204,7 @@ def _row(report: Report, direction: str) -> dict[str, Any]:
     chance = _chance(report, direction)
     return {
         "direction": direction,
-        "name": _name(direction),
+        "title": title_of(direction),
         "metrics": metrics,
         "chance": {k: 100.0 * float(chance.hits(k)["expected"].mean()) for k in report.ks},
         "queries": report.queries(direction),

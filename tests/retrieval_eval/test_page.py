@@ -1,6 +1,9 @@
 """The report: complete, self-contained, and deaf to what captions try."""
 
+import base64
+import hashlib
 import io
+import json
 import math
 import re
 from html.parser import HTMLParser
@@ -9,22 +12,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from allpairs.errors import UserError
 from retrieval_eval import evaluate
 from retrieval_eval.cross_check import cross_check
 from retrieval_eval.embeddings import EmbeddingSet
-from retrieval_eval.page import write_report
+from retrieval_eval.page import asked as asked_module
+from retrieval_eval.page import payload, write_report
+from retrieval_eval.page.asked import asked
+from retrieval_eval.page.examples import hubs, never_found
+from retrieval_eval.page.suspects import suspects
 
-NASTY = "<script>alert('caption')</script><img src=x onerror=alert(1)>"
+NASTY = "<script>alert('caption')</script><img src=x onerror=alert(1)>\u2028&"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """Tags with attributes, the visible text per enclosing section, and whether every tag was closed in order."""
+    """Tags with attributes, the text per enclosing section, the scripts, and whether every tag was closed in order."""
 
     def __init__(self, text):
         super().__init__()
         self.tags, self.open, self.text = [], [], {}
-        self.sections = []
+        self.sections, self.scripts = [], []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -33,21 +41,30 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         if tag == "section":
             self.sections.append(dict(attrs)["id"])
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
         if tag not in VOID:
             self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
+        if self.open and self.open[-1] == "script":
+            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
+            return
         where = self.sections[-1] if self.sections else "top"
         self.text[where] = " ".join(f"{self.text.get(where, '')} {data}".split())
 
     def all(self, tag, **attributes):
         return [found for name, found in self.tags if name == tag and attributes.items() <= found.items()]
+
+    def json(self, name):
+        return next(json.loads(text) for attributes, text in self.scripts if attributes.get("id") == name)
+
+    @property
+    def policy(self):
+        return self.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["content"]
 
 
 def thumbnail(value):
@@ -69,9 +86,13 @@ def embeddings():
     return EmbeddingSet(images, captions, np.arange(12), ids, keys, texts, thumbnails, "test", "sha256:beef")
 
 
+def measured(embeddings):
+    return evaluate(embeddings.images, embeddings.captions, embeddings.image_ids, embeddings.caption_ids)
+
+
 @pytest.fixture(scope="module")
 def report(embeddings):
-    return evaluate(embeddings.images, embeddings.captions, embeddings.image_ids, embeddings.caption_ids)
+    return measured(embeddings)
 
 
 HISTORY = [
@@ -94,6 +115,7 @@ def source(embeddings, report, tmp_path_factory):
         config={"objective": {"name": "unified", "margin": 0.2}, "note": "</pre><script>config</script>"},
         facts={"Commit": "abc<script>"},
         cross_check=cross_check(report, embeddings.images, embeddings.captions),
+        intervals={"rsum": (401.25, 433.5), "i2t/r1": (12.0, 34.0), "t2i/map5": (0.25, 0.375)},
     )
     return path.read_text(encoding="utf-8")
 
@@ -108,12 +130,20 @@ def test_the_numbers_are_the_reports(page, report):
     for direction in ("i2t", "t2i"):
         for name in ("r1", "r5", "r10", "average_recall", "mean_rank"):
             assert f"{report.metrics[f'{direction}/{name}']:.1f}" in text
-        assert f"{report.metrics[f'{direction}/map5']:.3f}" in text
+        for name in ("map5", "mrr", "ndcg", "r_precision", "map_r"):
+            assert f"{report.metrics[f'{direction}/{name}']:.3f}" in text
     assert f"RSUM {report.metrics['rsum']:.1f}" in text
     # Two positives among 24 captions, one among 12 images; R@10 by chance: 1 - (14·13)/(24·23) and 10/12.
     assert f"by chance {200 / 24:.1f}" in text
     assert f"{100 * (1 - 14 * 13 / (24 * 23)):.1f}" in text
     assert f"by chance {100 / 12:.1f}" in text
+
+
+def test_intervals_stand_beside_their_numbers(page, report):
+    text = page.text["result"]
+    assert f"{report.metrics['rsum']:.1f} 401.2–433.5" in text
+    assert f"{report.metrics['i2t/r1']:.1f} 12.0–34.0" in text
+    assert f"{report.metrics['t2i/map5']:.3f} .250–.375" in text
 
 
 def test_facts_and_configuration(page):
@@ -131,66 +161,226 @@ def test_facts_and_configuration(page):
     assert "faiss-cpu agrees with every counted hit and miss" in text
 
 
-def test_nothing_comes_from_outside_and_nothing_runs(source, page):
+def test_nothing_comes_from_outside_and_only_the_pages_own_scripts_run(source, page):
     assert "http" not in re.sub(r"http-equiv", "", source)
     assert "@import" not in source
-    assert not any(page.all(tag) for tag in ("script", "link", "iframe", "object", "embed", "base", "b"))
+    assert "eval(" not in source
+    assert "innerHTML" not in source
+    assert not any(page.all(tag) for tag in ("iframe", "object", "embed", "base", "b"))
     for _, attributes in page.tags:
         assert not any(name.startswith("on") for name in attributes)
-        assert re.match(r"data:image/(png|jpeg);base64,", attributes.get("src") or "data:image/png;base64,")
+        assert "src" not in attributes
         for name in ("href", "xlink:href"):
-            assert (attributes.get(name) or "#").startswith("#")
+            assert re.match("#|data:,$", attributes.get(name) or "#")
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", source))
-    policy = page.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["content"]
-    assert "default-src 'none'" in policy
+    rules = dict(rule.split(" ", 1) for rule in page.policy.split("; "))
+    assert rules["default-src"] == "'none'"
+    assert rules["img-src"] == "data:"
+    run = [text for attributes, text in page.scripts if "type" not in attributes]
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in run]
+    assert rules["script-src"] == " ".join(f"'sha256-{value}'" for value in hashes)
 
 
 def test_captions_and_keys_are_text(source, page):
-    assert "<script" not in source
-    assert NASTY in page.text["i2t"] + page.text["t2i"]
+    assert source.count("<script") == 4
+    assert not page.all("img")  # the one in the caption is text
+    assert page.json("data")["texts"][4] == NASTY
+    assert page.json("data")["keys"][11] == '"><script>key</script>'
     assert "scenes & <b>friends</b>" in page.text["top"]
 
 
-def test_examples_show_the_right_answers(page, embeddings, report):
-    assert page.sections == ["result", "training", "ranks", "i2t", "t2i", "facts"]
-    worst = int(report.ranks["i2t"].expected.argmax())
-    assert f"rank {report.ranks['i2t'].optimistic[worst]}" in page.text["i2t"]
-    shown = page.all("li", **{"class": "right"})
-    assert shown
-    assert len(page.all("article")) == 4 * 6
-    assert page.text["i2t"].count("right, score") + page.text["t2i"].count("right, score") == len(shown)
-    # The GIF is left out: its image appears by key.
-    assert page.all("span", **{"class": "picture blank"}) or page.all("span", **{"class": "picture blank large"})
+def test_each_picture_is_there_once(page, embeddings):
+    pictures = page.json("pictures")
+    for uri, file in zip(pictures[:11], embeddings.thumbnails, strict=False):
+        assert base64.b64decode(uri.removeprefix("data:image/png;base64,")) == file
+    assert pictures[11] is None  # the GIF
+
+
+def test_queries_with_answers_and_positives_equal_sorted_scores(page, embeddings):
+    data = page.json("data")
+    scores_IC = embeddings.images @ embeddings.captions.T
+    for direction, scores, ids, others in (
+        ("i2t", scores_IC, embeddings.image_ids, embeddings.caption_ids),
+        ("t2i", scores_IC.T, embeddings.caption_ids, embeddings.image_ids),
+    ):
+        queries = data["runs"][0]["queries"][direction]
+        for query, row in enumerate(scores):
+            order = np.argsort(-row)
+            five = slice(5 * query, 5 * query + 5)
+            assert queries["answers"][five] == order[:5].tolist()
+            assert queries["scores"][five] == pytest.approx(row[order[:5]], abs=6e-4)
+            assert queries["right"][five] == "".join("01"[int(hit)] for hit in others[order[:5]] == ids[query])
+            best = [item for item in order if others[item] == ids[query]]
+            assert queries["positives"][query] == best
+            assert queries["ranks"][query] == [1 + (row > row[item]).sum() for item in best]
+            assert queries["similarities"][query] == pytest.approx(row[best], abs=6e-4)
+            assert queries["rank"][query] == queries["ranks"][query][0]
+        worst = data["orders"]["worst"][direction]
+        assert sorted(worst) == list(range(len(scores)))
+        assert queries["rank"][worst[0]] == max(queries["rank"])
+    assert data["own"] == [[2 * i, 2 * i + 1] for i in range(12)]
+
+
+def test_examples_are_of_different_images(page, report):
+    assert page.sections == ["result", "training", "ranks", "queries", "i2t", "t2i", "suspects", "facts"]
+    chosen = page.json("data")["examples"]
+    assert chosen["i2t"]["worst"][0] == report.ranks["i2t"].expected.argmax()
+    for direction in ("i2t", "t2i"):
+        for kind in ("worst", "best"):
+            images = [query // (1 if direction == "i2t" else 2) for query in chosen[direction][kind]]
+            assert len(set(images)) == len(images) == 6
 
 
 def test_curves_are_drawn_in_the_pages_colours(source, page):
     for heading in ("Loss", "RSUM", "Recall", "Similarity"):
         assert heading in page.text["training"]
-    assert len(page.all("svg")) == 6
+    for heading in ("Recall@k", "Ranks in classes", "Similarity, i2t", "Similarity, t2i"):
+        assert heading in page.text["ranks"]
+    assert len(page.all("svg")) == 8
     assert all("viewbox" in svg for svg in page.all("svg"))
     assert "var(--first)" in source
     assert "#0101" not in source  # every stand-in colour was replaced
     assert "DejaVu" not in source
-    assert "prefers-color-scheme: dark" in source
+    assert "light-dark(" in source
 
 
 def test_without_history_and_embeddings(report, tmp_path):
     page = Page(write_report(tmp_path / "report.html", None, report).read_text(encoding="utf-8"))
     assert page.sections == ["result", "ranks", "facts"]
     assert len(page.all("svg")) == 2
+    assert not page.all("script", id="data")
 
 
 def test_ties_are_shown_three_ways(embeddings, tmp_path):
     same = np.ones_like(embeddings.images), np.ones_like(embeddings.captions)
     collapsed = evaluate(*same, embeddings.image_ids, embeddings.caption_ids)
-    page = Page(write_report(tmp_path / "report.html", embeddings, collapsed).read_text(encoding="utf-8"))
+    flat = EmbeddingSet(
+        *same, embeddings.image_ids, embeddings.caption_ids, embeddings.image_keys, embeddings.texts, split="test"
+    )
+    page = Page(write_report(tmp_path / "report.html", flat, collapsed).read_text(encoding="utf-8"))
     assert "36 queries tie with a wrong answer" in page.text["result"]
     for treatment in ("optimistic 100.0", f"expected {100 / 12:.1f}", "pessimistic 0.0"):
         assert treatment in page.text["result"]
-    assert "rank 1–23" in page.text["i2t"]
+    assert page.json("data")["runs"][0]["queries"]["i2t"]["tied"]["3"] == [1, 23]
+    assert set(page.json("pictures")) == {None}
 
 
 def test_one_direction_alone(tmp_path):
     one_way = evaluate(np.eye(4)[:2], np.eye(4), [0, 1], range(4), both_directions=False)
     page = Page(write_report(tmp_path / "report.html", None, one_way).read_text(encoding="utf-8"))
     assert "RSUM" not in page.text["result"]
+
+
+def test_other_embeddings_are_refused(embeddings, tmp_path):
+    other = evaluate(np.eye(4), np.eye(4), range(4), range(4))
+    with pytest.raises(UserError, match="i2t has 4 queries and 4 gallery items, the embeddings have 12 and 24"):
+        write_report(tmp_path / "report.html", embeddings, other)
+
+
+def ring(angles, ids, texts, of, keys=None):
+    """Images and captions on the unit circle, by their angles in degrees."""
+    points = [np.stack([np.cos(np.radians(a)), np.sin(np.radians(a))], 1) for a in angles]
+    return EmbeddingSet(*points, ids, of, keys or [f"image {i}" for i in ids], texts)
+
+
+def test_the_hardest_negative_of_a_query_with_many_positives():
+    # Image 0 has 60 captions nearer than any other image's: more than the shortlist is deep.
+    angles = np.concatenate([np.arange(60) / 60, [50.0, 120.0]])
+    made = ring(([0.0, 90.0], angles), [0, 1], ["text"] * 62, [0] * 60 + [1, 1])
+    found = asked(made, measured(made))["i2t"]
+    assert found.hardest_Q == pytest.approx([np.cos(np.radians(50)), np.cos(np.radians(90 - 59 / 60))], abs=1e-6)
+    alone = ring(([0.0], [10.0, 20.0]), [0], ["a", "b"], [0, 0])
+    assert asked(alone, measured(alone))["i2t"].hardest_Q.tolist() == [-np.inf]
+
+
+def test_a_page_of_positives_alone(tmp_path):
+    alone = ring(([0.0], [10.0, 20.0]), [0], ["a", "b"], [0, 0])
+    page = Page(write_report(tmp_path / "report.html", alone, measured(alone)).read_text(encoding="utf-8"))
+    assert page.text["suspects"].startswith("Suspected false negatives None.")
+
+
+def test_hubs_are_counted_over_all_queries():
+    # 24 images far apart, their captions too; caption 0 is the sum of all and so near every image.
+    rng = np.random.default_rng(0)
+    images = np.eye(24) + 0.05 * rng.random((24, 24))
+    captions = np.eye(24)
+    captions[0] = 0.9
+    made = EmbeddingSet(
+        images, captions, np.arange(24), np.arange(24), [f"i{i}" for i in range(24)], [f"t{i}" for i in range(24)]
+    )
+    report = measured(made)
+    found = asked(made, report)["i2t"]
+    top = np.argsort(-(images @ captions.T), axis=1)[:, :10]
+    counts = np.bincount(top.ravel(), minlength=24)
+    first = hubs(found)[0]
+    assert (first.item, first.queries, first.right) == (0, 24, 1)
+    assert [hub.queries for hub in hubs(found)] == sorted(counts, reverse=True)[:8]
+    assert never_found(found) == (counts == 0).sum()
+
+
+def test_suspects_by_text_and_by_score():
+    long = "a brown dog runs after a red ball on the wet sand near the sea"
+    texts = [
+        "A red ball.",
+        "a  red ball",  # image 1's, the same words as image 0's
+        long,
+        f"{long} today",  # one word more
+        "a dog left of a cat",
+        "a cat left of a dog",  # the same words in another order: not alike
+    ]
+    made = ring(([0, 2, 90, 92, 180, 182], [0, 2, 90, 92, 180, 182]), np.arange(6), texts, np.arange(6))
+    found = suspects(made, asked(made, measured(made)))
+    by_pair = {(one.image, one.caption): one for one in found}
+    assert {pair: one.reason for pair, one in by_pair.items()} == {
+        (0, 1): "same text",
+        (1, 0): "same text",
+        (2, 3): "similar text",
+        (3, 2): "similar text",
+    }
+    assert by_pair[0, 1].alike == 0
+    assert [one.reason for one in found] == ["same text"] * 2 + ["similar text"] * 2
+
+    # Caption 1 was put beside image 0: it beats image 0's own by far more than the positives' scores vary.
+    angles = np.arange(12) * 30.0
+    shifted = angles + np.where(np.arange(12) % 2, 8.0, 10.0)
+    shifted[0], shifted[1] = 12.0, 0.0
+    names = [f"{name} alone" for name in "abcdefghijkl"]
+    moved = ring((angles, shifted), np.arange(12), names, np.arange(12))
+    scores = np.cos(np.radians(angles - shifted))
+    one = next(one for one in suspects(moved, asked(moved, measured(moved))) if one.direction == "t2i")
+    assert (one.reason, one.image, one.caption) == ("score", 0, 1)
+    assert one.ahead == pytest.approx(1.0 - scores[1], abs=1e-5)
+    assert one.ahead > 2 * scores.std()
+
+
+def test_of_too_many_queries_every_other_one_is_shown(embeddings, report, tmp_path, monkeypatch):
+    monkeypatch.setattr(asked_module, "LISTED", 13)
+    page = Page(write_report(tmp_path / "report.html", embeddings, report).read_text(encoding="utf-8"))
+    data = page.json("data")
+    assert [direction["total"] for direction in data["directions"]] == [12, 24]
+    queries = data["runs"][0]["queries"]["t2i"]
+    assert [data["texts"][place] for place in queries["rows"]] == embeddings.texts[::2]
+    ranks = report.ranks["t2i"].expected[::2].tolist()
+    assert queries["rank"] == ranks
+    assert [row[0] for row in queries["ranks"]] == ranks
+
+
+def test_some_queries_against_the_full_gallery(embeddings, tmp_path):
+    rows = np.array([3, 7])
+    images = embeddings.images[rows]
+    some = evaluate(images, embeddings.captions, rows, embeddings.caption_ids, both_directions=False)
+    path = write_report(tmp_path / "report.html", embeddings, some, rows={"i2t": rows})
+    data = Page(path.read_text(encoding="utf-8")).json("data")
+    queries = data["runs"][0]["queries"]["i2t"]
+    assert [data["keys"][place] for place in queries["rows"]] == ["picture-3", "picture-7"]
+    assert [[data["texts"][place] for place in sorted(row)] for row in queries["positives"]] == [
+        embeddings.texts[6:8],
+        embeddings.texts[14:16],
+    ]
+
+
+def test_pictures_over_the_limit_are_left_out(embeddings, report, tmp_path, monkeypatch):
+    uris = [payload.data_uri(file) for file in embeddings.thumbnails[:11]]
+    monkeypatch.setattr(payload, "PICTURES", len(uris[0]) + len(uris[1]))
+    page = Page(write_report(tmp_path / "report.html", embeddings, report).read_text(encoding="utf-8"))
+    assert sum(picture is not None for picture in page.json("pictures")) == 2

@@ -1,0 +1,115 @@
+"""What a page shows of one direction: each query's first answers, its positives, and its hardest negative.
+
+Legend: Q queries shown, K answers found per query, M gallery items, D embedding.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from allpairs.errors import UserError
+from retrieval_eval.embeddings import EmbeddingSet
+from retrieval_eval.evaluation import Report
+from retrieval_eval.positives import Positives
+from retrieval_eval.shortlist import shortlist
+
+SHOWN = 5  # answers per query
+REACH = 10  # answers that make a hub, and among which a false negative is suspected
+DEPTH = 50  # answers looked at for the hardest negative
+LISTED = 50_000  # queries per direction that a page can hold; of more, every second, third, … one
+BLOCK = 256  # queries whose whole row of scores is looked at, 1 MB per 1,000 gallery items
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """The queries of one direction that a page shows, [Q] each; answers best first."""
+
+    direction: str
+    from_images: bool  # images ask and captions answer, or the other way round
+    rows_Q: np.ndarray  # each query's row in the asking side's embeddings
+    answers_QK: np.ndarray  # gallery items
+    scores_QK: np.ndarray  # float32
+    right_QK: np.ndarray  # bool
+    positives: Positives
+    positive_scores_P: np.ndarray  # float32, in the order of `positives.indices`
+    positive_ranks_P: np.ndarray  # 1 + items that score higher
+    best_Q: np.ndarray  # score of the best positive
+    hardest_Q: np.ndarray  # score of the best negative, -inf where the gallery holds positives only
+    first_Q: np.ndarray  # rank of the best positive, ahead of its ties
+    last_Q: np.ndarray  # the same, behind its ties
+    rank_Q: np.ndarray  # the same, expected over the orders of the ties
+    total: int  # queries that were measured
+
+    @property
+    def asking(self) -> str:
+        """The side that asks, as the embeddings name it."""
+        return "images" if self.from_images else "captions"
+
+    @property
+    def margin(self) -> np.ndarray:
+        """How far the best positive is ahead of the best negative (negative: behind it), [Q]."""
+        return self.best_Q - self.hardest_Q
+
+
+def asked(embeddings: EmbeddingSet, report: Report, rows: Mapping[str, np.ndarray] | None = None) -> dict[str, Asked]:
+    """Return what to show per direction; the first one asks with images, the second with captions.
+
+    `rows` gives a direction's queries their rows in the embeddings, where only a subset was asked.
+    """
+    sides = (embeddings.images, embeddings.captions)
+    found = {}
+    for place, direction in enumerate(report.directions):
+        queries, gallery = sides[place], sides[1 - place]
+        asking = np.arange(len(queries)) if rows is None or direction not in rows else np.asarray(rows[direction])
+        if len(asking) != report.queries(direction) or len(gallery) != report.gallery(direction):
+            raise UserError(
+                f"the report's {direction} has {report.queries(direction)} queries and {report.gallery(direction)}"
+                f" gallery items, the embeddings have {len(asking)} and {len(gallery)}: they are not the ones it measured"
+            )
+        found[direction] = _ask(queries, gallery, asking, report, direction, from_images=place == 0)
+    return found
+
+
+def _ask(
+    queries: np.ndarray, gallery: np.ndarray, rows: np.ndarray, report: Report, direction: str, *, from_images: bool
+) -> Asked:
+    total = len(rows)
+    kept = np.arange(0, total, -(-total // LISTED))
+    rows = rows[kept]
+    positives, entries = _subset(report.positives[direction], kept)
+    ranks, counts = report.ranks[direction], report.counts[direction]
+    answers = shortlist(queries[rows], gallery, DEPTH)
+    right = positives.contain(answers.indices)
+    hardest = np.where(right, -np.inf, answers.scores).max(1)
+    # A query with more positives than the shortlist is deep may find no negative in it: its whole row tells.
+    for block in np.array_split(np.flatnonzero(right.all(1)), -(-int(right.all(1).sum()) // BLOCK) or 1):
+        scores = queries[rows[block]] @ gallery.T  # [BLOCK, M]
+        for row, query in zip(scores, block, strict=True):
+            row[positives.of(query)] = -np.inf
+        hardest[block] = scores.max(1)
+    return Asked(
+        direction=direction,
+        from_images=from_images,
+        rows_Q=rows,
+        answers_QK=answers.indices,
+        scores_QK=answers.scores,
+        right_QK=right,
+        positives=positives,
+        positive_scores_P=counts.score[entries],
+        positive_ranks_P=counts.greater[entries] + 1,
+        best_Q=ranks.score[kept],
+        hardest_Q=hardest,
+        first_Q=ranks.optimistic[kept],
+        last_Q=ranks.pessimistic[kept],
+        rank_Q=ranks.expected[kept],
+        total=total,
+    )
+
+
+def _subset(positives: Positives, kept: np.ndarray) -> tuple[Positives, np.ndarray]:
+    """Return the positives of the queries `kept`, and where their entries were."""
+    counts = positives.counts[kept]
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    entries = np.arange(offsets[-1]) + np.repeat(positives.offsets[kept] - offsets[:-1], counts)
+    return Positives(offsets, positives.indices[entries], positives.gallery), entries

@@ -1,0 +1,78 @@
+// The report of one run: worst and best queries, hubs, suspected false negatives, and the search.
+let open;
+const opener = (label, direction, query) => {
+  const button = node("button", { type: "button", class: "open" }, label);
+  button.addEventListener("click", () => open(direction, query));
+  return button;
+};
+
+const card = (direction, query) => {
+  const queries = block("data").runs[0].queries[direction.name];
+  const rank = rankOf(queries, query);
+  const answers = answerList(direction, queries, query);
+  if (answersOf(queries, query).every((answer) => !answer.right)) {
+    answers.append(node("li", { class: "missed" }, item(!direction.fromImages, queries.positives[query][0]),
+      node("span", { class: "score" }, node("span", { class: "mark", "aria-hidden": "true" }, "✓"),
+        direction.fromImages ? "right, at rank" : hidden("right, at rank"), ` ${rank}`)));
+  }
+  return node("article", { class: `example${direction.fromImages ? "" : " of-pictures"}` },
+    node("header", {}, item(direction.fromImages, queries.rows[query], true),
+      node("div", { class: "at" }, node("p", { class: "rank" }, "rank ", node("strong", {}, rank)),
+        opener("Look closer", direction.name, query))),
+    answers);
+};
+
+const examples = (direction) => {
+  for (const kind of ["worst", "best"]) {
+    const box = document.getElementById(`${direction.name}-${kind}`);
+    box.replaceChildren(...block("data").examples[direction.name][kind].map((query) => card(direction, query)));
+    rove(box, ".open");
+  }
+};
+
+const hubs = (direction) => {
+  const found = block("data").hubs[direction.name];
+  document.getElementById(`${direction.name}-hubs`).replaceChildren(...found.map((hub) => node("li", {},
+    item(!direction.fromImages, hub.item),
+    node("span", { class: "score" }, node("strong", {}, number.format(hub.queries)), " queries, right for ", number.format(hub.right)))));
+};
+
+const STEP = 12;
+const suspects = () => {
+  const box = document.getElementById("suspect-list");
+  if (!box) return;
+  const data = block("data");
+  const found = data.suspects;
+  const button = document.getElementById("more-suspects");
+  const row = (one) => {
+    const why = { "same text": "same text as", "similar text": "similar to" }[one.reason];
+    const direction = data.directions.find((each) => each.name === one.direction);
+    const reason = why ? [node("span", { class: "tag" }, why), " ", item(false, one.alike)]
+      : [node("span", { class: "tag" }, "score"), ` ${score(one.score)}, ${score(one.ahead)} above the best right answer`];
+    return node("li", {}, item(true, one.image), node("div", {}, node("p", {}, item(false, one.caption)), node("p", { class: "why" }, ...reason),
+      node("p", { class: "rank" }, `${direction.title}, score ${score(one.score)} `, opener("Look closer", one.direction, one.query))));
+  };
+  let settle;
+  const more = () => {
+    const from = box.children.length;
+    box.append(...found.slice(from, from + STEP).map(row));
+    settle = settle ?? rove(box, ".open");
+    settle();
+    button.hidden = box.children.length >= found.length;
+    return box.children[from];
+  };
+  button.addEventListener("click", () => more().querySelector(".open").focus());
+  more();
+};
+
+soon(function* () {
+  if (!document.getElementById("data")) return;
+  open = explorer();
+  yield;
+  for (const direction of block("data").directions) {
+    examples(direction);
+    hubs(direction);
+    yield;
+  }
+  suspects();
+});
