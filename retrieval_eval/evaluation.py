@@ -161,7 +161,8 @@ def _per_query(
 
 
 def _means(direction: str, values: dict[str, np.ndarray], ks: tuple[int, ...]) -> dict[str, float]:
-    means = {name: fsum(each) / len(each) for name, each in values.items()}
+    # Sums that no order of the queries changes.
+    means = {name: fsum(each.tolist()) / len(each) for name, each in values.items()}
     found = {f"r{k}": means.pop(f"r{k}") for k in ks}
     if set(RSUM) <= set(ks):
         found["average_recall"] = fsum(found[f"r{k}"] for k in RSUM) / len(RSUM)

@@ -16,7 +16,7 @@ from allpairs.errors import UserError
 
 Embeddings = torch.Tensor | np.ndarray
 SHOWN = 5  # rows named in a refusal
-BLOCK = 4 << 20  # numbers looked at together: 32 MB as float64
+BLOCK = 1 << 20  # numbers looked at together: 8 MB as float64
 
 
 def rows(indices: Sequence[int] | np.ndarray, ids: Any = None) -> str:

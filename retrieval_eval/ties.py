@@ -114,6 +114,31 @@ def average_precision(levels: Levels) -> dict[str, np.ndarray]:
     ties; ``optimistic`` and ``pessimistic`` are the largest and smallest value that some order reaches. (Positives
     first need not be best: the measure divides by the hits found, so that a late hit lowers it.)
     """
+    # Only where positives tie with others inside the top five does any order matter: elsewhere the ranks tell.
+    mixed = ((levels.equal > levels.equal_positives) & (levels.greater < LEVELS)).any(1)
+    found = dict.fromkeys(TREATMENTS, _average_precision_untied(levels))
+    if mixed.any():
+        chosen = Levels(*(each[mixed] for each in (levels.score, levels.greater, levels.equal, levels.equal_positives)))
+        for treatment, values in _average_precision_tied(chosen).items():
+            found[treatment] = found[treatment].copy()
+            found[treatment][mixed] = values
+    return found
+
+
+def _average_precision_untied(levels: Levels) -> np.ndarray:
+    total, hits = np.zeros(len(levels.greater)), np.zeros(len(levels.greater), np.int64)
+    within = np.zeros_like(hits)  # positives of the same score before this one
+    for level in range(levels.greater.shape[1]):
+        greater, there = levels.greater[:, level], levels.equal_positives[:, level] > 0
+        within = np.where(greater == levels.greater[:, level - 1], within + 1, 0) if level else within
+        rank = greater + within + 1
+        hit = there & (rank <= LEVELS)
+        total += np.where(hit, (level + 1) / rank, 0)
+        hits += hit
+    return total / np.maximum(hits, 1)
+
+
+def _average_precision_tied(levels: Levels) -> dict[str, np.ndarray]:
     rows = len(levels.greater)
     # Where the block of ties that fills each place starts; a negative number of its own where it has no positives.
     start = np.tile(-1 - np.arange(LEVELS), (rows, 1))  # [N, 5]
