@@ -1,5 +1,6 @@
 """``python -m retrieval_eval.evaluate``: what it prints, writes and refuses, by its exit code."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -39,6 +40,10 @@ def folder(tmp_path_factory):
     EmbeddingSet(images, captions, np.arange(20), ids, keys, texts).write(base / "first" / "embeddings" / "test")
     (base / "first" / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "val/rsum": 100.0}\n{"step": 2, "ep')
     (base / "first" / "config.yaml").write_text("run:\n  name: first\n")
+    other = images + 0.5 * rng.normal(size=images.shape)
+    noisy = images[ids] + 2 * rng.normal(size=(40, 8))
+    EmbeddingSet(other, noisy, np.arange(20), ids, keys, texts).write(base / "second" / "embeddings" / "test")
+    EmbeddingSet(other, noisy, np.arange(20), ids[::-1], keys, texts).write(base / "third" / "embeddings" / "test")
     np.save(base / "queries.npy", images)
     np.save(base / "gallery.npy", captions)
     (base / "positives.json").write_text(json.dumps([[2 * i, 2 * i + 1] for i in range(20)]))
@@ -52,6 +57,17 @@ def test_evaluates_a_run(command, folder):
     report = evaluate(embeddings.images, embeddings.captions, embeddings.image_ids, embeddings.caption_ids)
     assert f"RSUM {report.metrics['rsum']:.1f}" in out
     assert "agrees with every counted hit and miss" in out
+    record = json.loads((folder / "first" / "metrics.json").read_text())
+    assert record["metrics"] == report.metrics
+    assert record["ties"] == report.ties
+    assert set(record["intervals"]) == set(report.metrics)
+    low, high = record["intervals"]["rsum"]
+    assert low <= report.metrics["rsum"] <= high
+    assert f"± {(high - low) / 2:.1f}" in out
+    manifest = record["manifest"]
+    assert (manifest["protocol"], manifest["split"], manifest["data_hash"]) == ("custom", "test", "")
+    assert manifest["gallery"] == {"i2t": 40, "t2i": 20}
+    assert manifest["intervals"]["clusters"] == 20
     page = (folder / "first" / "report.html").read_text()
     assert f"{report.metrics['rsum']:.1f}" in page
     assert "name: first" in page
@@ -70,18 +86,97 @@ def test_evaluates_arrays(command, folder, tmp_path):
     assert (code, err) == (0, "")
     ids = np.arange(20), np.repeat(np.arange(20), 2)
     expected = evaluate(np.load(folder / "queries.npy"), np.load(folder / "gallery.npy"), *ids).metrics
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == expected
+    record = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert record["metrics"] == expected
+    digest = hashlib.sha256((folder / "positives.json").read_bytes()).hexdigest()
+    assert record["manifest"]["data_hash"] == f"sha256:{digest}"
     assert f"{expected['i2t/r1']:.1f}" in out
     assert (tmp_path / "out" / "report.html").exists()
-    code, out, _ = command(*arrays, "--one-way")
+    code, out, _ = command(*arrays, "--one-way", "--no-intervals", "--out", tmp_path / "one")
     assert code == 0
     assert "RSUM" not in out
+    assert "±" not in out
+    record = json.loads((tmp_path / "one" / "metrics.json").read_text())
+    assert "intervals" not in record
+    assert record["metrics"] == {name: value for name, value in expected.items() if name.startswith("i2t/")}
+
+
+def test_an_ensemble_of_runs(command, folder, tmp_path):
+    code, out, err = command(
+        "--run", folder / "first", folder / "second", "--out", tmp_path, "--export", tmp_path / "x"
+    )
+    assert (code, err) == (0, "")
+    first, second = (EmbeddingSet.read(folder / name / "embeddings" / "test") for name in ("first", "second"))
+    scores = (first.images @ first.captions.T + second.images @ second.captions.T) / 2
+    ranks = 1 + (scores > np.where(np.arange(20)[:, None] == first.caption_ids, scores, -np.inf).max(1)[:, None]).sum(1)
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["metrics"]["i2t/mean_rank"] == ranks.mean()
+    assert record["manifest"]["ensemble"] == [str(folder / "first"), str(folder / "second")]
+    assert "first + second · test · custom" in out
+    assert (tmp_path / "report.html").exists()
+    assert "| first + second | " in (tmp_path / "x" / "rows.md").read_text()
+    assert len(list((tmp_path / "x").iterdir())) == 8
+    code, out, _ = command("--run", folder / "first", folder / "second")
+    assert code == 0
+    assert "no report: give --out" in out
+
+
+def test_a_subset_leaves_the_report_of_the_run_alone(command, folder, tmp_path):
+    (tmp_path / "some.txt").write_text("3\n5\n7\n")
+    before = {path: path.stat().st_mtime_ns for path in (folder / "first").iterdir()}
+    code, out, err = command("--run", folder / "first", "--subset", tmp_path / "some.txt")
+    assert (code, err) == (0, "")
+    assert "some.txt" in out
+    assert {path: path.stat().st_mtime_ns for path in (folder / "first").iterdir()} == before
+    code, _, err = command("--run", folder / "first", "--subset", tmp_path / "some.txt", "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    manifest = json.loads((tmp_path / "out" / "metrics.json").read_text())["manifest"]
+    assert manifest["queries"] == {"i2t": 3, "t2i": 6}
+    assert manifest["gallery"] == {"i2t": 40, "t2i": 20}
+    assert "a subset (some.txt) against the full gallery" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_shards_state_and_an_approximate_index(command, folder, tmp_path, monkeypatch):
+    plain = command("--run", folder / "first")[1]
+    code, out, err = command("--run", folder / "first", "--state", tmp_path / "state")
+    assert (code, out, err) == (0, plain, "")
+    assert list((tmp_path / "state").rglob("*"))
+    asked = {}
+
+    def watched(*arguments, shards=None, **options):
+        asked["shards"] = shards
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr("retrieval_eval.measure.evaluate", watched)
+    code, out, err = command("--run", folder / "first", "--shards", "3", "--approximate", "hnsw")
+    assert (code, err) == (0, "")
+    assert asked["shards"] == 3
+    assert "hnsw" in out.lower()
+
+
+def test_five_folds(command, tmp_path):
+    rng = np.random.default_rng(0)
+    X, ids = rng.normal(size=(5000, 4)), np.repeat(np.arange(5000), 5)
+    T = X[ids] + rng.normal(size=(25_000, 4))
+    run_folder = tmp_path / "coco"
+    EmbeddingSet(X, T, np.arange(5000), ids, [""] * 5000, [""] * 25_000, protocol="coco-1k-5fold").write(
+        run_folder / "embeddings" / "test"
+    )
+    code, out, err = command("--run", run_folder)
+    assert (code, err) == (0, "")
+    record = json.loads((run_folder / "metrics.json").read_text())
+    assert record["manifest"]["protocol"] == "coco-1k-5fold"
+    assert record["manifest"]["intervals"]["clusters"] == 5000
+    low, high = record["intervals"]["rsum"]
+    assert low < record["metrics"]["rsum"] < high
+    assert "coco-1k-5fold" in out
+    assert "mean over 5 consecutive blocks" in (run_folder / "report.html").read_text()
 
 
 def test_mistakes_end_with_code_2_and_one_line(command, folder, tmp_path):
     queries, gallery, positives = (folder / name for name in ("queries.npy", "gallery.npy", "positives.json"))
     (tmp_path / "bad.json").write_text("[[0, 1],\n [2,,]]")
-    (tmp_path / "flat.json").write_text("[0, 1]")
+    (tmp_path / "flat.json").write_text("[0, 100]")
     np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
     broken = np.load(queries)
     broken[7, 0] = np.nan
@@ -98,7 +193,15 @@ def test_mistakes_end_with_code_2_and_one_line(command, folder, tmp_path):
         (("--run", folder / "fisrt"), "did you mean 'first'?"),
         (("--run", run_folder, "--split", "tset"), "did you mean 'test'?"),
         (("--run", run_folder, "--protocol", "costum"), "unknown protocol 'costum'; did you mean 'custom'?"),
-        (("--run", run_folder, "--protocol", "coco-5k"), "accepted: custom"),
+        (
+            ("--run", run_folder, "--protocol", "coco-5k"),
+            "not the gallery of coco-5k: it has 20 images; accepted: 5,000",
+        ),
+        (("--run", run_folder, folder / "third"), "are not of the same queries: the caption ids differ first in row 0"),
+        (("--run", run_folder, "--subset", tmp_path / "flat.json"), "no image has the id 100"),
+        (("--run", run_folder, "--approximate", "hsnw"), "did you mean 'hnsw'"),
+        ((*arrays(), "--subset", positives), "--subset is for --run"),
+        ((*arrays(), "--protocol", "coco-5k"), "--protocol coco-5k is for --run"),
         (("--run", run_folder, "--queries", queries), "exclude each other"),
         (("--run", run_folder, "--one-way"), "--one-way is for --queries/--gallery"),
         (arrays(queries=folder / "querys.npy"), "did you mean 'queries.npy'?"),
