@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from retrieval_eval.evaluation import Report
-from retrieval_eval.inputs import Embeddings, pair_of_matrices
-from retrieval_eval.shortlist import BLOCK, Backend, shortlist
+from retrieval_eval.inputs import Embeddings, blocks, pair_where_they_lie
+from retrieval_eval.shortlist import Backend, shortlist
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class CrossCheck:
 
 def cross_check(report: Report, queries: Embeddings, gallery: Embeddings) -> CrossCheck:
     """Search `gallery` [M, D] with `queries` [N, D], the ones of `report`, and compare every recall query by query."""
-    Q, G = pair_of_matrices(queries, gallery)
+    Q, G = pair_where_they_lie(queries, gallery)
     agreement: dict[str, float] = {}
     rounding: dict[str, int] = {}
     differences: dict[str, list[int]] = {}
@@ -69,5 +69,5 @@ def rounding_bound(asking: torch.Tensor, answering: torch.Tensor) -> np.ndarray:
 
 
 def _norms(matrix: torch.Tensor) -> Iterator[torch.Tensor]:
-    for block in matrix.split(max(1, BLOCK // matrix.shape[1])):
-        yield torch.linalg.vector_norm(block.float(), dim=1, dtype=torch.float64)
+    for _, block in blocks(matrix):
+        yield torch.linalg.vector_norm(block, dim=1, dtype=torch.float64)

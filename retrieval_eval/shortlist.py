@@ -14,14 +14,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from retrieval_eval.inputs import Embeddings, pair_of_matrices
+from retrieval_eval import inputs
+from retrieval_eval.inputs import Embeddings, pair_where_they_lie
 from retrieval_eval.precision import exact_float32
 
 logger = logging.getLogger(__name__)
 
 Backend = Literal["faiss-gpu", "faiss-cpu", "torch"]
 
-BLOCK = 2**24  # numbers of a block of embeddings: 64 MiB, 32,768 rows of 512 dimensions
 CHUNK = 1024  # queries per product when torch makes the shortlist: 4 MB of scores per 1,000 gallery items
 GPU_DEEPEST = 2048  # FAISS keeps no more results per query on a GPU
 PROBE_SECONDS = 120
@@ -81,7 +81,7 @@ def shortlist(queries: Embeddings, gallery: Embeddings, k: int) -> Shortlist:
 
     On several GPUs each holds one part of the gallery. More than 2,048 per query are searched for on the CPU.
     """
-    Q, G = pair_of_matrices(queries, gallery)
+    Q, G = pair_where_they_lie(queries, gallery)
     k = min(k, len(G))
     kind = backend()
     if kind == "faiss-gpu" and k > GPU_DEEPEST:
@@ -95,10 +95,9 @@ def shortlist(queries: Embeddings, gallery: Embeddings, k: int) -> Shortlist:
 
 
 def blocks(matrix: torch.Tensor) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the rows of a matrix [rows, D] as float32 blocks of at most 64 MiB that FAISS takes, with their start."""
-    step = max(1, BLOCK // matrix.shape[1])
-    for start in range(0, len(matrix), step):
-        yield start, np.ascontiguousarray(matrix[start : start + step].cpu().numpy(), dtype=np.float32)
+    """Yield the rows of a matrix [rows, D] as bounded float32 blocks for FAISS, with the index of their first."""
+    for start, block in inputs.blocks(matrix):
+        yield start, np.ascontiguousarray(block.cpu().numpy())
 
 
 def search(index: Any, queries: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -156,7 +155,7 @@ def fill_shards(index: Any, gallery: torch.Tensor) -> None:
 
 
 def _by_torch(queries: torch.Tensor, gallery: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
-    answering = gallery.float()
+    answering = gallery.to(queries.device, torch.float32)
     with exact_float32(queries.device):
         best = [torch.topk(chunk.float() @ answering.T, k, dim=1) for chunk in queries.split(CHUNK)]
     scores, indices = (torch.cat(parts).cpu().numpy() for parts in zip(*best, strict=True))

@@ -10,8 +10,8 @@ import torch
 from retrieval_eval.approximate.indexes import build, check_kind, plan, search
 from retrieval_eval.cross_check import rounding_bound
 from retrieval_eval.evaluation import Report
-from retrieval_eval.inputs import Embeddings, pair_of_matrices
-from retrieval_eval.shortlist import BLOCK, Shortlist, shortlist
+from retrieval_eval.inputs import BLOCK, Embeddings, pair_where_they_lie
+from retrieval_eval.shortlist import Shortlist, shortlist
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -79,7 +79,7 @@ def measure_gap(queries: Embeddings, gallery: Embeddings, report: Report, kind: 
     Raises UserError for an unknown kind, a gallery too small for it, and where FAISS is missing.
     """
     check_kind(kind)
-    Q, G = pair_of_matrices(queries, gallery)
+    Q, G = pair_where_they_lie(queries, gallery)
     forward, *backward = report.directions
     sides = {forward: (Q, G), **dict.fromkeys(backward, (G, Q))}
     plans = {

@@ -85,7 +85,7 @@ def build(gallery: torch.Tensor, chosen: Plan) -> Any:
         raise UserError(f"approximate search needs FAISS ({error}); install the extra faiss-cpu or faiss-gpu") from None
     width = gallery.shape[1]
     if chosen.kind == "hnsw":
-        index = faiss.IndexHNSWFlat(width, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+        index: Any = faiss.IndexHNSWFlat(width, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction, index.hnsw.efSearch = BUILD_WIDTH, SEARCH_WIDTH
     else:
         codes = f"PQ{width_of_codes(width) // SUBVECTOR}x{chosen.bits}"
@@ -123,7 +123,7 @@ def _padded(block: np.ndarray, width: int) -> np.ndarray:
 def _sample(gallery: torch.Tensor, size: int) -> np.ndarray:
     rng = np.random.default_rng(SEED)
     rows = np.sort(rng.choice(len(gallery), min(size, len(gallery)), replace=False))
-    return np.ascontiguousarray(gallery[torch.from_numpy(rows).to(gallery.device)].cpu().numpy(), dtype=np.float32)
+    return gallery[torch.from_numpy(rows).to(gallery.device)].to("cpu", torch.float32).contiguous().numpy()
 
 
 def _refuse(kind: str, items: int, name: str, needed: int) -> None:

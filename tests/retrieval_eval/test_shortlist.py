@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from allpairs.errors import UserError
+from retrieval_eval import inputs
 from retrieval_eval import shortlist as module
 from retrieval_eval.shortlist import backend, fill_shards, search, shortlist
 
@@ -23,7 +24,7 @@ def matrices():
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(module, "BLOCK", 24 * 20)
+    monkeypatch.setattr(inputs, "BLOCK", 24 * 20)
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_memory_maps_are_searched_in_place(matrices, small_blocks, tmp_path, mon
         assert xb.ctypes.data == maps[1].ctypes.data  # the very pages of the file
         return knn(xq, xb, *rest)
 
-    maps = [np.load(tmp_path / f"{name}.npy", mmap_mode="r+") for name in "qg"]
+    maps = [np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in "qg"]
     monkeypatch.setattr(faiss, "knn", watched)
     assert (shortlist(*maps, 4).indices == best(*matrices, 4)).all()
     assert largest == [20, 20, 20, 20, 10]

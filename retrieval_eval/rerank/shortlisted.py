@@ -1,0 +1,107 @@
+"""Re-ranking: the first k of every query by pooled vectors, ordered by a scorer; the rest stays as it was.
+
+An item outside the shortlist keeps its place of the first stage, behind the k. (A score of -100 for all of them, as in
+ALBEF's evaluation, ties them: their ranks then say how the ties were broken.)
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from allpairs.errors import UserError
+from retrieval_eval.evaluation import Report
+from retrieval_eval.inputs import Embeddings, pair_where_they_lie
+from retrieval_eval.rerank.exhaustive import score_all
+from retrieval_eval.rerank.placement import place
+from retrieval_eval.rerank.result import Reranked, ordered, report_of, with_scores
+from retrieval_eval.rerank.scoring import BATCH, Form, Job, Map, Progress, Score, answers, check_form
+from retrieval_eval.shortlist import shortlist
+
+BOUNDED = ("average_recall", "map5", "mrr", "ndcg", "r_precision", "map_r")  # besides the recalls and RSUM
+
+
+def rerank(
+    score: Score,
+    queries: Embeddings,
+    gallery: Embeddings,
+    report: Report,
+    *,
+    k: int | None = 128,
+    form: Form = "pairs",
+    batch: int = BATCH,
+    map: Map = map,
+    progress: Progress | None = None,
+) -> Reranked:
+    """Order the first k of `gallery` [M, D] for each of `queries` [N, D] by `score`, in the directions of `report`.
+
+    `report` is what `evaluate` found for these pooled vectors: it brings the positives and the k of the recalls. With
+    k=None every pair is scored and the vectors are not used (`score_all`).
+
+    `score` gets rows of queries and of the gallery, as int64 arrays. In the form ``pairs`` both have P entries, at most
+    `batch`, and it returns P scores; in the form ``tiles`` they have q and g, and it returns scores [q, g] (one query
+    at a time with items of its shortlist). A pair in the shortlists of both directions is scored once. `map` does the
+    calls: the built-in one here, `over_actors` in Ray actors, or any that keeps their order, as that of an executor.
+    `progress` is told how many pairs are scored, and of how many.
+
+    Scores are compared as float32. The result does not depend on `map`, if the scorer's answers do not. Memory beyond
+    the embeddings: a few numbers per shortlisted pair, and 64 MiB (more for galleries of over 16 million).
+
+    Raises UserError, with the rows, for a scorer that returns a wrong shape or a score that is not finite.
+    """
+    check_form(form, batch)
+    if k is not None and k < 1:
+        raise UserError(f"k={k}; accepted: items per query to re-rank, 1 or more, or None for all pairs")
+    forward, *backward = report.directions
+    if k is None:
+        query_name, gallery_name = forward.split("2", 1)
+        return score_all(
+            score, report.positives[forward], ks=report.ks, query_name=query_name, gallery_name=gallery_name,
+            both_directions=bool(backward), form=form, batch=batch, map=map, progress=progress, first_stage=report,
+        )  # fmt: skip
+    Q, G = pair_where_they_lie(queries, gallery)
+    if (len(Q), len(G)) != (report.queries(forward), report.gallery(forward)):
+        raise UserError(
+            f"got {len(Q)} queries and a gallery of {len(G)}, but the report is of {report.queries(forward)} and"
+            f" {report.gallery(forward)}; accepted: the embeddings that it was made of"
+        )
+    sides = {forward: (Q, G), **dict.fromkeys(backward, (G, Q))}
+    found = {direction: shortlist(*both, k).indices for direction, both in sides.items()}  # [N, k] each
+    # One number per pair: its query row · M + its gallery row, whichever of the two asks.
+    pairs = {
+        direction: indices + np.arange(len(indices))[:, None] * len(G)
+        if direction == forward
+        else indices * len(G) + np.arange(len(indices))[:, None]
+        for direction, indices in found.items()
+    }
+    every = np.unique(np.concatenate([each.ravel() for each in pairs.values()]))
+    given = answers(score, _jobs(every, len(G), form, batch), form=form, map=map, progress=progress, total=len(every))
+    scores = np.concatenate([values.ravel() for values in given])
+
+    placed = {
+        direction: place(
+            *sides[direction], report.positives[direction], indices, scores[np.searchsorted(every, pairs[direction])]
+        )
+        for direction, indices in found.items()
+    }
+    sets = report.positives
+    counts = {direction: ordered(sets[direction], at.greater, at.equal) for direction, at in placed.items()}
+    ideal = {direction: ordered(sets[direction], *at.best()) for direction, at in placed.items()}
+    fields = with_scores(report_of(counts, sets, report.ks), {direction: at.score for direction, at in placed.items()})
+    ceiling = report_of(ideal, sets, report.ks)["metrics"]
+    bounded = {"rsum", *(f"{direction}/{name}" for direction in sets for name in BOUNDED)}
+    bounded |= {f"{direction}/r{at}" for direction in sets for at in report.ks}
+    fields["metrics"] = fields["metrics"] | {f"ceiling/{name}": ceiling[name] for name in ceiling if name in bounded}
+    reached = {direction: at.reached for direction, at in placed.items()}
+    return Reranked(**fields, k=k, pairs=len(every), reached=reached, first_stage=report)
+
+
+def _jobs(pairs: np.ndarray, gallery: int, form: Form, batch: int) -> Iterator[Job]:
+    """Cut ascending pairs into calls of at most `batch`: wherever that falls, or query by query."""
+    if form == "pairs":
+        for start in range(0, len(pairs), batch):
+            queries, items = np.divmod(pairs[start : start + batch], gallery)
+            yield queries, items
+        return
+    for own in np.split(pairs, np.flatnonzero(np.diff(pairs // gallery)) + 1):
+        for start in range(0, len(own), batch):
+            yield own[:1] // gallery, own[start : start + batch] % gallery
