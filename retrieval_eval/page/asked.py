@@ -65,7 +65,8 @@ def asked(embeddings: EmbeddingSet, report: Report, rows: Mapping[str, np.ndarra
         if len(asking) != report.queries(direction) or len(gallery) != report.gallery(direction):
             raise UserError(
                 f"the report's {direction} has {report.queries(direction)} queries and {report.gallery(direction)}"
-                f" gallery items, the embeddings have {len(asking)} and {len(gallery)}: they are not the ones it measured"
+                f" gallery items, the embeddings have {len(asking)} and {len(gallery)}:"
+                " they are not the ones it measured"
             )
         found[direction] = _ask(queries, gallery, asking, report, direction, from_images=place == 0)
     return found

@@ -57,6 +57,7 @@ const explorer = () => {
     for (const box of [field, list]) box.setAttribute("aria-activedescendant", chosen.id);
     // The list alone scrolls: scrollIntoView would take the page along.
     if (scroll) {
+      if (at === 0) list.scrollTop = 0;
       if (chosen.offsetTop < list.scrollTop) list.scrollTop = chosen.offsetTop;
       const below = chosen.offsetTop + chosen.offsetHeight - list.clientHeight;
       if (below > list.scrollTop) list.scrollTop = below;
