@@ -51,10 +51,10 @@ def metric_learning() -> Callable[[Tensor, Tensor], Tensor]:
     loss = NTXentLoss(temperature=1 / SCALE)
 
     def both(queries: Tensor, candidates: Tensor) -> Tensor:
-        labels = torch.arange(len(queries))
-        return loss(queries, labels, ref_emb=candidates, ref_labels=labels) + loss(
-            candidates, labels, ref_emb=queries, ref_labels=labels
-        )
+        # Two tensors: of one and the same it makes a batch against itself, without any positive.
+        labels, ref_labels = torch.arange(len(queries)), torch.arange(len(queries))
+        of_queries = loss(queries, labels, ref_emb=candidates, ref_labels=ref_labels)
+        return of_queries + loss(candidates, labels, ref_emb=queries, ref_labels=ref_labels)
 
     return both
 
