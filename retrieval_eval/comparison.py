@@ -56,7 +56,7 @@ class Comparison:
     changes: dict[str, Change]
     """By metric, in the reports' order."""
     ranks: dict[str, tuple[np.ndarray, np.ndarray]]
-    """Per direction the expected rank of each query's best positive under both models, [N] float64 each."""
+    """Per direction the expected rank of each query's best positive under both models, part after part: [N] float64."""
     clusters: int
     """Images that were drawn and exchanged."""
 

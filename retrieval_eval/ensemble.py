@@ -17,7 +17,8 @@ def ensemble(sets: Sequence[EmbeddingSet], names: Sequence[str]) -> EmbeddingSet
         [q_1; ...; q_n]/sqrt(n) . [g_1; ...; g_n]/sqrt(n)  =  (q_1.g_1 + ... + q_n.g_n)/n
 
     so that everything that works on embeddings works on the ensemble, exactly and without a matrix of scores. (Of unit
-    vectors these are unit vectors again. Embeddings that are not normalised weigh a run by their lengths.)
+    vectors these are unit vectors again. Embeddings that are not normalised weigh a run by their lengths.) The joined
+    embeddings are held in memory, also where the runs' own are files.
     """
     check_same_queries(sets, names)
     if len(sets) == 1:

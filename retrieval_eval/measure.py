@@ -87,15 +87,7 @@ def measure(
         if subset is None:
             parts.append(_whole_part(*gallery, where))
         else:
-            parts.append(
-                _some(
-                    *gallery,
-                    where,
-                    ids=embeddings.image_ids[subset.images],
-                    numbers=subset.captions,
-                    block=fold + 1,
-                )
-            )
+            parts.append(_some(*gallery, where, numbers=subset.captions, block=fold + 1))
     report = average([part.report for part in parts])
     manifest = manifest_of(
         protocol.name,
@@ -120,11 +112,11 @@ def _whole_part(images: Side, captions: Side, how: How) -> Part:
     )
 
 
-def _some(images: Side, captions: Side, how: How, *, ids: np.ndarray, numbers: np.ndarray, block: int) -> Part:
-    """Ask only the images with these ids and the captions with these numbers."""
-    image_rows = np.flatnonzero(np.isin(images.ids, ids))
+def _some(images: Side, captions: Side, how: How, *, numbers: np.ndarray, block: int) -> Part:
+    """Ask only the captions with these numbers, and their images."""
     caption_rows = np.flatnonzero(np.isin(captions.numbers, numbers))
-    if not len(image_rows) or not len(caption_rows):
+    image_rows = np.flatnonzero(np.isin(images.ids, captions.ids[caption_rows]))
+    if not len(caption_rows):
         raise UserError(f"the subset names no query of block {block}; accepted: at least one of each block")
     some_images, some_captions = images.take(image_rows), captions.take(caption_rows)
     forward = how.within("forward")(some_images, captions, both_directions=False)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from allpairs.errors import UserError
 from retrieval_eval.embeddings import EmbeddingSet
 from retrieval_eval.evaluation import Report
 from retrieval_eval.exports import write_exports
@@ -36,9 +37,14 @@ class Outcome:
 
     def finish(self, *, with_intervals: bool, export: Path | None, approximate: str | None) -> None:
         """Write the files and print the table, then what was written where."""
-        found = self._intervals() if with_intervals else None
         checked = verify(self.parts)
         lines = [str(checked)]
+        found = None
+        if with_intervals:
+            try:
+                found = intervals([part.report for part in self.parts], [part.clusters for part in self.parts])
+            except UserError as error:  # one image alone still has metrics
+                lines.append(str(error))
         if approximate is not None:
             from retrieval_eval.approximate import measure_gap
 
@@ -65,9 +71,6 @@ class Outcome:
             files = write_exports(export, self.name, self.report, self.parts, found)
             lines.append(f"export: {export} ({', '.join(file.name for file in files)})")
         self._print(found, lines)
-
-    def _intervals(self) -> Intervals:
-        return intervals([part.report for part in self.parts], [part.clusters for part in self.parts])
 
     def _searches(self) -> list[tuple[Any, Any, Report]]:
         return [(queries, gallery, report) for part in self.parts for report, queries, gallery in part.searches()]

@@ -18,9 +18,8 @@ from retrieval_eval.embeddings import EmbeddingSet, existing, read_json
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """The queries to ask, by row."""
+    """The captions to ask, by row, and with them their images."""
 
-    images: np.ndarray  # rows, ascending
     captions: np.ndarray  # rows, ascending
     manifest: dict[str, Any]
     """The file's name and hash, and what it named."""
@@ -34,12 +33,11 @@ def read_subset(path: Path, embeddings: EmbeddingSet) -> Subset:
         raise UserError(f"{path} names no queries; accepted: at least one image id or key, or caption row")
     if kind == "captions":
         captions = _caption_rows(path, entries, len(embeddings.captions))
-        images = np.flatnonzero(np.isin(embeddings.image_ids, embeddings.caption_ids[captions]))
     else:
         images = _image_rows(path, entries, embeddings)
         captions = np.flatnonzero(np.isin(embeddings.caption_ids, embeddings.image_ids[images]))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Subset(images, captions, {"file": path.name, "sha256": digest, "named": kind})
+    return Subset(captions, {"file": path.name, "sha256": digest, "named": kind})
 
 
 def _entries(path: Path) -> dict[str, list[Any]]:

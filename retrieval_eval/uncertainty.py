@@ -122,7 +122,7 @@ def number_of(clusters: Clusters) -> int:
     if count < 2:
         raise UserError(
             "no intervals: all queries are connected through shared positives, so that nothing can be resampled"
-            "; accepted: queries of at least two images, or --no-intervals"
+            "; accepted: queries of at least two images"
         )
     return count
 

@@ -124,7 +124,7 @@ def _Subset(given, rows):  # noqa: N802
     from retrieval_eval.subset import Subset
 
     captions = np.flatnonzero(np.isin(given.caption_ids, given.image_ids[rows]))
-    return Subset(rows, captions, {"file": "none"})
+    return Subset(captions, {"file": "none"})
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,17 @@ def test_shards_state_and_an_approximate_index(command, folder, tmp_path, monkey
     assert "hnsw" in out.lower()
 
 
+def test_one_image_has_metrics_and_no_intervals(command, tmp_path):
+    np.save(tmp_path / "one.npy", np.ones((1, 2)))
+    np.save(tmp_path / "three.npy", np.array([[1.0, 1.0], [2.0, 1.0], [0.0, 1.0]]))
+    (tmp_path / "positives.json").write_text("[[0]]")
+    given = ("--queries", tmp_path / "one.npy", "--gallery", tmp_path / "three.npy")
+    code, out, err = command(*given, "--positives", tmp_path / "positives.json", "--one-way")
+    assert (code, err) == (0, "")
+    assert "no intervals: all queries are connected" in out
+    assert "±" not in out
+
+
 def test_five_folds(command, tmp_path):
     rng = np.random.default_rng(0)
     X, ids = rng.normal(size=(5000, 4)), np.repeat(np.arange(5000), 5)

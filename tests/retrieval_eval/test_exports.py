@@ -112,7 +112,7 @@ def test_folds_and_subsets_keep_the_names(tmp_path):
         assert set(items) <= first if f"i{own}" in first else not set(items) & first
     captions = np.array([3, 80])
     owners = np.flatnonzero(np.isin(given.image_ids, given.caption_ids[captions]))
-    some = measure(given, CUSTOM, Subset(owners, captions, {"file": "none"}))
+    some = measure(given, CUSTOM, Subset(captions, {"file": "none"}))
     write_exports(tmp_path / "some", "run", some.report, some.parts)
     run, qrels = read_trec(tmp_path / "some", "t2i")
     assert set(run) == set(qrels) == {"t3", "t80"}
