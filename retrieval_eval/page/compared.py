@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SCRIPTS = ("dom.js", "explorer.js", "comparison.js")
 CLASSES = (1, 5, 10, 50, 100)  # upper ends of the classes of ranks; what is beyond is one more
-NAMES = ("1", "2–5", "6–10", "11–50", "51–100", "over 100")
+NAMES = ("1", "2–5", "6–10", "11–50", "51–100", "> 100")
 
 
 def write_comparison(

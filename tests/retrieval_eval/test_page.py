@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,13 +15,16 @@ from PIL import Image
 
 from allpairs.errors import UserError
 from retrieval_eval import evaluate
+from retrieval_eval.comparison import compare
 from retrieval_eval.cross_check import cross_check
 from retrieval_eval.embeddings import EmbeddingSet
 from retrieval_eval.page import asked as asked_module
-from retrieval_eval.page import payload, write_report
+from retrieval_eval.page import payload, write_comparison, write_report
 from retrieval_eval.page.asked import asked
 from retrieval_eval.page.examples import hubs, never_found
 from retrieval_eval.page.suspects import suspects
+from retrieval_eval.parts import Part
+from retrieval_eval.uncertainty import clusters_of
 
 NASTY = "<script>alert('caption')</script><img src=x onerror=alert(1)>\u2028&"
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -377,6 +381,60 @@ def test_some_queries_against_the_full_gallery(embeddings, tmp_path):
         embeddings.texts[6:8],
         embeddings.texts[14:16],
     ]
+
+
+@pytest.fixture(scope="module")
+def compared(embeddings, report, tmp_path_factory):
+    """The page of two runs, the second of which answers as the first but for image 0 and its captions."""
+    images = embeddings.images.copy()
+    images[0] = -images[0]
+    worse = replace(embeddings, images=images)
+    reports = report, measured(worse)
+    parts = [[Part(one, {}, {}, clusters_of(one))] for one in reports]
+    found = compare(*parts, ("a <b>run</b>", "another"))
+    path = tmp_path_factory.mktemp("compared") / "page.html"
+    write_comparison(path, found, (embeddings, worse), reports, facts={"Split": "test"})
+    return found, reports, Page(path.read_text(encoding="utf-8"))
+
+
+def test_a_comparison_has_every_metric_of_both_runs(compared):
+    found, _, page = compared
+    text = page.text["result"]
+    assert "a <b>run</b>" in text
+    assert not page.all("b")
+    for name, change in found.changes.items():
+        places = 3 if name.rsplit("/")[-1] in ("map5", "mrr", "ndcg", "r_precision", "map_r") else 1
+        line = f"{change.first:.{places}f} {change.second:.{places}f} {change.difference:+.{places}f}"
+        assert line.replace("-", "−") in text, name
+    assert "bootstrap over 12 images" in text
+    assert "Split test" in page.text["facts"]
+
+
+def test_a_comparison_counts_and_sorts_wins_and_losses(compared):
+    found, reports, page = compared
+    data = page.json("data")
+    assert [run["name"] for run in data["runs"]] == list(found.names)
+    for direction in ("i2t", "t2i"):
+        before, after = (report.ranks[direction].expected for report in reports)
+        for kind, change in (("wins", before - after), ("losses", after - before)):
+            shown = data["orders"][kind][direction]
+            assert sorted(shown) == np.flatnonzero(change > 0).tolist()
+            assert (np.diff(change[shown]) <= 0).all()
+        counts = (
+            f"another wins {(after < before).sum()}, loses {(after > before).sum()}, same {(after == before).sum()}"
+        )
+        assert counts in page.text["ranks"]
+        for run, ranks in zip(data["runs"], (before, after), strict=True):
+            assert run["queries"][direction]["rank"] == ranks.tolist()
+    assert len(data["orders"]["losses"]["i2t"]) > 0
+    assert len(data["orders"]["wins"]["t2i"]) > 0
+
+
+def test_a_comparison_without_embeddings(compared, tmp_path):
+    found, reports, _ = compared
+    page = Page(write_comparison(tmp_path / "page.html", found, None, reports).read_text(encoding="utf-8"))
+    assert page.sections == ["result", "ranks"]
+    assert not page.all("script", id="data")
 
 
 def test_pictures_over_the_limit_are_left_out(embeddings, report, tmp_path, monkeypatch):
