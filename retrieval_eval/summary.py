@@ -84,6 +84,7 @@ def _below(report: Report, intervals: Mapping[str, tuple[float, float]] | None) 
         return " · ".join([*parts, "no ties"])
     parts.append("tied queries: " + ", ".join(f"{direction} {count:,}" for direction, count in tied.items()))
     if "rsum" in report.metrics:
-        low, high = (report.ties[treatment]["rsum"] for treatment in ("pessimistic", "optimistic"))
-        parts.append(f"RSUM {low:.1f} to {high:.1f} by their order")
+        low, high = (f"{report.ties[treatment]['rsum']:.1f}" for treatment in ("pessimistic", "optimistic"))
+        if low != high:
+            parts.append(f"RSUM {low} to {high} by their order")
     return " · ".join(parts)
