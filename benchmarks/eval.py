@@ -16,6 +16,7 @@ the field's recall; it takes one flat list of all pairs, so it runs up to 1,000 
 """
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -167,6 +168,7 @@ def measure(name: str, images: int, dim: int, threads: int) -> dict[str, float]:
     small = data(64, dim)
     answer(PEERS[name], *small)  # what a library loads and allocates at first use
     inputs = data(images, dim)
+    ctypes.CDLL(None).malloc_trim(0)  # what the small one left free is not there for the large one
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = memory("VmRSS")
     seconds: list[float] = []

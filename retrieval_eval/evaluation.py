@@ -12,7 +12,7 @@ import torch
 from allpairs.errors import UserError
 from retrieval_eval.counting import Counts
 from retrieval_eval.inputs import Embeddings, pair_where_they_lie, rows
-from retrieval_eval.metrics import whole_ranking_metrics
+from retrieval_eval.metrics import Treatment, whole_ranking_metrics
 from retrieval_eval.positives import Positives
 from retrieval_eval.sharded import Problem, count
 from retrieval_eval.ties import TREATMENTS, Levels, Ranks, average_precision
@@ -107,21 +107,39 @@ def evaluate(
 
     problem = Problem(queries, gallery, pairs, both_directions, where, tile)
     counts = dict(zip(sets, count(problem, shards=shards, state=state, progress=progress), strict=True))
+    del problem  # its layout is as large as the counts
+    return Report(**report_fields(counts, sets, accepted_ks))
+
+
+def report_fields(counts: dict[str, Counts], positives: dict[str, Positives], ks: tuple[int, ...]) -> dict[str, Any]:
+    """Return the fields of a `Report` on these counts per direction, whose scores need only order positives."""
     ranks: dict[str, Ranks] = {}
     per_query: dict[str, dict[str, np.ndarray]] = {}
     ties: dict[str, dict[str, float]] = {treatment: {} for treatment in TREATMENTS}
     for direction, found in counts.items():
-        levels = Levels.of(sets[direction], found)
+        levels = Levels.of(positives[direction], found)
         ranks[direction] = Ranks.of(levels)
-        values = _per_query(sets[direction], found, levels, ranks[direction], accepted_ks)
-        per_query[direction] = values["expected"]
-        for treatment, metrics in ties.items():
-            metrics.update(_means(direction, values[treatment], accepted_ks))
-    if both_directions and set(RSUM) <= set(accepted_ks):
+        precision = average_precision(levels)
+        for treatment in TREATMENTS:  # one after the other: their values are not held together
+            values = _values(
+                positives[direction], found, ranks[direction], precision[treatment], treatment=treatment, ks=ks
+            )
+            ties[treatment].update(_means(direction, values, ks))
+            if treatment == "expected":
+                per_query[direction] = values
+    if len(counts) > 1 and set(RSUM) <= set(ks):
         for metrics in ties.values():
-            metrics["rsum"] = fsum(metrics[f"{direction}/r{k}"] for direction in sets for k in RSUM)
-    tied = {direction: int(found.tied.sum()) for direction, found in ranks.items()}
-    return Report(ties["expected"], ties, ranks, tied, sets, accepted_ks, counts, per_query)
+            metrics["rsum"] = fsum(metrics[f"{direction}/r{k}"] for direction in counts for k in RSUM)
+    return {
+        "metrics": ties["expected"],
+        "ties": ties,
+        "ranks": ranks,
+        "tied_queries": {direction: int(found.tied.sum()) for direction, found in ranks.items()},
+        "positives": positives,
+        "ks": ks,
+        "counts": counts,
+        "per_query": per_query,
+    }
 
 
 def _pairs(queries: int, gallery: int, query_ids: Any, gallery_ids: Any, positives: Any) -> Positives:
@@ -147,16 +165,28 @@ def _per_query(
     positives: Positives, counts: Counts, levels: Levels, ranks: Ranks, ks: tuple[int, ...]
 ) -> dict[str, dict[str, np.ndarray]]:
     """Per treatment of ties and metric the values of the queries, [N] float64 each."""
-    hits = {k: ranks.hits(k) for k in ks}
-    precision, others = average_precision(levels), whole_ranking_metrics(positives, counts)
+    precision = average_precision(levels)
     return {
-        treatment: {
-            **{f"r{k}": 100.0 * hits[k][treatment] for k in ks},
-            "rank": getattr(ranks, treatment).astype(np.float64),
-            "map5": precision[treatment],
-            **others[treatment],
-        }
+        treatment: _values(positives, counts, ranks, precision[treatment], treatment=treatment, ks=ks)
         for treatment in TREATMENTS
+    }
+
+
+def _values(
+    positives: Positives,
+    counts: Counts,
+    ranks: Ranks,
+    precision: np.ndarray,
+    *,
+    treatment: Treatment,
+    ks: tuple[int, ...],
+) -> dict[str, np.ndarray]:
+    """Per metric the values of the queries under one treatment of ties, [N] float64 each."""
+    return {
+        **{f"r{k}": 100.0 * ranks.hits(k)[treatment] for k in ks},
+        "rank": getattr(ranks, treatment).astype(np.float64),
+        "map5": precision,
+        **whole_ranking_metrics(positives, counts, treatment),
     }
 
 

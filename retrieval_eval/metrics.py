@@ -8,6 +8,7 @@ likely: items of one score fill a block of ranks, and within it every rank holds
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -16,18 +17,16 @@ from retrieval_eval.positives import Positives
 
 # N queries, P positive pairs, B blocks of equal scores that hold positives.
 
-NAMES = ("mrr", "ndcg", "r_precision", "map_r")
+Treatment = Literal["optimistic", "expected", "pessimistic"]
 
 
-def whole_ranking_metrics(positives: Positives, counts: Counts) -> dict[str, dict[str, np.ndarray]]:
-    """Return per treatment of ties and metric the values per query, [N] float64, 0..1; every query has a positive."""
+def whole_ranking_metrics(positives: Positives, counts: Counts, treatment: Treatment) -> dict[str, np.ndarray]:
+    """Return per metric the values of the queries, [N] float64, 0..1; every query has a positive."""
     order = np.lexsort((-counts.score, positives.owners))  # by query, best first
     owner, greater = positives.owners[order], counts.greater[order]
     number = positives.counts[owner]  # R of the pair's query
     nth = np.arange(len(order)) - positives.offsets[owner]  # positives before this one, [P]
     first = np.r_[True, (np.diff(owner) != 0) | (np.diff(greater) != 0)]  # of its block
-    within = nth - nth[first][np.cumsum(first) - 1]  # positives before this one in its block
-    negatives = counts.equal[order] - counts.equal_positives[order]
 
     discounts = 1 / np.log2(2 + np.arange(positives.counts.max()))
     ideal = np.cumsum(discounts)[positives.counts - 1]  # [N]
@@ -35,29 +34,30 @@ def whole_ranking_metrics(positives: Positives, counts: Counts) -> dict[str, dic
     def per_query(values: np.ndarray, owners: np.ndarray) -> np.ndarray:
         return np.bincount(owners, values, minlength=len(positives))
 
-    found = {}
-    for treatment, rank in (
-        ("optimistic", greater + within + 1),  # positives first: best for all four
-        ("pessimistic", greater + negatives + within + 1),
-    ):
+    if treatment == "expected":
+        at = order[first]
+        block = _Blocks(
+            owner[first], number[first], nth[first], greater[first], counts.equal[at], counts.equal_positives[at]
+        )
+        found = {
+            "mrr": block.reciprocal_of_first()[nth[first] == 0],
+            "ndcg": per_query(block.gain(), block.owner) / ideal,
+            "r_precision": per_query(block.hits_in_r(), block.owner) / positives.counts,
+            "map_r": per_query(block.precisions_in_r(), block.owner) / positives.counts,
+        }
+    else:
+        # Positives first in every block is best for all four, positives last worst.
+        rank = greater + 1 + nth - nth[first][np.cumsum(first) - 1]
+        if treatment == "pessimistic":
+            rank += (counts.equal - counts.equal_positives)[order]
         inside = rank <= number
-        found[treatment] = {
+        found = {
             "mrr": 1 / rank[nth == 0],
             "ndcg": per_query(1 / np.log2(1 + rank), owner) / ideal,
             "r_precision": per_query(inside, owner) / positives.counts,
             "map_r": per_query(np.where(inside, (nth + 1) / rank, 0), owner) / positives.counts,
         }
-    block = _Blocks(
-        owner[first], number[first], nth[first], greater[first], counts.equal[order][first],
-        counts.equal_positives[order][first],
-    )  # fmt: skip
-    found["expected"] = {
-        "mrr": block.reciprocal_of_first()[nth[first] == 0],
-        "ndcg": per_query(block.gain(), block.owner) / ideal,
-        "r_precision": per_query(block.hits_in_r(), block.owner) / positives.counts,
-        "map_r": per_query(block.precisions_in_r(), block.owner) / positives.counts,
-    }
-    return {name: {metric: np.minimum(value, 1) for metric, value in values.items()} for name, values in found.items()}
+    return {name: np.minimum(values, 1, out=values) for name, values in found.items()}
 
 
 @dataclass(frozen=True, eq=False)

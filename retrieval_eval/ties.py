@@ -11,9 +11,10 @@ from itertools import product
 import numpy as np
 
 from retrieval_eval.counting import Counts
+from retrieval_eval.metrics import Treatment
 from retrieval_eval.positives import Positives
 
-TREATMENTS = ("optimistic", "expected", "pessimistic")
+TREATMENTS: tuple[Treatment, ...] = ("optimistic", "expected", "pessimistic")
 LEVELS = 5  # the best positives of a query that AP@5 can see
 
 
@@ -116,7 +117,7 @@ def average_precision(levels: Levels) -> dict[str, np.ndarray]:
     """
     # Only where positives tie with others inside the top five does any order matter: elsewhere the ranks tell.
     mixed = ((levels.equal > levels.equal_positives) & (levels.greater < LEVELS)).any(1)
-    found = dict.fromkeys(TREATMENTS, _average_precision_untied(levels))
+    found: dict[str, np.ndarray] = dict.fromkeys(TREATMENTS, _average_precision_untied(levels))
     if mixed.any():
         chosen = Levels(*(each[mixed] for each in (levels.score, levels.greater, levels.equal, levels.equal_positives)))
         for treatment, values in _average_precision_tied(chosen).items():
