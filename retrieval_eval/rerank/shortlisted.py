@@ -73,7 +73,8 @@ def rerank(
         else indices * len(G) + np.arange(len(indices))[:, None]
         for direction, indices in found.items()
     }
-    every = np.unique(np.concatenate([each.ravel() for each in pairs.values()]))
+    every = np.sort(np.concatenate([each.ravel() for each in pairs.values()]))
+    every = every[np.r_[True, np.diff(every) > 0]]  # np.unique hashes, which takes ten times as long here
     given = answers(score, _jobs(every, len(G), form, batch), form=form, map=map, progress=progress, total=len(every))
     scores = np.concatenate([values.ravel() for values in given])
 

@@ -190,6 +190,21 @@ def test_ties_of_the_scorer_are_shared_out(scene):
         assert found.tied_queries[direction] >= (inside > 0).sum()
 
 
+@pytest.mark.parametrize("k", [6, 40, None])
+def test_ties_both_ways_are_those_of_the_list_with_positives_first_or_last(scene, k):
+    """Three values for all scores: every query is tied, mostly with its own positives too."""
+    scene.table = np.round(scene.table).clip(-1, 1)
+    found = scene.rerank(k=k)
+    assert min(found.tied_queries.values()) > 5
+    for treatment, sign in (("optimistic", 1), ("pessimistic", -1)):
+        expected = written_out(scene, k or CAPTIONS, scene.table + sign * 1e-3 * scene.right)
+        for name, value in expected.items():
+            if not name.endswith("map5"):  # positives first need not be best for it
+                assert found.ties[treatment][name] == pytest.approx(value, abs=1e-9), name
+    low, middle, high = (found.ties[how]["rsum"] for how in ("pessimistic", "expected", "optimistic"))
+    assert low < middle < high
+
+
 def test_ties_of_the_first_stage_stay_behind_the_shortlist():
     """Collapsed vectors: each shortlist is arbitrary, and everything behind it is level."""
     rows = np.ones((20, 4), np.float32)
