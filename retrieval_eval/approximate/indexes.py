@@ -88,7 +88,7 @@ def build(gallery: torch.Tensor, chosen: Plan) -> Any:
         index: Any = faiss.IndexHNSWFlat(width, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction, index.hnsw.efSearch = BUILD_WIDTH, SEARCH_WIDTH
     else:
-        # np: codes in any order. Sorting them for polysemous filters, which are not used, takes most of a minute.
+        # np: codes in any order. Sorting them for polysemous filters, which are not used, takes longer than all else.
         codes = f"PQ{width_of_codes(width) // SUBVECTOR}x{chosen.bits}np"
         parts = {"ivf": (f"IVF{chosen.lists}", "Flat"), "pq": (codes,), "ivfpq": (f"IVF{chosen.lists}", codes)}
         if chosen.bits:

@@ -74,7 +74,7 @@ def rerank(
         for direction, indices in found.items()
     }
     every = np.sort(np.concatenate([each.ravel() for each in pairs.values()]))
-    every = every[np.r_[True, np.diff(every) > 0]]  # np.unique hashes, which takes ten times as long here
+    every = every[np.r_[True, np.diff(every) > 0]]  # np.unique hashes first, which is slower
     given = answers(score, _jobs(every, len(G), form, batch), form=form, map=map, progress=progress, total=len(every))
     scores = np.concatenate([values.ravel() for values in given])
 

@@ -142,6 +142,14 @@ def test_the_matrix_is_never_held():
     assert peak < 1.5e6
 
 
+def test_a_scorer_that_never_says_the_same_twice(scene):
+    """A positive is level with itself all the same: tiles that are scored twice keep what was said first."""
+    noise = np.random.default_rng(3)
+    found = scene.rerank(lambda q, g: scene.table[q, g] + noise.normal(0, 1e-3, len(q)), k=None, batch=100)
+    assert all((counts.equal == 1).all() for counts in found.counts.values())
+    assert found.metrics["rsum"] == pytest.approx(written_out(scene, CAPTIONS)["rsum"], abs=10)
+
+
 def test_scorers_without_pooled_vectors(scene):
     pairs = Positives.from_ids(scene.image_ids, scene.caption_ids)
     named = score_all(scene.pairs, pairs, query_name="v", ks=(1, 3))
