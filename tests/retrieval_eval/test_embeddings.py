@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +45,23 @@ def test_round_trip(tmp_path):
     facts = {"split": "test", "data_hash": "sha256:abc", "protocol": "custom", "images": 3, "captions": 5, "dim": 4}
     assert json.loads((folder / "manifest.json").read_text()) == {"format": 1} | facts
     assert sorted(entry.name for entry in folder.parent.iterdir()) == ["test"]  # nothing half-written stays
+
+
+def test_matrices_are_mapped_and_not_copied(tmp_path):
+    found = EmbeddingSet.read(small().write(tmp_path / "test"))
+    for matrix, name in ((found.images, "images"), (found.captions, "captions")):
+        assert isinstance(matrix, np.memmap)
+        assert Path(matrix.filename) == tmp_path / "test" / f"{name}.npy"
+        assert not matrix.flags.writeable
+
+
+def test_what_was_read_can_be_written_over_itself(tmp_path):
+    folder = small().write(tmp_path / "test")
+    found = EmbeddingSet.read(folder)
+    before = found.images.copy()
+    found.write(folder)
+    assert (found.images == before).all()
+    assert (EmbeddingSet.read(folder).images == before).all()
 
 
 def test_writing_again_replaces(tmp_path):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import torch
@@ -135,10 +136,30 @@ def test_actors_go_on_where_others_stopped(data, tmp_path, local_ray):
     assert seen[0][0] == 7
 
 
+def test_the_death_of_an_actor_changes_nothing(data, local_ray):
+    killed = []
+
+    def kill_one(done, total):
+        if done == 2:
+            actors = [child for child in psutil.Process().children(recursive=True) if "_Actor" in child.name()]
+            actors[0].kill()
+            killed.append(actors[0].pid)
+
+    found = evaluate(*data, tile=TILE, shards=2, progress=kill_one)
+    assert killed
+    assert same(found, evaluate(*data, tile=TILE))
+
+
+def test_says_when_the_cluster_is_too_small(data, local_ray):
+    with pytest.raises(UserError, match="shards=8: this Ray cluster has 7 CPUs, and every shard needs one"):
+        evaluate(*data, tile=TILE, shards=8)
+
+
 KILLED = """
-import os, sys, numpy as np
+import os, sys, numpy as np, torch
 from retrieval_eval import evaluate
 folder, after = sys.argv[1], int(sys.argv[2])
+torch.set_num_threads(int(sys.argv[3]))  # those of the one that goes on: the state belongs to one arithmetic
 queries, gallery = (np.load(f"{folder}/{name}.npy", mmap_mode="r") for name in ("queries", "gallery"))
 evaluate(queries, gallery, np.arange(150), np.load(f"{folder}/ids.npy"), tile=64, state=f"{folder}/state",
          progress=lambda done, total: done == after and os.kill(os.getpid(), 9))
@@ -149,9 +170,10 @@ def test_goes_on_after_a_kill(data, tmp_path):
     queries, gallery, _, ids = data
     for name, array in (("queries", queries), ("gallery", gallery), ("ids", ids)):
         np.save(tmp_path / f"{name}.npy", array)
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), "4"], cwd=ROOT, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), "4", str(torch.get_num_threads())], cwd=ROOT, check=False
+    )
     assert done.returncode == -9
-    # The state holds the same threads' work only: the child had as many as we do.
     seen = []
     resumed = evaluate(*data, tile=TILE, state=tmp_path / "state", progress=lambda *at: seen.append(at))
     assert seen[0][0] == 4
