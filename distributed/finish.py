@@ -13,6 +13,7 @@ from retrieval_eval.cross_check import cross_check
 from retrieval_eval.embeddings import EmbeddingSet
 from retrieval_eval.evaluation import Report
 from retrieval_eval.page import write_report
+from retrieval_eval.uncertainty import intervals
 
 
 def complete(training: Training) -> dict[str, float] | None:
@@ -77,6 +78,7 @@ def _write_page(training: Training, embeddings: EmbeddingSet, report: Report) ->
         config=redact(training.config.model_dump(mode="json")),
         facts=_facts(training),
         cross_check=cross_check(report, embeddings.images, embeddings.captions),
+        intervals=intervals(report) if len(embeddings.images) > 1 else None,  # of one image nothing can be redrawn
     )
 
 
