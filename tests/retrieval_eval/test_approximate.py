@@ -11,6 +11,7 @@ from rich.console import Console
 from allpairs.errors import UserError
 from retrieval_eval import evaluate
 from retrieval_eval.approximate import KINDS, gap_table, measure_gap
+from retrieval_eval.approximate import gap as gap_module
 from retrieval_eval.approximate.indexes import build, plan, search
 from retrieval_eval.inputs import pair_of_matrices
 
@@ -101,6 +102,13 @@ def test_places_that_an_index_leaves_empty_are_no_hits():
     found = search(index, torch.tensor([[0.0, 1.0]]), 10)
     assert sorted(found[0, :4]) == [90, 91, 92, 93]
     assert (found[0, 4:] == -1).all()
+
+
+def test_an_index_that_finds_nothing_has_no_recall(embeddings, report, monkeypatch):
+    monkeypatch.setattr(gap_module, "search", lambda index, queries, k: np.full((len(queries), k), -1))
+    gap = measure_gap(*embeddings[:2], report, "ivf")
+    assert {(at.approximate, at.found) for at in gap.recalls.values()} == {(0, 0)}
+    assert gap.recalls["i2t/r1"].difference == -report.metrics["i2t/r1"]
 
 
 def test_parameters_follow_the_size():
