@@ -103,7 +103,7 @@ def evaluate(
     forward, backward = f"{query_name}2{gallery_name}", f"{gallery_name}2{query_name}"
     sets = {forward: pairs, backward: pairs.transposed()} if both_directions else {forward: pairs}
     for direction, ids in zip(sets, (query_ids, gallery_ids), strict=False):
-        _refuse_orphans(sets[direction], direction, ids)
+        refuse_orphans(sets[direction], direction, ids)
 
     problem = Problem(queries, gallery, pairs, both_directions, where, tile)
     counts = dict(zip(sets, count(problem, shards=shards, state=state, progress=progress), strict=True))
@@ -152,24 +152,14 @@ def _pairs(queries: int, gallery: int, query_ids: Any, gallery_ids: Any, positiv
     return Positives.from_ids(query_ids, gallery_ids)
 
 
-def _refuse_orphans(positives: Positives, direction: str, ids: Any) -> None:
+def refuse_orphans(positives: Positives, direction: str, ids: Any) -> None:
+    """Raise UserError if a query has no positive."""
     orphans = np.flatnonzero(positives.counts == 0)
     if len(orphans):
         raise UserError(
             f"{len(orphans)} of {len(positives)} {direction} queries have no positive: {rows(orphans, ids)}"
             "; accepted: at least one positive each, or one direction alone (both_directions=False, --one-way)"
         )
-
-
-def _per_query(
-    positives: Positives, counts: Counts, levels: Levels, ranks: Ranks, ks: tuple[int, ...]
-) -> dict[str, dict[str, np.ndarray]]:
-    """Per treatment of ties and metric the values of the queries, [N] float64 each."""
-    precision = average_precision(levels)
-    return {
-        treatment: _values(positives, counts, ranks, precision[treatment], treatment=treatment, ks=ks)
-        for treatment in TREATMENTS
-    }
 
 
 def _values(

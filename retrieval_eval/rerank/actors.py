@@ -1,16 +1,14 @@
 """Jobs of a scorer over Ray actors: on the cluster of RAY_ADDRESS, one that the caller started, or this machine."""
 
-import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
 from allpairs.errors import UserError
+from retrieval_eval.ray_cluster import cluster, result
 from retrieval_eval.rerank.scoring import Job, Map
 
 AHEAD = 2  # jobs an actor is given at a time: it never waits, and few answers do
@@ -27,7 +25,7 @@ def over_actors(workers: int) -> Map:
     def mapped(work: Callable[[Job], np.ndarray], jobs: Iterable[Job]) -> Iterator[np.ndarray]:
         import ray
 
-        with _cluster(workers):
+        with cluster(workers, "workers"):
             remote = ray.remote(num_cpus=1, num_gpus=_gpus_each(workers))(_Worker)
             shared = ray.put(work)
             handles: list[Any] = [remote.remote(shared, torch.get_num_threads()) for _ in range(workers)]
@@ -64,21 +62,9 @@ def _in_order(handles: list[Any], jobs: Iterator[Job]) -> Iterator[np.ndarray]:
         give(handle)
     while running:
         handle, reference = running.popleft()
-        values = _result(reference)
+        values = result(reference)
         give(handle)
         yield values
-
-
-def _result(reference: Any) -> np.ndarray:
-    import ray
-
-    try:
-        found: np.ndarray = ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from None
-        raise
-    return found
 
 
 def _gpus_each(workers: int) -> float:
@@ -86,24 +72,3 @@ def _gpus_each(workers: int) -> float:
 
     # Ray counts in ten-thousandths, and wants whole GPUs above one.
     return min(1.0, int(10_000 * ray.cluster_resources().get("GPU", 0) / workers) / 10_000)
-
-
-@contextmanager
-def _cluster(cpus: int) -> Iterator[None]:
-    import ray
-
-    started = not ray.is_initialized()
-    if started:
-        address = os.environ.get("RAY_ADDRESS", "local")
-        local: dict[str, Any] = {}
-        if address == "local":
-            local = {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-    try:
-        room = int(ray.cluster_resources().get("CPU", 0))
-        if room < cpus:
-            raise UserError(f"workers={cpus}: this Ray cluster has {room} CPUs, and every worker needs one")
-        yield
-    finally:
-        if started:
-            ray.shutdown()

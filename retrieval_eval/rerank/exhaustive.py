@@ -13,10 +13,10 @@ import torch
 
 from allpairs.errors import UserError
 from retrieval_eval.counting import Assembly, Shard
-from retrieval_eval.evaluation import Report, _refuse_orphans
+from retrieval_eval.evaluation import Report, refuse_orphans, report_fields
 from retrieval_eval.layout import Layout
 from retrieval_eval.positives import Positives
-from retrieval_eval.rerank.result import Reranked, report_of
+from retrieval_eval.rerank.result import Reranked
 from retrieval_eval.rerank.scoring import BATCH, Form, Job, Map, Progress, Score, answers, check_form
 from retrieval_eval.tiles import Blocks, Tiles
 
@@ -52,7 +52,7 @@ def score_all(
     forward, backward = f"{query_name}2{gallery_name}", f"{gallery_name}2{query_name}"
     sets = {forward: positives, backward: positives.transposed()} if both_directions else {forward: positives}
     for direction, of in sets.items():
-        _refuse_orphans(of, direction, None)
+        refuse_orphans(of, direction, None)
 
     rows, columns = range(len(positives)), range(positives.gallery)
     layout, side = Layout(positives), isqrt(batch)
@@ -72,7 +72,7 @@ def score_all(
     assembly.add_part(rows, columns, shard.count(rows))
     for _ in tiles.answers:
         raise AssertionError("a tile was left over")
-    fields = report_of(dict(zip(sets, assembly.counts(), strict=True)), sets, accepted_ks)
+    fields = report_fields(dict(zip(sets, assembly.counts(), strict=True)), sets, accepted_ks)
     reached = {direction: np.ones(len(of.indices), bool) for direction, of in sets.items()}
     return Reranked(**fields, k=None, pairs=total, reached=reached, first_stage=first_stage)
 

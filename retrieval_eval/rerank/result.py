@@ -1,15 +1,13 @@
 """The report of a scorer: as `evaluate` gives it, with the first stage's beside it and the shortlist's ceiling."""
 
 from dataclasses import dataclass, replace
-from math import fsum
 from typing import Any
 
 import numpy as np
 
 from retrieval_eval.counting import Counts
-from retrieval_eval.evaluation import RSUM, Report, _means, _per_query
+from retrieval_eval.evaluation import Report
 from retrieval_eval.positives import Positives
-from retrieval_eval.ties import TREATMENTS, Levels, Ranks
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -38,33 +36,6 @@ class Reranked(Report):
         done = "every pair scored" if self.k is None else f"the first {self.k:,} of each query re-ranked"
         compared = f" ({', '.join(beside)})" if beside else ""
         return f"{done}: {shown} {self.metrics[shown]:.2f}{compared}; {self.pairs:,} pairs scored"
-
-
-def report_of(counts: dict[str, Counts], positives: dict[str, Positives], ks: tuple[int, ...]) -> dict[str, Any]:
-    """Return the fields of a `Report` with these counts per direction, in which `score` need only order a query's."""
-    ranks: dict[str, Ranks] = {}
-    per_query: dict[str, dict[str, np.ndarray]] = {}
-    ties: dict[str, dict[str, float]] = {treatment: {} for treatment in TREATMENTS}
-    for direction, found in counts.items():
-        levels = Levels.of(positives[direction], found)
-        ranks[direction] = Ranks.of(levels)
-        values = _per_query(positives[direction], found, levels, ranks[direction], ks)
-        per_query[direction] = values["expected"]
-        for treatment, metrics in ties.items():
-            metrics.update(_means(direction, values[treatment], ks))
-    if len(counts) > 1 and set(RSUM) <= set(ks):
-        for metrics in ties.values():
-            metrics["rsum"] = fsum(metrics[f"{direction}/r{k}"] for direction in counts for k in RSUM)
-    return {
-        "metrics": ties["expected"],
-        "ties": ties,
-        "ranks": ranks,
-        "tied_queries": {direction: int(found.tied.sum()) for direction, found in ranks.items()},
-        "positives": positives,
-        "ks": ks,
-        "counts": counts,
-        "per_query": per_query,
-    }
 
 
 def ordered(positives: Positives, greater: np.ndarray, equal: np.ndarray) -> Counts:

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from allpairs.errors import UserError
-from retrieval_eval.evaluation import Report
+from retrieval_eval.evaluation import Report, report_fields
 from retrieval_eval.inputs import Embeddings, pair_where_they_lie
 from retrieval_eval.rerank.exhaustive import score_all
 from retrieval_eval.rerank.placement import place
-from retrieval_eval.rerank.result import Reranked, ordered, report_of, with_scores
+from retrieval_eval.rerank.result import Reranked, ordered, with_scores
 from retrieval_eval.rerank.scoring import BATCH, Form, Job, Map, Progress, Score, answers, check_form
 from retrieval_eval.shortlist import shortlist
 
@@ -87,8 +87,10 @@ def rerank(
     sets = report.positives
     counts = {direction: ordered(sets[direction], at.greater, at.equal) for direction, at in placed.items()}
     ideal = {direction: ordered(sets[direction], *at.best()) for direction, at in placed.items()}
-    fields = with_scores(report_of(counts, sets, report.ks), {direction: at.score for direction, at in placed.items()})
-    ceiling = report_of(ideal, sets, report.ks)["metrics"]
+    fields = with_scores(
+        report_fields(counts, sets, report.ks), {direction: at.score for direction, at in placed.items()}
+    )
+    ceiling = report_fields(ideal, sets, report.ks)["metrics"]
     bounded = {"rsum", *(f"{direction}/{name}" for direction in sets for name in BOUNDED)}
     bounded |= {f"{direction}/r{at}" for direction in sets for at in report.ks}
     fields["metrics"] = fields["metrics"] | {f"ceiling/{name}": ceiling[name] for name in ceiling if name in bounded}

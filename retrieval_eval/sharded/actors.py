@@ -1,6 +1,5 @@
 """One Ray actor per shard: on the cluster of RAY_ADDRESS, on one that the caller started, or on this machine."""
 
-import logging
 import mmap
 import os
 from collections import deque
@@ -16,6 +15,7 @@ import torch
 from allpairs.errors import UserError
 from retrieval_eval.inputs import Embeddings
 from retrieval_eval.positives import Positives
+from retrieval_eval.ray_cluster import cluster, result
 from retrieval_eval.sharded.problem import Problem, Result, Unit, work
 
 AHEAD = 2  # units an actor is given at a time: it never waits, and few results do
@@ -95,19 +95,7 @@ class _Actors:
             ready, _ = ray.wait(list(running), num_returns=1)
             unit = running.pop(ready[0])
             give(unit.shard)
-            yield unit, _result(ready[0])
-
-
-def _result(reference: Any) -> Result:
-    import ray
-
-    try:
-        found: Result = ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from None
-        raise
-    return found
+            yield unit, result(ready[0])
 
 
 @contextmanager
@@ -115,7 +103,7 @@ def actors(problem: Problem, columns: list[range]) -> Iterator[_Actors]:
     """Start an actor per range of columns, and end them all; UserError if the cluster has no room for them."""
     import ray
 
-    with _cluster(len(columns)):
+    with cluster(len(columns), "shards"):
         handles: list[Any] = []
         try:
             facts = {
@@ -160,24 +148,3 @@ def _gpus_each(shards: int) -> float:
         raise UserError("device=cuda: this Ray cluster has no GPU; accepted: cpu")
     share = -(-shards // gpus)
     return 1 if share == 1 else int(10_000 / share) / 10_000  # Ray counts in ten-thousandths
-
-
-@contextmanager
-def _cluster(cpus: int) -> Iterator[None]:
-    import ray
-
-    started = not ray.is_initialized()
-    if started:
-        address = os.environ.get("RAY_ADDRESS", "local")
-        local: dict[str, Any] = {}
-        if address == "local":
-            local = {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-    try:
-        room = int(ray.cluster_resources().get("CPU", 0))
-        if room < cpus:
-            raise UserError(f"shards={cpus}: this Ray cluster has {room} CPUs, and every shard needs one")
-        yield
-    finally:
-        if started:
-            ray.shutdown()

@@ -151,7 +151,7 @@ def test_the_death_of_an_actor_changes_nothing(data, local_ray):
 
 
 def test_says_when_the_cluster_is_too_small(data, local_ray):
-    with pytest.raises(UserError, match="shards=8: this Ray cluster has 7 CPUs, and every shard needs one"):
+    with pytest.raises(UserError, match="shards=8: this Ray cluster has 7 CPUs, and each needs one"):
         evaluate(*data, tile=TILE, shards=8)
 
 
