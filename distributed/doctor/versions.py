@@ -42,13 +42,29 @@ def read_pins(text: str) -> dict[str, str]:
     return pins
 
 
+def _service(project: dict[str, Any]) -> list[str]:
+    """Return what the extra `service` asks for, the project's own extras that it names resolved."""
+    from packaging.requirements import Requirement
+
+    asked = [*project["dependencies"]]
+    for line in project["optional-dependencies"]["service"]:
+        requirement = Requirement(line)
+        own = _canonical(requirement.name) == _canonical(project["name"])
+        asked += (
+            [part for extra in requirement.extras for part in project["optional-dependencies"][extra]]
+            if own
+            else [line]
+        )
+    return asked
+
+
 def check_packages() -> list[Finding]:
     """Every package the service needs is there, in the asked range: one row for all, one more for each that is off."""
     from packaging.requirements import Requirement
 
     project = _project()
     extras = project["optional-dependencies"]
-    required = [Requirement(line) for line in [*project["dependencies"], *extras["models"], *extras["service"]]]
+    required = [Requirement(line) for line in _service(project)]
     optional = [Requirement(line) for line in [*extras["deepspeed"], *extras["timm"]]]
     pins = read_pins(PINS.read_text()) if PINS.exists() else {}
 
@@ -56,8 +72,6 @@ def check_packages() -> list[Finding]:
     off: list[Finding] = []
     for requirement in required + optional:
         name = _canonical(requirement.name)
-        if name == _canonical(project["name"]):
-            continue  # the project's own extras, resolved above
         try:
             installed[name] = version(name)
         except PackageNotFoundError:
