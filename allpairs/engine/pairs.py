@@ -69,6 +69,13 @@ def prepare(
     return Share(queries, candidates, ids, match_margins(margins, queries))
 
 
+def nothing_or_nan(share: Share) -> Tensor:
+    """Return 0 [], or NaN if an embedding of the share is not finite; without gradient, in O(b) memory."""
+    precision = torch.promote_types(share.queries.dtype, torch.float32)
+    sums = [rows.detach().sum(dim=1, dtype=precision) for rows in (share.queries, share.candidates)]
+    return (sums[0] * 0).sum() + (sums[1] * 0).sum()
+
+
 def match_ids(
     query_ids: Tensor | None,
     candidate_ids: Tensor | None,

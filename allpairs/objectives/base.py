@@ -16,7 +16,7 @@ from allpairs.engine import dense
 from allpairs.engine.anchors import Anchors, Exponents, SparseWeights, Tile
 from allpairs.engine.backend import BACKENDS, compute_loss, keeps_half
 from allpairs.engine.batch import Sides, own_scores
-from allpairs.engine.pairs import match_ids, match_margins, prepare
+from allpairs.engine.pairs import match_ids, match_margins, nothing_or_nan, prepare
 from allpairs.engine.statistic import RowStatistic
 from allpairs.errors import UserError
 from allpairs.objectives.checks import choice, flag
@@ -111,6 +111,8 @@ class PairObjective(nn.Module, ABC, Generic[StatisticT]):
                 statistics in float32; "auto" chooses by size and device.
             tile: rows and columns of a tile, for "tiled" and "triton"; None chooses.
 
+        Embeddings that are not finite give NaN, whatever the objective looks at.
+
         Raises:
             UserError: arguments that are not a batch, or not those of this objective.
         """
@@ -134,7 +136,8 @@ class PairObjective(nn.Module, ABC, Generic[StatisticT]):
                 own_positive=self.own_positive,
                 keep_half=keeps_half(self, backend, queries, candidates),
             )
-            return compute_loss(self, share, group, backend, tile)
+            # Mining compares, and nothing is above or below NaN: without this a broken row could be passed over.
+            return compute_loss(self, share, group, backend, tile) + nothing_or_nan(share)
 
     @torch.no_grad()
     def pair_weights(

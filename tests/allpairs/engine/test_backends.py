@@ -7,7 +7,7 @@ from torch.utils._pytree import tree_leaves
 
 from allpairs.engine.normalize import unit_rows
 from allpairs.errors import UserError
-from allpairs.objectives import make
+from allpairs.objectives import make, names
 
 PAIRS, SIZE, TILE = 300, 16, 20
 KINDS = [
@@ -98,3 +98,13 @@ def test_half_precision_rows_are_normalised_as_in_float32(dtype):
     (expected_gradient,) = torch.autograd.grad(expected, precise, incoming.double())
     assert (gradient.double() - expected_gradient).norm() <= 2 * step * expected_gradient.norm()
     assert unit_rows(torch.zeros(2, SIZE, dtype=dtype)).eq(0).all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("side", [0, 1], ids=["queries", "candidates"])
+@pytest.mark.parametrize("backend", ["dense", "tiled"])
+@pytest.mark.parametrize("name", names())
+def test_a_row_that_is_not_finite_is_never_passed_over(name, backend, side, value):
+    both = [rows.detach().clone() for rows in embeddings()]
+    both[side][7, 3] = value
+    assert make(name)(*both, backend=backend, tile=64).isnan()
