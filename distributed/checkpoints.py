@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from allpairs import models
 from allpairs.errors import UserError
 from allpairs.models import DualSpec, Vocabulary
-from distributed.ranks import Ranks
 from distributed.strategies import Strategy
+from distributed.world import World
 
 
 @dataclass
@@ -40,11 +40,11 @@ class Progress:
 class Checkpoints:
     """The `checkpoints/` folder of one run."""
 
-    def __init__(self, folder: Path, spec: DualSpec, vocabulary: Vocabulary, ranks: Ranks) -> None:
+    def __init__(self, folder: Path, spec: DualSpec, vocabulary: Vocabulary, world: World) -> None:
         self._folder = folder
         self._spec = spec
         self._vocabulary = vocabulary
-        self._ranks = ranks
+        self._world = world
 
     def save(self, strategy: Strategy, progress: Progress, *, best: bool) -> None:
         """Write a checkpoint and move `last` (and `best`) to it. Collective.
@@ -54,18 +54,18 @@ class Checkpoints:
         """
         final = self._folder / f"step-{progress.step:08d}"
         temporary = self._folder / f".{final.name}"
-        if self._ranks.rank == 0:
+        if self._world.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-        self._ranks.barrier()
+        self._world.barrier()
         strategy.save(str(temporary))
-        if self._ranks.rank == 0:
+        if self._world.rank == 0:
             models.save(temporary, strategy.step.encoder, self._spec, self._vocabulary)
             objective = {key: value.contiguous().cpu() for key, value in strategy.step.objective.state_dict().items()}
             save_file(objective, temporary / "objective.safetensors")
             (temporary / "position.json").write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
-        self._ranks.barrier()
-        if self._ranks.rank == 0:
+        self._world.barrier()
+        if self._world.rank == 0:
             _flush(temporary)
             shutil.rmtree(final, ignore_errors=True)
             temporary.rename(final)
@@ -74,7 +74,7 @@ class Checkpoints:
                 self._point("best", final)
             self._delete_unnamed()
         # Nobody reads `best` while it moves: a rank that hurried on would load the one before, or one being deleted.
-        self._ranks.barrier()
+        self._world.barrier()
 
     def restore(self, strategy: Strategy) -> Progress | None:
         """Load `last` into `strategy` and return where it stands; None if there is no checkpoint yet. Collective."""

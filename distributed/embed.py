@@ -14,17 +14,17 @@ from safetensors.torch import load_file
 
 from allpairs import models
 from allpairs.analysis import Embeddings, Origin
+from allpairs.command import run as run_command
 from allpairs.errors import UserError, nearest
+from allpairs.files import existing
 from allpairs.objectives import make
 from allpairs.objectives.vlc import VLC
 from distributed.config import Config
 from distributed.config.load import read, validate
 from distributed.data import open_dataset
 from distributed.evaluation import encode
-from distributed.ranks import Ranks, Stopped
 from distributed.run_directory import RunDirectory
-from retrieval_eval.command import run as run_command
-from retrieval_eval.embeddings import existing
+from distributed.world import Stopped, World
 
 app = App(name="python -m distributed.embed", help=__doc__, help_format="plaintext", version_flags=[])
 
@@ -63,7 +63,7 @@ def embed_split(run: Path, split: str, checkpoint: str) -> Embeddings:
     device = torch.device("cuda" if torch.cuda.is_available() and config.cluster.device != "cpu" else "cpu")
     dataset = open_dataset(config.data.folder(split))
     try:
-        encoded = encode(encoder.to(device), dataset, vocabulary, config, Ranks(0, 1, None, device))
+        encoded = encode(encoder.to(device), dataset, vocabulary, config, World(0, 1, None, device))
     except Stopped as stopped:
         raise UserError(str(stopped)) from None
     assert encoded is not None, "a single rank is rank 0"

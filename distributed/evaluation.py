@@ -16,7 +16,7 @@ from allpairs.errors import UserError
 from allpairs.models import DualEncoder, Vocabulary
 from distributed.config import Config
 from distributed.data import Dataset, evaluation_batches
-from distributed.ranks import Ranks
+from distributed.world import World
 from retrieval_eval.embeddings import EmbeddingSet
 from retrieval_eval.evaluation import Report, evaluate
 
@@ -39,7 +39,7 @@ class Encoded:
 
 @torch.inference_mode()
 def encode(
-    encoder: DualEncoder, dataset: Dataset, vocabulary: Vocabulary, config: Config, ranks: Ranks
+    encoder: DualEncoder, dataset: Dataset, vocabulary: Vocabulary, config: Config, world: World
 ) -> Encoded | None:
     """Encode every image and all its captions; the whole on rank 0, None elsewhere. Collective.
 
@@ -55,8 +55,8 @@ def encode(
     reader = evaluation_batches(
         dataset,
         batch=config.eval.batch,
-        rank=ranks.rank,
-        world=ranks.world,
+        rank=world.rank,
+        world=world.size,
         image_size=config.data.image_size,
         max_image_pixels=config.data.max_image_pixels,
         max_bad_fraction=config.data.max_bad_fraction,
@@ -66,19 +66,19 @@ def encode(
     bf16 = config.train.precision == "bf16"
     reason = None
     try:
-        with torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=bf16):
+        with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=bf16):
             for batch in reader:
-                images.append(encoder.encode_images(batch.images.to(ranks.device)).float().cpu())
+                images.append(encoder.encode_images(batch.images.to(world.device)).float().cpu())
                 image_ids.append(batch.image_ids)
                 tokens, lengths = batch.tokens
-                captions.append(encoder.encode_texts(tokens.to(ranks.device), lengths.to(ranks.device)).float().cpu())
+                captions.append(encoder.encode_texts(tokens.to(world.device), lengths.to(world.device)).float().cpu())
                 caption_ids.append(batch.caption_ids)
     except UserError as error:
         reason = str(error)
     encoder.train(was_training)
-    ranks.stop_together(reason)  # or the others would wait for this rank's rows
+    world.stop_together(reason)  # or the others would wait for this rank's rows
     gathered = [
-        ranks.gather_rows(torch.cat(parts) if parts else empty)
+        world.gather_rows(torch.cat(parts) if parts else empty)
         for parts, empty in (
             (images, torch.empty(0, config.model.dim)),
             (image_ids, torch.empty(0, dtype=torch.int64)),

@@ -2,11 +2,11 @@
 
 import json
 
+from allpairs.files import write_text
 from distributed.data import open_dataset
 from distributed.evaluation import embedding_set, encode
 from distributed.loop import Training
 from distributed.progress import duration
-from distributed.run_directory import write_text
 from distributed.tracking.examples import examples
 from distributed.tracking.redact import redact
 from retrieval_eval.cross_check import cross_check
@@ -43,7 +43,7 @@ def finish(training: Training) -> dict[str, float] | None:
     split = config.data.splits[-1]
     dataset = open_dataset(config.data.folder(split))
     training.checkpoints.load_weights(training.strategy, "best")
-    encoded = encode(training.encoder, dataset, training.vocabulary, config, training.ranks)
+    encoded = encode(training.encoder, dataset, training.vocabulary, config, training.world)
     if encoded is None:
         return None
     report = encoded.evaluate()
@@ -89,7 +89,7 @@ def _facts(training: Training) -> dict[str, str]:
     return {
         "Started": origin["started"],
         "Commit": f"{origin['git_commit'] or 'unknown'}{' with local changes' if origin['git_dirty'] else ''}",
-        "Workers": f"{training.ranks.world} on {training.ranks.device.type}",
+        "Workers": f"{training.world.size} on {training.world.device.type}",
         "Strategy": f"{config.train.strategy}, {config.train.precision}",
         "Training time": duration(training.progress.train_seconds),
         "Best epoch": f"{training.progress.best_epoch} of {config.train.epochs}",

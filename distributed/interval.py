@@ -1,8 +1,8 @@
 """What happened between two rows of metrics."""
 
 from allpairs.engine import similarity_statistics
-from distributed.ranks import Ranks
 from distributed.step import Pairs, StepOutput
+from distributed.world import World
 
 
 class Interval:
@@ -22,14 +22,14 @@ class Interval:
         self._rows += rows
         self._last = (pairs, output)
 
-    def measure(self, ranks: Ranks, train_seconds: float) -> dict[str, float]:
+    def measure(self, world: World, train_seconds: float) -> dict[str, float]:
         """Return the interval's mean loss and speed, and the last batch's global similarities. Collective."""
         assert self._last is not None, "an interval without steps"
         pairs, output = self._last
         # With k captions per image the first one speaks for the image.
         captions_per_image = max(1, len(output.texts_cD) // max(1, len(output.images_bD)))
         similarities = similarity_statistics(
-            output.images_bD, output.texts_cD[::captions_per_image], query_ids=pairs.image_ids_b, group=ranks.group
+            output.images_bD, output.texts_cD[::captions_per_image], query_ids=pairs.image_ids_b, group=world.group
         )
         return {
             "train/loss": sum(self._losses) / len(self._losses),

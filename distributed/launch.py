@@ -1,22 +1,21 @@
 """Start a run on Ray and bring its result home."""
 
 import json
-import logging
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from allpairs.errors import UserError
+from allpairs.files import write_text
 from allpairs.models import Vocabulary
 from distributed.config import Config
 from distributed.data import Dataset, open_dataset
 from distributed.progress import Follower
 from distributed.provenance import provenance
-from distributed.run_directory import RunDirectory, prepare, write_text
+from distributed.run_directory import RunDirectory, prepare
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
@@ -42,7 +41,7 @@ class Result:
 
 
 def fit(config: Config, *, resume: bool = False, callbacks: Sequence["UserCallback"] = ()) -> Result:
-    """Set a run up and train it with Ray Train, which must be initialised (see `cluster`).
+    """Set a run up and train it with Ray Train, which must be initialised (`retrieval_eval.ray_cluster.cluster`).
 
     A finished run that is resumed returns at once.
 
@@ -166,25 +165,6 @@ def _scaling(config: Config) -> "ScalingConfig":
         use_gpu=use_gpu,
         resources_per_worker={"CPU": config.cluster.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
     )
-
-
-@contextmanager
-def cluster(cpus: int) -> Iterator[None]:
-    """Connect to the cluster that RAY_ADDRESS names (a submitted job has one), else start Ray on this machine.
-
-    A local Ray gets at least `cpus` CPUs, so that a laptop runs any number of workers, if slowly.
-    """
-    import ray
-
-    address = os.environ.get("RAY_ADDRESS", "local")
-    local: dict[str, Any] = {}
-    if address == "local":
-        local = {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _last_metrics(run: RunDirectory) -> dict[str, float]:

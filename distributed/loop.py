@@ -20,12 +20,12 @@ from distributed.data import Position, TrainBatch, TrainReader, open_dataset
 from distributed.evaluation import encode, loss_and_similarities
 from distributed.interval import Interval
 from distributed.provenance import provenance
-from distributed.ranks import Ranks
 from distributed.run_directory import RunDirectory
 from distributed.schedule import learning_rate_factor
 from distributed.step import Pairs, StepOutput, TrainStep
 from distributed.strategies import make_strategy
 from distributed.tracking import Tracker
+from distributed.world import World
 
 Report = Callable[[dict[str, float]], None]
 """Told the metrics of every evaluation, on every rank: `ray.train.report` or nothing."""
@@ -34,25 +34,25 @@ Report = Callable[[dict[str, float]], None]
 class Training:
     """One rank's share of a run, from its first step (or its last checkpoint) to the report."""
 
-    def __init__(self, config: Config, ranks: Ranks, report: Report) -> None:
+    def __init__(self, config: Config, world: World, report: Report) -> None:
         self.config = config
-        self.ranks = ranks
+        self.world = world
         self.report = report
         self.run_dir = RunDirectory(config.run_dir)
         self.vocabulary = Vocabulary.load(self.run_dir.vocabulary)
         torch.manual_seed(config.train.seed)  # the same initial weights on every rank and for every world size
         encoder = build(config.model, len(self.vocabulary))
         objective = make(config.objective.name, **config.objective.arguments())
-        step = TrainStep(encoder, objective, ranks.group, config.train.precision)
+        step = TrainStep(encoder, objective, world.group, config.train.precision)
         if config.train.triplet_warmup_epochs:
             step.warmup = make("triplet", **config.objective.arguments())
-        self.strategy = make_strategy(config, step, ranks)
+        self.strategy = make_strategy(config, step, world)
         self.encoder = encoder
         self.reader = self._open_reader()
-        self.checkpoints = Checkpoints(self.run_dir.checkpoints, config.model, self.vocabulary, ranks)
+        self.checkpoints = Checkpoints(self.run_dir.checkpoints, config.model, self.vocabulary, world)
         self.progress = self.checkpoints.restore(self.strategy) or Progress()
-        facts = provenance(config) if ranks.rank == 0 else {}
-        self.tracker = Tracker(config, self.run_dir, self.progress.step, facts) if ranks.rank == 0 else None
+        facts = provenance(config) if world.rank == 0 else {}
+        self.tracker = Tracker(config, self.run_dir, self.progress.step, facts) if world.rank == 0 else None
         self.interval = Interval(self.progress.train_seconds)
 
     def _open_reader(self) -> TrainReader:
@@ -61,8 +61,8 @@ class Training:
             open_dataset(data.folder("train")),
             global_batch=self.config.train.global_batch,
             seed=self.config.train.seed,
-            rank=self.ranks.rank,
-            world=self.ranks.world,
+            rank=self.world.rank,
+            world=self.world.size,
             image_size=data.image_size,
             captions_per_image=data.captions_per_image,
             shuffle_window=data.shuffle_window,
@@ -134,7 +134,7 @@ class Training:
             batch = next(batches)
         except UserError as error:
             reason = str(error)
-        failed, bad, seen = self.ranks.sum([reason is not None, sum(self.reader.bad.values()), self.reader.seen])
+        failed, bad, seen = self.world.sum([reason is not None, sum(self.reader.bad.values()), self.reader.seen])
         limit = self.config.data.max_bad_fraction
         if not failed and bad > limit * max(seen, min(1000, len(self.reader.dataset))):
             failed = 1
@@ -144,26 +144,26 @@ class Training:
                     f"unusable samples: {causes} of {self.reader.seen} read here, above data.max_bad_fraction={limit}"
                 )
         if failed:
-            self.ranks.raise_reasons(reason)
+            self.world.raise_reasons(reason)
         assert batch is not None
         return batch
 
     def _step(self, batch: TrainBatch) -> None:
         """Forward, agree that the loss is finite everywhere, update."""
         progress = self.progress
-        torch.manual_seed(_step_seed(self.config.train.seed, progress.step, self.ranks.rank))
+        torch.manual_seed(_step_seed(self.config.train.seed, progress.step, self.world.rank))
         factor = learning_rate_factor(
             self.config.optimizer, progress.step, self.reader.steps_per_epoch, self.config.train.epochs
         )
-        pairs = Pairs.of(batch, self.ranks.device)
+        pairs = Pairs.of(batch, self.world.device)
         self.strategy.step.warming_up = progress.epoch < self.config.train.triplet_warmup_epochs
         output = self.strategy.forward(pairs)
         value = float(output.loss.detach())
         finite = value - value == 0
         # The mean over ranks of what each rank contributes is the loss of the global batch.
-        loss, broken = self.ranks.sum([value / self.ranks.world if finite else 0.0, not finite])
+        loss, broken = self.world.sum([value / self.world.size if finite else 0.0, not finite])
         if broken:
-            self.ranks.raise_reasons(None if finite else self._explain(value, output, batch))
+            self.world.raise_reasons(None if finite else self._explain(value, output, batch))
         norm = self.strategy.update(output.loss, factor)
         progress.step += 1
         progress.samples_seen += batch.global_rows
@@ -189,7 +189,7 @@ class Training:
         progress = self.progress
         if not force and progress.step % self.config.train.log_every:
             return
-        row = self.interval.measure(self.ranks, progress.train_seconds)
+        row = self.interval.measure(self.world, progress.train_seconds)
         self.interval = Interval(progress.train_seconds)
         if self.tracker is None:
             return
@@ -227,14 +227,14 @@ class Training:
         """Measure `data.val`; return its metrics (the same on all ranks) and whether this is the best epoch so far."""
         started = time.perf_counter()
         dataset = open_dataset(self.config.data.folder("val"))
-        encoded = encode(self.encoder, dataset, self.vocabulary, self.config, self.ranks)
+        encoded = encode(self.encoder, dataset, self.vocabulary, self.config, self.world)
         metrics: dict[str, float] = {}
         if encoded is not None:
             objective = self.strategy.step.objective
             metrics = encoded.evaluate().metrics | loss_and_similarities(
                 encoded, objective, self.config.train.global_batch
             )
-        rsum = self.ranks.sum([metrics.get("rsum", 0.0)])[0]
+        rsum = self.world.sum([metrics.get("rsum", 0.0)])[0]
         progress = self.progress
         best = rsum if progress.best_rsum is None else max(rsum, progress.best_rsum)
         improved = best != progress.best_rsum

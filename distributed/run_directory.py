@@ -1,12 +1,12 @@
 """What lies where in a run directory, and whether a run may start, go on, or is finished."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from allpairs.errors import UserError
+from allpairs.files import write_text
 from distributed.config import Config, dump
 from distributed.config.load import read, validate
 
@@ -135,10 +135,3 @@ def _neighbours(root: Path) -> str:
 
     runs = [path.parent.name for path in root.parent.glob("*/config.yaml")] if root.parent.is_dir() else []
     return nearest(root.name, runs) if runs else ""
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader (or a crash) sees the old or the new content, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

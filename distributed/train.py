@@ -12,12 +12,13 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from rich.console import Console
 
+from allpairs.command import run
 from allpairs.objectives import make
 from distributed.config import load
-from distributed.launch import Result, RunFailed, cluster, set_up, train_on_ray
+from distributed.launch import Result, RunFailed, set_up, train_on_ray
 from distributed.progress import Follower
 from distributed.summary import summary_lines, summary_table
-from retrieval_eval.command import run
+from retrieval_eval.ray_cluster import cluster
 
 app = App(name="python -m distributed.train", help=__doc__, version_flags=[])
 

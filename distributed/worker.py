@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from allpairs.errors import UserError
+from allpairs.files import write_text
 from distributed.config import validate
-from distributed.ranks import Ranks, Stopped
-from distributed.run_directory import RunDirectory, write_text
+from distributed.run_directory import RunDirectory
+from distributed.world import Stopped, World
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -30,16 +31,16 @@ def train_worker(settings: dict[str, Any]) -> None:
     from distributed.loop import Training
 
     device = ray.train.torch.get_device()
-    ranks = Ranks.join(device)
+    world = World.join(device)
     try:
         try:
-            training = Training(config, ranks, report=ray.train.report)
+            training = Training(config, world, report=ray.train.report)
         except UserError as error:
             # Raised while restoring, by all ranks or one: the others may wait in a collective, so this rank must fail.
-            if ranks.world == 1:
+            if world.size == 1:
                 raise Stopped(str(error)) from None
             raise
         complete(training)
     except Stopped as stopped:
-        if ranks.rank == 0:
+        if world.rank == 0:
             write_text(RunDirectory(config.run_dir).stopped, json.dumps({"reason": str(stopped)}))

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
+from allpairs.command import run
 from allpairs.errors import UserError
-from retrieval_eval.command import run
+from allpairs.files import existing
 from retrieval_eval.comparison import Comparison, compare
 from retrieval_eval.device import default_device
-from retrieval_eval.embeddings import EmbeddingSet, existing
+from retrieval_eval.embeddings import EmbeddingSet
 from retrieval_eval.manifest import facts_of
 from retrieval_eval.measure import How, measure
 from retrieval_eval.page import write_comparison

@@ -7,16 +7,15 @@
 import json
 import shutil
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from allpairs.errors import UserError, nearest
+from allpairs.files import existing, read_json
 
 FORMAT = 1
-SIBLINGS = 20  # a folder with more entries is not listed in a message
 
 
 @dataclass(eq=False)
@@ -134,18 +133,6 @@ class EmbeddingSet:
         return found
 
 
-def existing(path: Path) -> Path:
-    """Return `path`; UserError with the nearest name beside its first missing part if it is not there."""
-    if path.exists():
-        return path
-    missing = path
-    while not missing.parent.exists():
-        missing = missing.parent
-    names = [entry.name for entry in missing.parent.iterdir()]
-    hint = nearest(missing.name, names) if 0 < len(names) <= SIBLINGS or get_close_matches(missing.name, names) else ""
-    raise UserError(f"{path} does not exist: no {missing.name!r} in {missing.parent}{hint}")
-
-
 def read_matrix(path: Path) -> np.ndarray:
     """Memory-map an ``.npy`` array of numbers, read-only; UserError for anything else, pickled objects above all."""
     try:
@@ -155,16 +142,6 @@ def read_matrix(path: Path) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         raise UserError(f"{path} is an .npz archive; accepted: one .npy array of numbers")
     return array
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; UserError with line and column when it is malformed."""
-    try:
-        return json.loads(existing(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
 
 
 def _read_columns(path: Path, names: tuple[str, ...]) -> dict[str, list[Any]]:

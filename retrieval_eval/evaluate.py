@@ -15,10 +15,11 @@ from typing import Annotated
 import numpy as np
 from cyclopts import App, Parameter
 
+from allpairs.command import run as run_command
 from allpairs.errors import UserError
-from retrieval_eval.command import run as run_command
+from allpairs.files import existing, read_json
 from retrieval_eval.device import default_device
-from retrieval_eval.embeddings import EmbeddingSet, existing, read_json, read_matrix
+from retrieval_eval.embeddings import EmbeddingSet, read_matrix
 from retrieval_eval.ensemble import ensemble
 from retrieval_eval.evaluation import evaluate as measure_arrays
 from retrieval_eval.manifest import manifest_of

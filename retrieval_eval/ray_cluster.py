@@ -1,8 +1,9 @@
-"""The Ray cluster that work is spread over: that of RAY_ADDRESS, one that the caller started, or this machine."""
+"""The one way to Ray: the cluster that RAY_ADDRESS names, one the caller is in already, or a Ray of its own here."""
 
 import logging
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,31 +11,54 @@ from allpairs.errors import UserError
 
 
 @contextmanager
-def cluster(cpus: int, what: str) -> Iterator[None]:
-    """Be connected to a cluster with at least `cpus` CPUs, one for each of the `what` ("shards").
+def cluster(cpus: int, *, resources: Mapping[str, float] | None = None, dashboard: bool = False) -> Iterator[None]:
+    """Be connected to Ray within the block; what was started for it ends with it.
 
-    Raises:
-        UserError: a cluster too small.
+    A Ray of this machine offers at least `cpus` CPUs, so that a laptop runs any number of workers, if slowly, and
+    exactly `resources`. `dashboard`: Ray frees the workers of a trial that was stopped early only where it can ask its
+    dashboard whether their controller is gone.
     """
     import ray
 
-    started = not ray.is_initialized()
-    if started:
-        address = os.environ.get("RAY_ADDRESS", "local")
-        local: dict[str, Any] = {}
-        if address == "local":
-            local = {"num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS", "local")
+    local: dict[str, Any] = {}
+    if address == "local":
+        local = {"num_cpus": max(cpus, os.cpu_count() or 1), "resources": dict(resources or {})}
+        local["include_dashboard"] = dashboard
+        if dashboard:
+            port = _free_port()
+            # Told to Ray's processes by way of their environment: on their own they look for a running Ray, and give up
+            # when this machine runs another one beside ours.
+            os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+            local |= {"dashboard_host": "127.0.0.1", "dashboard_port": port}
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     try:
-        room = int(ray.cluster_resources().get("CPU", 0))
-        if room < cpus:
-            raise UserError(
-                f"{what}={cpus}: this Ray cluster has {room} CPUs, and each needs one; accepted: 1 to {room}"
-            )
         yield
     finally:
-        if started:
-            ray.shutdown()
+        ray.shutdown()
+
+
+def require_cpus(count: int, what: str) -> None:
+    """Raise UserError unless the cluster has `count` CPUs, one for each of the `what` ("shards")."""
+    import ray
+
+    room = int(ray.cluster_resources().get("CPU", 0))
+    if room < count:
+        raise UserError(f"{what}={count}: this Ray cluster has {room} CPUs, and each needs one; accepted: 1 to {room}")
+
+
+def gpu_share(actors: int) -> float:
+    """Return the part of a GPU that each of `actors` gets so that all of them run at once; 0 where there is no GPU."""
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if gpus == 0:
+        return 0.0
+    neighbours = -(-actors // gpus)  # actors that share the fullest GPU
+    return 1.0 if neighbours == 1 else int(10_000 / neighbours) / 10_000  # Ray counts in ten-thousandths
 
 
 def result(reference: Any) -> Any:
@@ -47,3 +71,9 @@ def result(reference: Any) -> Any:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from None
         raise
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from allpairs.errors import UserError, nearest
-from retrieval_eval.embeddings import EmbeddingSet, existing, read_json
+from allpairs.files import existing, read_json
+from retrieval_eval.embeddings import EmbeddingSet
 
 
 @dataclass(frozen=True, eq=False)

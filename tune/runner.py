@@ -2,15 +2,18 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from allpairs.errors import UserError
+from allpairs.files import write_text
 from distributed.config import Config
 from distributed.config.load import read
-from distributed.run_directory import RunDirectory, write_text
-from tune.cluster import DRIVER, cluster
+from distributed.run_directory import RunDirectory
+from retrieval_eval.ray_cluster import cluster
 from tune.config import Search
 from tune.results import Trial, evaluations
 from tune.space import decode
@@ -18,6 +21,9 @@ from tune.trial import Plan, run_trial
 
 if TYPE_CHECKING:
     import ray.tune
+
+DRIVER = "tune_driver"
+"""The resource of which the driver of each trial holds one; were it a CPU, it would take those its workers need."""
 
 FREE_TO_CHANGE = ("plot",)
 """Keys of a search that may differ when it is resumed; all others are part of what its trials mean."""
@@ -60,7 +66,7 @@ def run_search(plan: Plan, configs: list[Config]) -> list[Trial]:
     search = plan.search
     workers = max(config.cluster.workers * config.cluster.cpus_per_worker for config in configs)
     cpus = search.max_concurrent_trials * workers
-    with cluster(cpus=cpus, drivers=search.max_concurrent_trials):
+    with search_cluster(cpus, search.max_concurrent_trials):
         # A failed trial is one line, and a reason in the table; the traceback lies in ray/TRIAL/error.txt.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         _tuner(plan, configs).fit()
@@ -84,6 +90,24 @@ def read_trials(search: Search) -> list[Trial]:
             status = "stopped early" if run.read_summary() is None else "finished"
         trials.append(Trial(noted.trial_id, decode(noted.config), status, run.root, evaluations(run), reason))  # type: ignore[arg-type]
     return trials
+
+
+@contextmanager
+def search_cluster(cpus: int, drivers: int) -> Iterator[None]:
+    """Be connected to a Ray where `drivers` trials can have a driver each.
+
+    Raises:
+        UserError: the cluster offers none.
+    """
+    import ray
+
+    with cluster(cpus, resources={DRIVER: drivers}, dashboard=True):
+        if ray.cluster_resources().get(DRIVER, 0) < 1:
+            raise UserError(
+                f"this Ray cluster offers no {DRIVER!r}, of which each trial's driver holds one; start its head with "
+                f"--resources='{{\"{DRIVER}\": 8}}' (deploy/ray-cluster.yaml does)"
+            )
+        yield
 
 
 def _tuner(plan: Plan, configs: list[Config]) -> "ray.tune.Tuner":

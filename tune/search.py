@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
+from allpairs.command import run
 from distributed.config import Config
-from retrieval_eval.command import run
 from tune.config import load_search
 from tune.trial import Plan
 

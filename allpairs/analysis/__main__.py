@@ -12,12 +12,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from allpairs.analysis.cocos import Cocos, Setup, count_over_batches
 from allpairs.analysis.embeddings import Embeddings, Origin
 from allpairs.analysis.variants import Variant, all_variants
+from allpairs.command import run
 from allpairs.errors import UserError
+from allpairs.files import write_json, write_text
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -71,7 +73,7 @@ def counts(
     for path, loaded in _read_all(embeddings):
         for variant in _chosen(path, loaded.origin, objective, arguments):
             rows.append(count_over_batches(loaded, variant, setup))
-    written = _write_json(out / "counts.json", {"kind": _KIND, "rows": [row.to_json() for row in rows]})
+    written = write_json(out / "counts.json", {"kind": _KIND, "rows": [row.to_json() for row in rows]}, indent=None)
     figure = draw_counts(out / "counts.png", rows)
     console = Console()
     for table in terminal_tables(rows):
@@ -97,9 +99,7 @@ def table(*files: Path, out: Path | None = None) -> None:
     if out is None:
         print(text, end="")
     else:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(text, encoding="utf-8")
-        _say(out)
+        _say(write_text(out, text))
 
 
 def gradients(
@@ -149,7 +149,7 @@ def gradients(
         figures.append(draw_spreading(out / "gradients_embeddings.png", points, title, "negatives"))
         for point in points:
             console.print(embeddings_table(point))
-    _say(_write_json(out / "gradients.json", result), *figures)
+    _say(write_json(out / "gradients.json", result, indent=None), *figures)
 
 
 def diagrams(*, out: Path, points: int = 60) -> None:
@@ -187,7 +187,7 @@ def diagrams(*, out: Path, points: int = 60) -> None:
         draw_diagrams(out / "objectives.png", others),
     )
     Console().print(landmark_table())
-    _say(_write_json(out / "diagrams.json", result), *figures)
+    _say(write_json(out / "diagrams.json", result, indent=None), *figures)
 
 
 def make_app() -> "App":
@@ -204,20 +204,6 @@ def make_app() -> "App":
     for command in (counts, table, gradients, diagrams):
         app.command(command)
     return app
-
-
-def run(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0, or 2 with one line for a user's mistake."""
-    from cyclopts import CycloptsError
-
-    try:
-        make_app()(arguments, exit_on_error=False, print_error=True)
-    except CycloptsError:
-        sys.exit(2)  # cyclopts has printed the flag, the value and the nearest flag
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(0)
 
 
 def _read_all(paths: Sequence[Path]) -> list[tuple[Path, Embeddings]]:
@@ -267,12 +253,6 @@ def _read_counts(path: Path) -> list[Cocos]:
         raise UserError(f"{path}: not the counts.json of `counts` ({error})") from None
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values) + "\n", encoding="utf-8")
-    return path
-
-
 def _rounded(rows: list[list[float]]) -> list[list[float]]:
     return [[float(f"{value:.6g}") for value in row] for row in rows]
 
@@ -284,7 +264,7 @@ def _say(*paths: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        run()
+        run(make_app())
     except ModuleNotFoundError as missing:
         print(
             f"error: {missing.name} is not installed; the commands need: pip install 'allpairs[analysis]'",

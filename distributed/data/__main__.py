@@ -9,12 +9,12 @@ from cyclopts.validators import Number
 from rich.console import Console
 from rich.table import Table
 
+from allpairs.command import run
 from allpairs.errors import UserError
 from distributed.data.build_commands import app as build_app
 from distributed.data.describe import describe_folder
 from distributed.data.folders import split_folders
 from distributed.data.validate import SHARD_PROBLEMS, Report, validate_folder
-from retrieval_eval.command import run
 
 app = App(name="python -m distributed.data", help="Build, check and describe image–text data sets.", version_flags=[])
 app.command(build_app)

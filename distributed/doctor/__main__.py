@@ -20,7 +20,7 @@ try:
     from rich.markup import escape
     from rich.table import Table
 
-    from retrieval_eval.command import run
+    from allpairs.command import run
 except ImportError as error:  # the one command that has to speak in a bare environment
     sys.exit(f"error: {error}\nremedy: {INSTALL}")
 

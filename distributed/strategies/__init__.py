@@ -5,8 +5,8 @@ from typing import Protocol
 from torch import Tensor
 
 from distributed.config import Config
-from distributed.ranks import Ranks
 from distributed.step import Pairs, StepOutput, TrainStep
+from distributed.world import World
 
 
 class Strategy(Protocol):
@@ -28,12 +28,12 @@ class Strategy(Protocol):
         """Restore what `save` wrote. Collective."""
 
 
-def make_strategy(config: Config, step: TrainStep, ranks: Ranks) -> Strategy:
+def make_strategy(config: Config, step: TrainStep, world: World) -> Strategy:
     """Wrap `step` as `config.train.strategy` says."""
     if config.train.strategy == "deepspeed":
         from distributed.strategies.deepspeed import DeepSpeedZero
 
-        return DeepSpeedZero(config, step, ranks)
+        return DeepSpeedZero(config, step, world)
     from distributed.strategies.ddp import DataParallel
 
-    return DataParallel(config, step, ranks)
+    return DataParallel(config, step, world)

@@ -9,23 +9,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from allpairs.errors import UserError
 from distributed.config import Config
-from distributed.ranks import Ranks
 from distributed.step import Pairs, StepOutput, TrainStep
 from distributed.strategies.parameters import make_adamw, set_learning_rate
+from distributed.world import World
 
 
 class DataParallel:
     """DDP over the ranks; a single rank is not wrapped."""
 
-    def __init__(self, config: Config, step: TrainStep, ranks: Ranks) -> None:
-        self.step = step.to(ranks.device)
+    def __init__(self, config: Config, step: TrainStep, world: World) -> None:
+        self.step = step.to(world.device)
         self._peak = config.optimizer.lr
         self._clip = config.optimizer.clip_norm
-        self._rank = ranks.rank
+        self._rank = world.rank
         self._optimizer = make_adamw(self.step, config.optimizer)
         self._module: torch.nn.Module = self.step
-        if ranks.world > 1:
-            devices = [ranks.device] if ranks.device.type == "cuda" else None
+        if world.size > 1:
+            devices = [world.device] if world.device.type == "cuda" else None
             # Gradients live in the all-reduce buckets: one copy less per step.
             self._module = DistributedDataParallel(self.step, device_ids=devices, gradient_as_bucket_view=True)
 

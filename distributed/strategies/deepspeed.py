@@ -6,9 +6,9 @@ from torch import Tensor
 
 from allpairs.errors import UserError
 from distributed.config import Config
-from distributed.ranks import Ranks
 from distributed.step import Pairs, StepOutput, TrainStep
 from distributed.strategies.parameters import make_adamw, set_learning_rate
+from distributed.world import World
 
 TAG = "zero"
 
@@ -16,23 +16,23 @@ TAG = "zero"
 class DeepSpeedZero:
     """ZeRO over the ranks. DeepSpeed averages gradients as DDP does, so the objective's scaling is the same."""
 
-    def __init__(self, config: Config, step: TrainStep, ranks: Ranks) -> None:
+    def __init__(self, config: Config, step: TrainStep, world: World) -> None:
         try:
             import deepspeed
         except ImportError:
             raise UserError(
                 "train.strategy=deepspeed: DeepSpeed is not installed; pip install '.[deepspeed]'"
             ) from None
-        self.step = step.to(ranks.device)
+        self.step = step.to(world.device)
         self._peak = config.optimizer.lr
-        self._world = ranks.world
+        self._world = world.size
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=self.step,
             optimizer=make_adamw(self.step, config.optimizer),
             dist_init_required=False,
             config={
-                "train_batch_size": config.train.global_batch // ranks.world * ranks.world,
-                "train_micro_batch_size_per_gpu": config.train.global_batch // ranks.world,
+                "train_batch_size": config.train.global_batch // world.size * world.size,
+                "train_micro_batch_size_per_gpu": config.train.global_batch // world.size,
                 "gradient_clipping": config.optimizer.clip_norm or 0.0,
                 "zero_optimization": {"stage": config.train.zero_stage},
                 # torch's AdamW serves CPU and GPU alike; DeepSpeed's own would need another compiled op.

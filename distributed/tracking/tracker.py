@@ -4,8 +4,9 @@ import json
 import os
 from typing import Any
 
+from allpairs.files import write_text
 from distributed.config import Config
-from distributed.run_directory import RunDirectory, write_text
+from distributed.run_directory import RunDirectory
 from distributed.tracking.wandb_run import WandbRun
 
 

@@ -33,16 +33,6 @@ def render(template: str, scripts: tuple[str, ...], **values: Any) -> str:
     )
 
 
-def write(path: str | Path, page: str) -> Path:
-    """Write the page so that it appears whole or not at all; return its path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8", newline="\n")  # the scripts' hashes hold for these line ends
-    partial.replace(path)
-    return path
-
-
 def _read(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
 

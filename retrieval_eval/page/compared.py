@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from allpairs.files import write_text
 from retrieval_eval.embeddings import EmbeddingSet
 from retrieval_eval.evaluation import Report
 from retrieval_eval.page.asked import Asked, asked
-from retrieval_eval.page.assets import render, write
+from retrieval_eval.page.assets import render
 from retrieval_eval.page.figures import compared_figures
 from retrieval_eval.page.payload import Items, embedded, items_payload, pictures_payload, queries_payload
 from retrieval_eval.page.write import columns, decimals, script_directions, title_of
@@ -61,7 +62,7 @@ def write_comparison(
         data=data,
         pictures=pictures,
     )
-    return write(path, page)
+    return write_text(Path(path), page)
 
 
 def _rows(report: Report, comparison: "Comparison") -> list[dict[str, str]]:

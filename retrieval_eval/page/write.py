@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from allpairs.files import write_text
 from retrieval_eval.cross_check import CrossCheck
 from retrieval_eval.embeddings import EmbeddingSet
 from retrieval_eval.evaluation import RSUM, Report
 from retrieval_eval.page.asked import REACH, Asked, asked
-from retrieval_eval.page.assets import render, write
+from retrieval_eval.page.assets import render
 from retrieval_eval.page.examples import best_first, hubs, never_found, of_different_images, worst_first
 from retrieval_eval.page.figures import rank_figures, similarity_figures, training_figures
 from retrieval_eval.page.payload import Items, embedded, items_payload, pictures_payload, queries_payload
@@ -85,7 +86,7 @@ def write_report(
         data=data,
         pictures=pictures,
     )
-    return write(path, page)
+    return write_text(Path(path), page)
 
 
 def columns(report: Report) -> list[Column]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from allpairs.errors import UserError
-from retrieval_eval.ray_cluster import cluster, result
+from retrieval_eval.ray_cluster import cluster, gpu_share, require_cpus, result
 from retrieval_eval.rerank.scoring import Job, Map
 
 AHEAD = 2  # jobs an actor is given at a time: it never waits, and few answers do
@@ -25,8 +25,9 @@ def over_actors(workers: int) -> Map:
     def mapped(work: Callable[[Job], np.ndarray], jobs: Iterable[Job]) -> Iterator[np.ndarray]:
         import ray
 
-        with cluster(workers, "workers"):
-            remote = ray.remote(num_cpus=1, num_gpus=_gpus_each(workers))(_Worker)
+        with cluster(workers):
+            require_cpus(workers, "workers")
+            remote = ray.remote(num_cpus=1, num_gpus=gpu_share(workers))(_Worker)
             shared = ray.put(work)
             handles: list[Any] = [remote.remote(shared, torch.get_num_threads()) for _ in range(workers)]
             try:
@@ -65,10 +66,3 @@ def _in_order(handles: list[Any], jobs: Iterator[Job]) -> Iterator[np.ndarray]:
         values = result(reference)
         give(handle)
         yield values
-
-
-def _gpus_each(workers: int) -> float:
-    import ray
-
-    # Ray counts in ten-thousandths, and wants whole GPUs above one.
-    return min(1.0, int(10_000 * ray.cluster_resources().get("GPU", 0) / workers) / 10_000)

@@ -15,7 +15,7 @@ import torch
 from allpairs.errors import UserError
 from retrieval_eval.inputs import Embeddings
 from retrieval_eval.positives import Positives
-from retrieval_eval.ray_cluster import cluster, result
+from retrieval_eval.ray_cluster import cluster, gpu_share, require_cpus, result
 from retrieval_eval.sharded.problem import Problem, Result, Unit, work
 
 AHEAD = 2  # units an actor is given at a time: it never waits, and few results do
@@ -103,7 +103,13 @@ def actors(problem: Problem, columns: list[range]) -> Iterator[_Actors]:
     """Start an actor per range of columns, and end them all; UserError if the cluster has no room for them."""
     import ray
 
-    with cluster(len(columns), "shards"):
+    with cluster(len(columns)):
+        require_cpus(len(columns), "shards")
+        needs: dict[str, Any] = {"num_cpus": 1, "num_gpus": 0}
+        if problem.device.type == "cuda":
+            needs["num_gpus"] = gpu_share(len(columns))
+            if not needs["num_gpus"]:
+                raise UserError("device=cuda: this Ray cluster has no GPU; accepted: cpu")
         handles: list[Any] = []
         try:
             facts = {
@@ -111,10 +117,6 @@ def actors(problem: Problem, columns: list[range]) -> Iterator[_Actors]:
                 "both": problem.both,
                 "device": problem.device if problem.device.type == "cpu" else torch.device(problem.device.type),
                 "tile": problem.tile,
-            }
-            needs: dict[str, Any] = {
-                "num_cpus": 1,
-                "num_gpus": _gpus_each(len(columns)) if problem.device.type == "cuda" else 0,
             }
             sources = [_source(values) for values in (problem.queries, problem.gallery)]
             shared = ray.put(facts)
@@ -138,13 +140,3 @@ def _source(values: Embeddings) -> Any:
         X = values.detach().cpu()
         values = (X.float() if X.dtype == torch.bfloat16 else X).numpy()  # numpy has no bfloat16
     return ray.put(np.asarray(values))
-
-
-def _gpus_each(shards: int) -> float:
-    import ray
-
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    if gpus == 0:
-        raise UserError("device=cuda: this Ray cluster has no GPU; accepted: cpu")
-    share = -(-shards // gpus)
-    return 1 if share == 1 else int(10_000 / share) / 10_000  # Ray counts in ten-thousandths

@@ -14,7 +14,7 @@ from ray.runtime_env import RuntimeEnv
 
 from distributed.config import load
 from distributed.doctor.versions import read_pins
-from tune.cluster import DRIVER
+from tune.runner import DRIVER
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"

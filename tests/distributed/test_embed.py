@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 from allpairs import models
 from allpairs.analysis import Embeddings
+from allpairs.command import run as run_command
 from distributed.data import open_dataset
 from distributed.finish import complete
 from distributed.launch import set_up
 from distributed.loop import Training
-from distributed.ranks import Ranks
-from retrieval_eval.command import run as run_command
+from distributed.world import World
 from retrieval_eval.embeddings import EmbeddingSet
 
 
@@ -24,7 +24,7 @@ def trained(tiny_config):
     """A run of two epochs with a learned scale, in this process."""
     config = tiny_config("small", train={"epochs": 2})
     directory = set_up(config, resume=False)
-    complete(Training(config, Ranks.join(torch.device("cpu")), lambda _: None))
+    complete(Training(config, World.join(torch.device("cpu")), lambda _: None))
     return config, directory
 
 
@@ -91,10 +91,11 @@ def test_the_embeddings_are_those_the_run_was_evaluated_with(trained, command, t
 def test_counts_follow_with_one_command(trained, command, tmp_path):
     _, directory = trained
     command("--run", directory.root, "--split", "train", "--out", tmp_path / "t.safetensors")
-    analyse = importlib.import_module("allpairs.analysis.__main__").run
+    app = importlib.import_module("allpairs.analysis.__main__").make_app()
     with pytest.raises(SystemExit) as exit_:
-        analyse(
-            ["counts", "--embeddings", str(tmp_path / "t.safetensors"), "--out", str(tmp_path), "--batch-size", "50"]
+        run_command(
+            app,
+            ["counts", "--embeddings", str(tmp_path / "t.safetensors"), "--out", str(tmp_path), "--batch-size", "50"],
         )
     assert exit_.value.code == 0
     [row] = json.loads((tmp_path / "counts.json").read_text())["rows"]

@@ -13,8 +13,8 @@ from distributed.data.writer import Sample, write_split
 from distributed.finish import complete
 from distributed.launch import set_up
 from distributed.loop import Training
-from distributed.ranks import Ranks, Stopped
 from distributed.run_directory import RunDirectory
+from distributed.world import Stopped, World
 
 CPU = torch.device("cpu")
 
@@ -23,7 +23,7 @@ def train(config, *, resume=False):
     """Train in this process; return the run, the summary and what was reported."""
     run = set_up(config, resume=resume)
     reported = []
-    summary = complete(Training(config, Ranks.join(CPU), reported.append))
+    summary = complete(Training(config, World.join(CPU), reported.append))
     return run, summary, reported
 
 
@@ -135,7 +135,7 @@ def test_a_crash_between_checkpoints_repeats_no_row(tiny_config):
     whole, _, _ = train(tiny_config("whole"))
     config = tiny_config("crashed", train={"checkpoint_every_steps": 4})
     run = set_up(config, resume=False)
-    training = Training(config, Ranks.join(CPU), lambda _: None)
+    training = Training(config, World.join(CPU), lambda _: None)
     update = training.strategy.update
 
     def failing(loss, factor):
@@ -157,7 +157,7 @@ def test_a_crash_between_checkpoints_repeats_no_row(tiny_config):
 def test_a_non_finite_loss_stops_before_the_update(tiny_config):
     config = tiny_config()
     run = set_up(config, resume=False)
-    training = Training(config, Ranks.join(CPU), lambda _: None)
+    training = Training(config, World.join(CPU), lambda _: None)
     with torch.no_grad():
         next(training.encoder.parameters()).fill_(float("nan"))
     before = {
@@ -222,7 +222,7 @@ def test_a_broken_checkpoint_is_named(tiny_config):
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
         with pytest.raises(UserError, match=re.escape(name)):
-            Training(tiny_config(), Ranks.join(CPU), lambda _: None)
+            Training(tiny_config(), World.join(CPU), lambda _: None)
         path.write_bytes(content)
 
 

@@ -14,22 +14,22 @@ import torch.distributed as dist
 from distributed.config import load
 from distributed.finish import complete
 from distributed.loop import Training
-from distributed.ranks import Ranks, Stopped
+from distributed.world import Stopped, World
 
 
 def main() -> None:
     """Run all configurations; write the reason of a common stop where a test finds it."""
     dist.init_process_group("gloo")
-    ranks = Ranks.join(torch.device("cpu"))
+    world = World.join(torch.device("cpu"))
     for path in map(Path, sys.argv[1:]):
-        training = Training(load(path), ranks, lambda _: None)
-        if path.with_suffix(f".nan{ranks.rank}").exists():
+        training = Training(load(path), world, lambda _: None)
+        if path.with_suffix(f".nan{world.rank}").exists():
             with torch.no_grad():
                 next(training.encoder.parameters()).fill_(float("nan"))
         try:
             complete(training)
         except Stopped as stopped:
-            path.with_suffix(f".stopped{ranks.rank}").write_text(json.dumps([training.progress.step, str(stopped)]))
+            path.with_suffix(f".stopped{world.rank}").write_text(json.dumps([training.progress.step, str(stopped)]))
     dist.barrier()
     # Ranks sometimes aborted here after all work was done ("terminate called without an active exception"; torch 2.13,
     # cause not traced): leave without the teardown. What a test reads is on disk.

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from allpairs.command import run
 from retrieval_eval import evaluate
-from retrieval_eval.command import run
 from retrieval_eval.compare import app
 from retrieval_eval.embeddings import EmbeddingSet
 

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
+from allpairs.command import run
 from retrieval_eval import evaluate
-from retrieval_eval.command import run
 from retrieval_eval.embeddings import EmbeddingSet
 
 

@@ -11,7 +11,7 @@ SIX_HUNDRED = "; import numpy as np; assert evaluate(np.eye(3), np.eye(3), [0, 1
 @pytest.mark.parametrize(
     "program",
     [
-        "import retrieval_eval, retrieval_eval.command, sys; assert 'torch' not in sys.modules"
+        "import retrieval_eval, allpairs.command, sys; assert 'torch' not in sys.modules"
         "; import retrieval_eval.evaluate; from retrieval_eval import evaluate" + SIX_HUNDRED,
         "from retrieval_eval import evaluate; import importlib; m = importlib.import_module('retrieval_eval.evaluate')"
         "; assert m.app; from retrieval_eval import evaluate" + SIX_HUNDRED,

@@ -10,7 +10,7 @@ import ray
 from ray.util.state import list_nodes
 
 from allpairs.errors import UserError
-from tune.cluster import DRIVER, cluster
+from tune.runner import DRIVER, search_cluster
 
 OTHER = """
 import ray
@@ -32,7 +32,7 @@ def other_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_workers_reach_their_own_dashboard_beside_another_ray(other_ray: str) -> None:
-    with cluster(cpus=3, drivers=2):
+    with search_cluster(cpus=3, drivers=2):
         assert ray.cluster_resources()[DRIVER] == 2
         assert ray.cluster_resources()["CPU"] >= 3
         ours = ray.get_runtime_context().get_node_id()
@@ -43,7 +43,7 @@ def test_workers_reach_their_own_dashboard_beside_another_ray(other_ray: str) ->
 
 def test_cluster_without_drivers_says_how_to_get_them(other_ray: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", other_ray)
-    with pytest.raises(UserError, match=r"offers no 'tune_driver'.*--resources"), cluster(cpus=1, drivers=1):
+    with pytest.raises(UserError, match=r"offers no 'tune_driver'.*--resources"), search_cluster(cpus=1, drivers=1):
         pass
     assert not ray.is_initialized()
     assert os.environ["RAY_ADDRESS"] == other_ray

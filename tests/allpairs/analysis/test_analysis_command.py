@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from allpairs.analysis.cocos import SIDES
+from allpairs.command import run
 from allpairs.objectives import names
 
 
@@ -17,11 +18,11 @@ from allpairs.objectives import names
 def command(capsys, monkeypatch):
     """Run the command inside this process, up to its exit."""
     monkeypatch.setenv("COLUMNS", "200")
-    run = importlib.import_module("allpairs.analysis.__main__").run
+    app = importlib.import_module("allpairs.analysis.__main__").make_app()
 
     def call(*arguments):
         with pytest.raises(SystemExit) as exit_:
-            run([str(argument) for argument in arguments])
+            run(app, [str(argument) for argument in arguments])
         output = capsys.readouterr()
         return exit_.value.code, output.out, output.err
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from allpairs.command import run
 from distributed.data import open_dataset
 from distributed.data.__main__ import app
-from retrieval_eval.command import run
 
 ROOT = Path(__file__).parents[3]
 

@@ -2,15 +2,18 @@
 
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
-
-from cyclopts import App, CycloptsError
+from typing import TYPE_CHECKING, NoReturn
 
 from allpairs.errors import UserError
 
+if TYPE_CHECKING:
+    from cyclopts import App
 
-def run(app: App, arguments: Sequence[str] | None = None) -> NoReturn:
+
+def run(app: "App", arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `app` on `arguments` (default: the command line) and exit: 0, its code, or 2 for a user's mistake."""
+    from cyclopts import CycloptsError
+
     try:
         code = app(arguments, exit_on_error=False, print_error=True)
     except CycloptsError:

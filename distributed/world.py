@@ -13,22 +13,22 @@ class Stopped(RuntimeError):  # noqa: N818 -- not a mistake of the program: all 
 
 
 @dataclass(frozen=True)
-class Ranks:
+class World:
     """This process among its peers.
 
     Attributes:
-        rank, world: this rank and the number of ranks.
+        rank, size: this rank and the number of ranks.
         control: gloo group for decisions on CPU tensors, which never wait for the GPU's queue; None for one rank.
         device: where this rank computes.
     """
 
     rank: int
-    world: int
+    size: int
     control: dist.ProcessGroup | None
     device: torch.device
 
     @classmethod
-    def join(cls, device: torch.device) -> "Ranks":
+    def join(cls, device: torch.device) -> "World":
         """Make the control group; collective over all ranks. Without an initialised process group: a single rank."""
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return cls(0, 1, None, device)
@@ -37,7 +37,7 @@ class Ranks:
     @property
     def group(self) -> dist.ProcessGroup | None:
         """The group that embeddings and gradients travel over; None for one rank."""
-        return None if self.world == 1 else dist.group.WORLD
+        return None if self.size == 1 else dist.group.WORLD
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Add each of `values` over the ranks (float64)."""
@@ -59,7 +59,7 @@ class Ranks:
         """Exchange the reasons and raise; call on all ranks once it is known that some rank has one."""
         reasons: list[str | None] = [reason]
         if self.control is not None:
-            reasons = [None] * self.world
+            reasons = [None] * self.size
             dist.all_gather_object(reasons, reason, group=self.control)
         raise Stopped("; ".join(f"rank {rank}: {text}" for rank, text in enumerate(reasons) if text is not None))
 
@@ -68,11 +68,11 @@ class Ranks:
         rows = rows.cpu().contiguous()
         if self.control is None:
             return rows
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         dist.all_gather(sizes, torch.tensor([len(rows)]), group=self.control)
         largest = int(max(sizes))
         padded = torch.cat([rows, rows.new_zeros(largest - len(rows), *rows.shape[1:])])
-        parts = [torch.empty_like(padded) for _ in range(self.world)] if self.rank == 0 else None
+        parts = [torch.empty_like(padded) for _ in range(self.size)] if self.rank == 0 else None
         dist.gather(padded, parts, group_dst=0, group=self.control)
         if parts is None:
             return None

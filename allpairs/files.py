@@ -1,0 +1,66 @@
+"""Files: written whole or not at all, and refused with one clear line where they are missing or broken."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from allpairs.errors import UserError, nearest
+
+_SIBLINGS = 20
+"""A folder with more entries is not listed in a message."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a path to write to, beside `path`, that becomes `path` when the block ends well and vanishes when it fails.
+
+    A reader, or a crash at any moment, meets the old content or the new one, on the disk too, never half. The folder is
+    made if need be. The new file follows the umask, as any file does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        with partial.open("rb+") as written:
+            os.fsync(written.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write `text` as UTF-8, with line ends as they are, in place of what was there; return `path`."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
+    return path
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = 2) -> Path:
+    """Write `value` as JSON in place of what was there; return `path`."""
+    return write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def existing(path: Path) -> Path:
+    """Return `path`; UserError with the nearest name beside its first missing part if it is not there."""
+    if path.exists():
+        return path
+    missing = path
+    while not missing.parent.exists():
+        missing = missing.parent
+    names = [entry.name for entry in missing.parent.iterdir()]
+    hint = nearest(missing.name, names) if 0 < len(names) <= _SIBLINGS or get_close_matches(missing.name, names) else ""
+    raise UserError(f"{path} does not exist: no {missing.name!r} in {missing.parent}{hint}")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; UserError with line and column when it is malformed."""
+    try:
+        return json.loads(existing(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from None
+    except (UnicodeDecodeError, OSError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
