@@ -31,8 +31,9 @@ demo: .venv/installed
 	@$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt open_clip_torch
 	@touch $@
 
+# Files go to as many processes as there are cores, four at most: some tests start processes of their own.
 test: .venv/installed .venv/deepspeed .venv/peers
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -92,5 +92,5 @@ _REAL: list[str] = []
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Leave the names where the continuous integration can check that there are some."""
-    if _REAL and session.config.cache is not None:
+    if _REAL and session.config.cache is not None and not hasattr(session.config, "workerinput"):  # once, for all
         session.config.cache.set("allpairs/real-data", sorted(_REAL))

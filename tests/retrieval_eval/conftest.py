@@ -205,5 +205,5 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Leave the names where the continuous integration can check that there are some."""
-    if _CLICKED and session.config.cache is not None:
+    if _CLICKED and session.config.cache is not None and not hasattr(session.config, "workerinput"):  # once, for all
         session.config.cache.set("allpairs/browser", sorted(_CLICKED))
