@@ -18,7 +18,6 @@ from allpairs.command import run as run_command
 from allpairs.errors import UserError, nearest
 from allpairs.files import existing
 from allpairs.objectives import make
-from allpairs.objectives.vlc import VLC
 from distributed.config import Config
 from distributed.config.load import read, validate
 from distributed.data import open_dataset
@@ -99,10 +98,8 @@ def _arguments(config: Config, path: Path) -> dict[str, Any]:
         objective.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(f"{path}: does not fit this objective ({str(error).splitlines()[0]})") from None
-    if isinstance(objective, VLC) and objective.learn_scale:
-        with torch.no_grad():
-            arguments |= {"scale": float(objective.scale), "learn_scale": False}
-    return arguments
+    learned = objective.learned()
+    return arguments | learned | ({"learn_scale": False} if learned else {})
 
 
 if __name__ == "__main__":

@@ -194,11 +194,10 @@ class Training:
         if self.tracker is None:
             return
         remaining = (self.total_steps - progress.step) * progress.train_seconds / progress.step
-        scale = getattr(self.strategy.step.objective, "scale", None)
         self.tracker.log(
             self.where()
             | row
-            | ({"train/scale": scale.item()} if isinstance(scale, torch.Tensor) else {})
+            | {f"train/{name}": value for name, value in self.strategy.step.objective.learned().items()}
             | {"train/seconds": progress.train_seconds, "train/eta_seconds": remaining}
         )
 

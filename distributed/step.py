@@ -4,13 +4,14 @@ Legend: b images on this rank, c their captions (c = b unless an objective over 
 D embedding, L words, S image side, R regions, F features.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from allpairs.models import DualEncoder
+from allpairs.objectives import PairObjective
 from distributed.data import Batch
 
 
@@ -47,16 +48,20 @@ class TrainStep(nn.Module):
     """
 
     def __init__(
-        self, encoder: DualEncoder, objective: nn.Module, group: dist.ProcessGroup | None, precision: str
+        self, encoder: DualEncoder, objective: PairObjective[Any], group: dist.ProcessGroup | None, precision: str
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.objective = objective
-        self.warmup: nn.Module | None = None
+        self.warmup: PairObjective[Any] | None = None
         """The objective while `warming_up`."""
         self.warming_up = False
         self.group = group
         self.bf16 = precision == "bf16"
+
+    def constrain(self) -> None:
+        """Take learned parameters of the objective back into their bounds, after the optimiser's step."""
+        self.objective.constrain()
 
     def forward(self, pairs: Pairs) -> StepOutput:
         """Return the loss as `allpairs.objectives` scales it for averaging over ranks, and the embeddings."""

@@ -166,7 +166,8 @@ def diagrams(*, out: Path, points: int = 60) -> None:
 
     from allpairs.analysis.diagram_figures import draw_diagrams, draw_pair_weights, draw_triplet_weights
     from allpairs.analysis.diagram_tables import landmark_table
-    from allpairs.analysis.diagrams import RELATION, all_diagrams, axis
+    from allpairs.analysis.diagrams import all_diagrams, axis
+    from allpairs.objectives.goal import RELATION
 
     if not 11 <= points <= 1001:
         raise UserError(f"--points {points} is impossible; accepted: 11 to 1001")

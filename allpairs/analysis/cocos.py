@@ -5,13 +5,13 @@ from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
 from allpairs.analysis.batches import batches
-from allpairs.analysis.contributing import EPSILON, KEYS, Family, count_contributing, family_of
+from allpairs.analysis.contributing import EPSILON, KEYS, count_contributing
 from allpairs.analysis.embeddings import Embeddings
 from allpairs.analysis.variants import Variant
-from allpairs.analysis.weights import Side
-from allpairs.objectives.smooth_ap import SmoothAP
+from allpairs.analysis.weights import Direction
+from allpairs.engine.contract import Family
 
-SIDES: tuple[Side, Side] = ("i2t", "t2i")
+DIRECTIONS: tuple[Direction, Direction] = ("i2t", "t2i")
 
 
 class MeanStd(NamedTuple):
@@ -52,14 +52,15 @@ class Cocos:
     batches: int
     left_out: int
     """Images that filled no whole batch."""
-    counts: dict[Side, dict[str, MeanStd]]
+    counts: dict[Direction, dict[str, MeanStd]]
     """By direction and key, see `contributing.KEYS`."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self) | {
             "counts": {
-                side: {key: value._asdict() for key, value in of_side.items()} for side, of_side in self.counts.items()
+                direction: {key: value._asdict() for key, value in of_direction.items()}
+                for direction, of_direction in self.counts.items()
             }
         }
 
@@ -67,7 +68,8 @@ class Cocos:
     def from_json(cls, values: dict[str, Any]) -> "Cocos":
         """Return what `to_json` was called on; ValueError, KeyError or TypeError if it was not."""
         counts = {
-            side: {key: MeanStd(**values["counts"][side][key]) for key in KEYS[values["family"]]} for side in SIDES
+            direction: {key: MeanStd(**values["counts"][direction][key]) for key in KEYS[values["family"]]}
+            for direction in DIRECTIONS
         }
         return cls(**(values | {"setup": Setup(**values["setup"]), "counts": counts}))
 
@@ -82,11 +84,11 @@ def count_over_batches(embeddings: Embeddings, variant: Variant, setup: Setup) -
     """
     objective = variant.make().eval()
     captions = 1
-    if isinstance(objective, SmoothAP):
+    if objective.family == "ranking":
         captions = setup.captions
     elif not objective.own_positive:
         captions = embeddings.origin.captions_per_image
-    found: dict[Side, dict[str, list[float]]] = {side: {} for side in SIDES}
+    found: dict[Direction, dict[str, list[float]]] = {direction: {} for direction in DIRECTIONS}
     number = 0
     for batch in batches(embeddings, size=setup.batch_size, captions=captions, seed=setup.seed):
         number += 1
@@ -98,9 +100,9 @@ def count_over_batches(embeddings: Embeddings, variant: Variant, setup: Setup) -
             epsilon=setup.epsilon,
             with_tau=setup.with_tau,
         )
-        for side, of_side in counted.items():
-            for key, value in of_side.items():
-                found[side].setdefault(key, []).append(value)
+        for direction, of_direction in counted.items():
+            for key, value in of_direction.items():
+                found[direction].setdefault(key, []).append(value)
     origin = embeddings.origin
     return Cocos(
         run=origin.run,
@@ -108,13 +110,13 @@ def count_over_batches(embeddings: Embeddings, variant: Variant, setup: Setup) -
         step=origin.step,
         split=origin.split,
         objective=variant.label,
-        family=family_of(objective),
+        family=objective.family,
         setup=setup,
         captions=captions,
         batches=number,
         left_out=len(embeddings.queries) - number * setup.batch_size,
         counts={
-            side: {key: MeanStd(fmean(values), pstdev(values)) for key, values in of_side.items()}
-            for side, of_side in found.items()
+            direction: {key: MeanStd(fmean(values), pstdev(values)) for key, values in of_direction.items()}
+            for direction, of_direction in found.items()
         },
     )

@@ -3,20 +3,14 @@
 Shapes: A anchors, O others they look at, K positives of one anchor.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from allpairs.analysis.weights import Side, View, views
+from allpairs.analysis.weights import Direction, View, views
+from allpairs.engine.contract import Family
 from allpairs.objectives import PairObjective
-from allpairs.objectives.nt_xent_hn import NTXentHN
-from allpairs.objectives.smooth_ap import SmoothAP
-from allpairs.objectives.softmax import SoftmaxOverNegatives
-from allpairs.objectives.unified import Unified
-
-Family = Literal["triplet", "softmax", "ranking", "sets"]
-"""Which of C's counts an objective gets; see `count_contributing`."""
 
 EPSILON = 0.01
 """The threshold of C §5."""
@@ -31,15 +25,6 @@ KEYS: dict[Family, tuple[str, ...]] = {
 """The counts of each family, in the order of the paper's tables."""
 
 
-def family_of(objective: PairObjective[Any]) -> Family:
-    """Return which counts an objective gets."""
-    if isinstance(objective, SmoothAP):
-        return "ranking"
-    if isinstance(objective, SoftmaxOverNegatives | Unified):
-        return "softmax"
-    return "triplet" if objective.own_positive else "sets"
-
-
 def count_contributing(
     objective: PairObjective[Any],
     scores: Tensor,
@@ -48,7 +33,7 @@ def count_contributing(
     candidate_ids: Tensor | None = None,
     epsilon: float = EPSILON,
     with_tau: bool = True,
-) -> dict[Side, dict[str, float]]:
+) -> dict[Direction, dict[str, float]]:
     """Return the counts of one batch from its scores [Bq, Bc], by direction and key (`KEYS` of the family).
 
     - triplet (sums of hinges, hardest negatives, GOAL): a negative contributes when its weight in f(i) exceeds ε in
@@ -72,20 +57,18 @@ def count_contributing(
     Raises:
         UserError: scores or ids that do not fit the objective.
     """
-    family = family_of(objective)
-    counts: dict[Side, dict[str, float]] = {}
+    counts: dict[Direction, dict[str, float]] = {}
     for view in views(objective, scores, query_ids=query_ids, candidate_ids=candidate_ids):
         relative_AO = _exceed_relative(view.weights, epsilon)
-        if isinstance(objective, SmoothAP):
-            found = _ranking(view, objective.temperature, epsilon, with_tau)
-        elif isinstance(objective, SoftmaxOverNegatives | Unified):
-            found = _softmax(objective, view, epsilon)
-        elif family == "triplet":
-            factor = objective.tau if isinstance(objective, NTXentHN) else 1.0
-            found = _triplets((view.weights.abs() > epsilon * factor) & view.negative)
+        if objective.family == "ranking":
+            found = _ranking(view, 1 / objective.constant_factor, epsilon, with_tau)
+        elif view.shares is not None:
+            found = _softmax(view, view.shares, epsilon)
+        elif objective.family == "triplet":
+            found = _triplets((view.weights.abs() > epsilon * objective.constant_factor) & view.negative)
         else:
             found = _triplets(relative_AO & view.negative)
-        counts[view.side] = found | {RELATIVE: float(relative_AO.sum(dim=1).double().mean())}
+        counts[view.direction] = found | {RELATIVE: float(relative_AO.sum(dim=1).double().mean())}
     return counts
 
 
@@ -104,24 +87,14 @@ def _triplets(contributes_AO: Tensor) -> dict[str, float]:
     }
 
 
-def _softmax(objective: "SoftmaxOverNegatives | Unified", view: View, epsilon: float) -> dict[str, float]:
-    scores_AO, own_A1 = view.scores, view.scores.diagonal()[:, None]
-    if isinstance(objective, SoftmaxOverNegatives):
-        exponents_AO = objective.score_scale() * (scores_AO - own_A1)
-    elif objective.scheme is None:
-        exponents_AO = objective.scale * (scores_AO - own_A1 + objective.margin)
-    else:
-        excess_AO = objective.scheme.weigh(scores_AO, own_A1.squeeze(1), detach=True).excess
-        exponents_AO = objective.scale * (excess_AO + objective.margin)
-    exponents_AO = exponents_AO.detach().masked_fill(~view.negative, -torch.inf)
-    # The 1 of 1 + Σ e^x is the positive's own share: a first column of zeros.
-    shares = torch.cat([torch.zeros_like(own_A1), exponents_AO], dim=1).softmax(dim=1)
-    own_A, negatives_AO = shares[:, 0], shares[:, 1:]
+def _softmax(view: View, shares_AO: Tensor, epsilon: float) -> dict[str, float]:
+    negatives_AO = shares_AO * view.negative
     contributes_AO = negatives_AO > epsilon
     return {
         "c": float(contributes_AO.sum(dim=1).double().mean()),
         "w_minus": float((negatives_AO * contributes_AO).sum(dim=1).mean()),
-        "w_plus": float((1 - own_A).mean()),
+        # The shares add up to 1 with the positive's.
+        "w_plus": float(negatives_AO.sum(dim=1).mean()),
     }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from allpairs.analysis.cocos import SIDES, Cocos
+from allpairs.analysis.cocos import DIRECTIONS, Cocos
 from allpairs.analysis.contributing import RELATIVE
 from allpairs.analysis.figure import save
 
@@ -18,11 +18,11 @@ def draw_counts(path: Path, rows: Sequence[Cocos]) -> Path:
     def draw(figure: "Figure") -> None:
         axes = figure.subplots()
         thickness = 0.4
-        for index, side in enumerate(SIDES):
-            counts = [row.counts[side][RELATIVE] for row in rows]
+        for index, direction in enumerate(DIRECTIONS):
+            counts = [row.counts[direction][RELATIVE] for row in rows]
             places = [place + (index - 0.5) * thickness for place in range(len(rows))]
             means, deviations = [count.mean for count in counts], [count.std for count in counts]
-            axes.barh(places, means, thickness, xerr=deviations, label=side, error_kw={"linewidth": 0.8})
+            axes.barh(places, means, thickness, xerr=deviations, label=direction, error_kw={"linewidth": 0.8})
         axes.set_yticks(range(len(rows)), [" · ".join(filter(None, (row.run, row.objective))) for row in rows])
         axes.margins(y=0.01)
         axes.invert_yaxis()

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from allpairs.analysis.cocos import SIDES, Cocos, MeanStd
-from allpairs.analysis.contributing import KEYS, RELATIVE, Family
+from allpairs.analysis.cocos import DIRECTIONS, Cocos, MeanStd
+from allpairs.analysis.contributing import KEYS, RELATIVE
+from allpairs.engine.contract import Family
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,9 +42,9 @@ def terminal_tables(rows: Sequence[Cocos]) -> "list[Table]":
             for key in KEYS[family]:
                 table.add_column(SYMBOLS[key], justify="right", no_wrap=True)
             for row in members:
-                for side in SIDES:
-                    counts = (show(row.counts[side][key]).replace(" ", "") for key in KEYS[family])
-                    table.add_row(row.objective if side == SIDES[0] else "", side, *counts)
+                for direction in DIRECTIONS:
+                    counts = (show(row.counts[direction][key]).replace(" ", "") for key in KEYS[family])
+                    table.add_row(row.objective if direction == DIRECTIONS[0] else "", direction, *counts)
             tables.append(table)
     return tables
 
@@ -53,10 +54,10 @@ def markdown(rows: Sequence[Cocos]) -> str:
     heads = ("run", "split", "objective", "direction", *(SYMBOLS[key] for key in _MARKDOWN_KEYS))
     lines = [_line(heads), _line(["---"] * 4 + ["---:"] * len(_MARKDOWN_KEYS))]
     for row in rows:
-        for side in SIDES:
-            counts = row.counts[side]
+        for direction in DIRECTIONS:
+            counts = row.counts[direction]
             cells = [show(counts[key]) if key in counts else "" for key in _MARKDOWN_KEYS]
-            lines.append(_line([row.run, row.split, row.objective, side, *cells]))
+            lines.append(_line([row.run, row.split, row.objective, direction, *cells]))
     setups = dict.fromkeys(row.setup for row in rows)
     notes = [
         f"Mean ± standard deviation over batches of {setup.batch_size}, ε = {setup.epsilon:g}, seed {setup.seed}; "

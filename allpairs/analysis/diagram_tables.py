@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from allpairs.analysis.diagrams import LANDMARKS, weights_of_triplets
+from allpairs.analysis.diagrams import LANDMARKS
 from allpairs.analysis.variants import all_variants
+from allpairs.objectives import weights_of_triplets
 
 if TYPE_CHECKING:
     from rich.table import Table

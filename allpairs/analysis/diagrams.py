@@ -1,24 +1,17 @@
 """Triplet diagrams: the weights an anchor gives its positive and one negative, over the plane of both similarities.
 
+The relative terms of GOAL's pairs with ms are `RELATION`, as in G Fig. 3.
+
 Shapes: P grid points per axis, G = P·P points of the plane, each an anchor of its own with 2 columns.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from allpairs.analysis.variants import Variant, all_variants
-from allpairs.engine.anchors import Anchors, Tile
-from allpairs.engine.dense import statistic_of_row
-from allpairs.engine.row_statistics import HardestNegative
-from allpairs.objectives import PairObjective
-from allpairs.objectives.goal import Goal, Relations
-
-RELATION = 0.1
-"""m₊ = m₋ of the pair weights with relative terms, as in G Fig. 3: in a batch of one triplet there is nothing to
-relate to."""
+from allpairs.objectives import weights_of_triplets
 
 LANDMARKS = {
     "solved (0.8, 0.2)": (0.8, 0.2),
@@ -62,29 +55,6 @@ def diagram(variant: Variant, points: int) -> Diagram:
     negative_PP, positive_PP = torch.meshgrid(similarity_P, similarity_P, indexing="ij")
     pull_G, push_G = weights_of_triplets(variant.make().eval(), positive_PP.flatten(), negative_PP.flatten())
     return Diagram(variant.label, pull_G.view(points, points), push_G.view(points, points))
-
-
-@torch.no_grad()
-def weights_of_triplets(objective: PairObjective[Any], positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-    """Return −∂f/∂s_pos and ∂f/∂s_neg [G] of anchors with one positive and one negative each, at these similarities.
-
-    The relative terms of GOAL's lin_ms and sig_ms are `RELATION`.
-    """
-    if isinstance(objective, Goal):
-        hardest = HardestNegative(negative, torch.ones_like(negative, dtype=torch.int64))
-        # Without relative terms both sets are empty: their mean is neutral.
-        total_G, count_G = (torch.full_like(positive, value * objective.looks_twice) for value in (RELATION, 1.0))
-        relations = Relations(hardest, total_G, count_G, total_G, count_G)
-        push_G, pull_G = objective.forces(Anchors(positive=positive), relations)
-        return pull_G, push_G
-    scale = objective.score_scale()
-    scores_G2 = torch.stack([positive, negative], dim=1) * scale
-    is_positive_G2 = torch.tensor([True, False]).expand_as(scores_G2)
-    slots_G1 = torch.zeros(len(positive), 1, dtype=torch.int64)
-    anchors = Anchors(positive=scores_G2[:, 0] if objective.own_positive else None, slots=slots_G1)
-    tile = Tile(anchors, scores_G2, is_positive=is_positive_G2, is_negative=~is_positive_G2)
-    weights_G2 = objective.weights(tile, statistic_of_row(objective, tile)) * scale
-    return 0 - weights_G2[:, 0], weights_G2[:, 1]
 
 
 def triplet_weights(points: int) -> dict[str, Tensor]:

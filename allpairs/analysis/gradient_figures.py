@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from allpairs.analysis.figure import save
 from allpairs.analysis.spreading import Point
+from allpairs.analysis.variants import KINDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MEASURES = {"anchor": "anchor, U-Eq. 11", "negative": "strongest negative, U-Eq. 12, 18"}
-_SETS = ("binomial_deviance", "circle", "lifted", "multi_similarity", "smooth_ap")
 
 
 def draw_spreading(path: Path, points: Sequence[Point], title: str, horizontal: str) -> Path:
@@ -24,11 +24,7 @@ def draw_spreading(path: Path, points: Sequence[Point], title: str, horizontal: 
     def draw(figure: "Figure") -> None:
         figure.suptitle(title)
         labels = [*points[0].norms]
-        columns = {
-            "Unified family": [label for label in labels if not label.startswith("goal") and label not in _SETS],
-            "Sets of positives": [label for label in labels if label in _SETS],
-            "GOAL": [label for label in labels if label.startswith("goal")],
-        }
+        columns = {kind: [label for label in labels if points[0].kinds[label] == kind] for kind in KINDS}
         grid = figure.subplots(len(_MEASURES), len(columns), sharex=True, sharey="row", squeeze=False)
         order = sorted(points, key=lambda point: getattr(point.spread, horizontal))
         spreads = [getattr(point.spread, horizontal) for point in order]

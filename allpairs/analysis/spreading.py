@@ -1,6 +1,6 @@
 """Gradient norms of many objectives against how far similarities have spread: synthetic batches and real ones."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from statistics import fmean
@@ -10,7 +10,8 @@ from allpairs.analysis.batches import batches
 from allpairs.analysis.embeddings import Embeddings, Origin
 from allpairs.analysis.gradients import Spread, TangentialNorms, spread, tangential_norms
 from allpairs.analysis.synthetic import GENERATORS, NOISE_LEVELS, Scenario
-from allpairs.analysis.variants import Variant, all_variants
+from allpairs.analysis.variants import Variant, all_variants, kind_of
+from allpairs.objectives import PairObjective
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Point:
     spread: Spread
     norms: dict[str, TangentialNorms]
     """By the objective's label."""
+    kinds: dict[str, str]
+    """By the objective's label: which of `variants.KINDS` it is."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -45,7 +48,7 @@ def on_synthetic(scenario: Scenario, *, size: int, dim: int, seed: int) -> list[
     for noise in NOISE_LEVELS:
         queries, candidates = GENERATORS[scenario](noise, size=size, dim=dim, seed=seed)
         norms = {label: tangential_norms(each, queries, candidates) for label, each in objectives.items()}
-        points.append(Point(f"noise {noise:g}", spread(queries, candidates), norms))
+        points.append(Point(f"noise {noise:g}", spread(queries, candidates), norms, _kinds(objectives)))
     return points
 
 
@@ -68,7 +71,12 @@ def on_embeddings(embeddings: Embeddings, variants: Sequence[Variant], *, size: 
         source,
         Spread(*_means(spreads)),
         {label: TangentialNorms(*_means(values)) for label, values in norms.items()},
+        _kinds(objectives),
     )
+
+
+def _kinds(objectives: Mapping[str, PairObjective[Any]]) -> dict[str, str]:
+    return {label: kind_of(objective) for label, objective in objectives.items()}
 
 
 def _means(rows: Sequence[tuple[float, ...]]) -> list[float]:

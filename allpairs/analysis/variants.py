@@ -6,6 +6,16 @@ from typing import Any, get_args
 from allpairs.objectives import PairObjective, make, names
 from allpairs.objectives.goal import PairWeight, TripletWeight
 
+KINDS = ("Unified family", "Sets of positives", "GOAL")
+"""What figures group objectives by."""
+
+
+def kind_of(objective: PairObjective[Any]) -> str:
+    """Return which of `KINDS` an objective is: given by its gradient alone, over sets of positives, or neither."""
+    if objective.surrogate is not None:
+        return "GOAL"
+    return "Unified family" if objective.own_positive else "Sets of positives"
+
 
 @dataclass(frozen=True)
 class Variant:

@@ -1,4 +1,17 @@
-"""Runs an objective over a batch: dense, tiled or fused, alone or across the ranks of a process group."""
+"""Runs an objective over a batch: dense, tiled or fused, alone or across the ranks of a process group.
+
+- `contract`: what an objective is to the engine, and the tiles it sees.
+- `statistics`: what an anchor may need to know of its row, merged tile by tile and rank by rank.
+- `batch`: one rank's rows, checked and normalised.
+- `global_batch`: what every rank knows of all rows, and the tiles between them.
+- `exchange`: which rank owns which rows, and what the ranks tell each other.
+- `backend`: which of the following computes a call.
+- `dense`: the whole score matrix and autograd, the truth.
+- `tiled`: tile by tile, in O(B·D + tile²) memory.
+- `sparse`: gradients of objectives on two columns per anchor.
+- `fused`: tiles by Triton kernels.
+- `similarity`: mean positive and hardest-negative similarity of a batch.
+"""
 
 from allpairs.engine.exchange import global_value
 from allpairs.engine.similarity import SimilarityStatistics, similarity_statistics

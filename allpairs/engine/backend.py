@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from allpairs.engine import dense, fused, tiled
-from allpairs.engine.anchors import AnchorObjective
+from allpairs.engine.batch import LocalBatch
+from allpairs.engine.contract import AnchorObjective
 from allpairs.engine.exchange import agree
-from allpairs.engine.fused_tiles import FusedTiles
-from allpairs.engine.pairs import Share
+from allpairs.engine.fused.tiles import FusedTiles
 from allpairs.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +33,11 @@ def keeps_half(objective: AnchorObjective[Any], backend: str, queries: Tensor, c
 
 
 def compute_loss(
-    objective: AnchorObjective[Any], share: Share, group: "dist.ProcessGroup | None", backend: str, tile: int | None
+    objective: AnchorObjective[Any],
+    batch: LocalBatch,
+    group: "dist.ProcessGroup | None",
+    backend: str,
+    tile: int | None,
 ) -> Tensor:
     """Return this rank's loss as `dense.loss` defines it, by the backend asked for or the one that fits.
 
@@ -43,19 +47,19 @@ def compute_loss(
     if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 1):
         raise UserError(f"tile={tile!r} is impossible; accepted: a whole number from 1, or None")
     if backend == "triton":
-        _check_triton(objective, share.queries)
-    layout = agree(share, group)
+        _check_triton(objective, batch.queries)
+    layout = agree(batch, group)
     if backend == "auto":
-        if share.queries.is_cuda and _has_kernels(objective, share.queries):
+        if batch.queries.is_cuda and _has_kernels(objective, batch.queries):
             backend = "triton"
         else:
-            # Every rank must choose alike: by the longest share, not by its own.
+            # Every rank must choose alike: by the longest part, not by its own.
             scores = max(layout.query_counts) * len(layout.all_candidates)
             backend = "dense" if scores <= _LARGEST_DENSE else "tiled"
     if backend == "dense":
-        return dense.loss(objective, share, layout)
-    math = FusedTiles if backend == "triton" else tiled.PlainTiles
-    return tiled.loss(objective, share, layout, tile or _tile_size(backend, share.queries), math)
+        return dense.loss(objective, batch, layout)
+    tiles = FusedTiles if backend == "triton" else tiled.PlainTiles
+    return tiled.loss(objective, batch, layout, tile or _tile_size(backend, batch.queries), tiles)
 
 
 def _tile_size(backend: str, queries: Tensor) -> int:

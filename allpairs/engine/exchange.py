@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from allpairs.engine.pairs import Share
+from allpairs.engine.batch import LocalBatch
 from allpairs.errors import UserError
 
 
-class Layout(NamedTuple):
-    """Who holds which rows of the batch."""
+class RankLayout(NamedTuple):
+    """Which rank owns which rows of the batch."""
 
     query_counts: list[int]
     """Per rank, rank 0 first."""
@@ -30,8 +30,8 @@ class Layout(NamedTuple):
     group: "dist.ProcessGroup | None"
 
     @property
-    def ranks(self) -> int:
-        """N, the number of processes that share the batch."""
+    def world_size(self) -> int:
+        """N, the number of ranks that have a part of the batch."""
         return len(self.query_counts)
 
     @property
@@ -55,7 +55,7 @@ class Layout(NamedTuple):
         return _own(self.candidate_counts, self.rank)
 
 
-def agree(share: Share, group: "dist.ProcessGroup | None") -> Layout:
+def agree(batch: LocalBatch, group: "dist.ProcessGroup | None") -> RankLayout:
     """Return how many rows each rank of `group` has, after checking that all are about to exchange the same kinds.
 
     `group=None` means this process alone. A collective: every rank must call it, with 0 rows if it has none.
@@ -64,14 +64,14 @@ def agree(share: Share, group: "dist.ProcessGroup | None") -> Layout:
         UserError: no items at all, or ranks that disagree about embedding size, precision, ids, margins or gradients.
             Raised on every rank alike, where a blind collective would hang.
     """
-    queries, candidates = share.queries, share.candidates
+    queries, candidates = batch.queries, batch.candidates
     ranks = 1 if group is None else dist.get_world_size(group)
     if ranks == 1:
-        layout = Layout([len(queries)], [len(candidates)], 0, None)
+        layout = RankLayout([len(queries)], [len(candidates)], 0, None)
     else:
         mine = [
             *(len(queries), len(candidates), queries.shape[1], queries.element_size() * 8),
-            *(int(share.ids.queries is not None), int(share.margins is not None)),
+            *(int(batch.ids.queries is not None), int(batch.margins is not None)),
             *(int(torch.is_grad_enabled() and side.requires_grad) for side in (queries, candidates)),
         ]
         table = _all_gather(torch.tensor(mine, device=queries.device), ranks, group).tolist()
@@ -85,7 +85,7 @@ def agree(share: Share, group: "dist.ProcessGroup | None") -> Layout:
                 raise UserError(
                     f"the ranks of the group disagree about {what}: {values}, rank 0 first; all must be equal"
                 )
-        layout = Layout([row[0] for row in table], [row[1] for row in table], dist.get_rank(group), group)
+        layout = RankLayout([row[0] for row in table], [row[1] for row in table], dist.get_rank(group), group)
     for what, items in (("queries", layout.all_queries), ("candidates", layout.all_candidates)):
         if not items:
             raise UserError(f"{what}: at least one row is needed, none was given")

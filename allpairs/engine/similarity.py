@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from allpairs.engine.batch import own_scores
+from allpairs.engine.batch import Ids, prepare
 from allpairs.engine.exchange import agree, gather
-from allpairs.engine.pairs import prepare
-from allpairs.engine.sides import Side, tile_between
+from allpairs.engine.global_batch import GlobalBatch, own_scores
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -45,27 +44,27 @@ def similarity_statistics(
     Raises:
         UserError: as the objectives do, for pairs that cannot match.
     """
-    share = prepare(queries, candidates, query_ids=query_ids, candidate_ids=candidate_ids, normalize=normalize)
-    with torch.autocast(share.queries.device.type, enabled=False):
-        layout = agree(share, group)
-        ids_B = None if share.ids.queries is None else gather(share.ids.queries, layout.query_counts, group)
-        side = Side(ids_B)
+    batch = prepare(queries, candidates, query_ids=query_ids, candidate_ids=candidate_ids, normalize=normalize)
+    with torch.autocast(batch.queries.device.type, enabled=False):
+        layout = agree(batch, group)
+        ids_B = None if batch.ids.queries is None else gather(batch.ids.queries, layout.query_counts, group)
+        whole = GlobalBatch(Ids(ids_B, ids_B))
         # Sums of: positives, anchors, hardest negatives, anchors that have a negative.
-        sums_4 = torch.zeros(4, dtype=torch.float64, device=share.queries.device)
-        sums_4[0] = 2 * own_scores(share.queries, share.candidates).double().sum()
-        sums_4[1] = 2 * len(share.queries)
-        for anchors_bD, others_bD in ((share.queries, share.candidates), (share.candidates, share.queries)):
+        sums_4 = torch.zeros(4, dtype=torch.float64, device=batch.queries.device)
+        sums_4[0] = 2 * own_scores(batch.queries, batch.candidates).double().sum()
+        sums_4[1] = 2 * len(batch.queries)
+        for anchors_bD, others_bD in ((batch.queries, batch.candidates), (batch.candidates, batch.queries)):
             others_BD = gather(others_bD, layout.query_counts, group)
             for start in range(0, len(anchors_bD), block):
                 scores_RB = anchors_bD[start : start + block] @ others_BD.T
                 first = layout.own_queries.start + start
                 rows = range(first, first + len(scores_RB))
-                tile = tile_between(scores_RB, side, rows, side, layout.all_queries, own=True)
+                tile = whole.query_tile(scores_RB, rows, layout.all_queries)
                 hardest_R = tile.mask_negatives(scores_RB).amax(dim=1).double()
                 has_negative_R = hardest_R > -torch.inf
                 sums_4[2] += hardest_R[has_negative_R].sum()
                 sums_4[3] += has_negative_R.sum()
-    if layout.ranks > 1:
+    if layout.world_size > 1:
         torch.distributed.all_reduce(sums_4, group=group)
     positives, anchor_count, negatives, with_negative = sums_4.tolist()
     return SimilarityStatistics(

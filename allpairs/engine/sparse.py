@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from allpairs.engine.anchors import SparseWeights
-from allpairs.engine.exchange import Layout
+from allpairs.engine.contract import SparseWeights
+from allpairs.engine.exchange import RankLayout
 
 _CHUNK = 8192
 """Anchors at a time, so that gathered embeddings stay small beside the gradients."""
@@ -47,7 +47,7 @@ class BothDirections(NamedTuple):
 
 
 def gradients(
-    queries_bD: Tensor, candidates_BD: Tensor, layout: Layout, weights: BothDirections, factors: Factors
+    queries_bD: Tensor, candidates_BD: Tensor, layout: RankLayout, weights: BothDirections, factors: Factors
 ) -> Gradients:
     """Return the gradient of this rank's queries and this rank's part of that of all candidates.
 

@@ -18,17 +18,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from allpairs.engine import sparse
-from allpairs.engine.anchors import AnchorObjective, Anchors, Tile
-from allpairs.engine.batch import Sides, mean_factors, sides_of
-from allpairs.engine.exchange import Layout, gather, sum_onto_owners
-from allpairs.engine.pairs import Share
-from allpairs.engine.sides import tile_between, transpose
+from allpairs.engine.batch import LocalBatch
+from allpairs.engine.contract import AnchorObjective, Anchors, Tile
+from allpairs.engine.exchange import RankLayout, gather, sum_onto_owners
+from allpairs.engine.global_batch import GlobalBatch, mean_factors
 from allpairs.engine.sparse import Factors, Gradients
-from allpairs.engine.statistic import RowStatistic
+from allpairs.engine.statistics import RowStatistic
 
 
-class Found(NamedTuple):
-    """The statistics of both directions."""
+class Statistics(NamedTuple):
+    """The row statistics of both directions."""
 
     queries: RowStatistic
     """Of this rank's queries."""
@@ -36,62 +35,65 @@ class Found(NamedTuple):
     """Of all candidates; of this rank's queries alone until it is merged over the ranks."""
 
 
-class Plan(NamedTuple):
-    """What is to be computed, and how."""
+class TiledCall(NamedTuple):
+    """One call of an objective that is walked in tiles: what is computed, and how."""
 
     objective: AnchorObjective[Any]
     queries_bD: Tensor
     """This rank's queries."""
     scale: Tensor | float
     """The factor on every score."""
-    sides: Sides
-    layout: Layout
+    whole: GlobalBatch
+    layout: RankLayout
     tile: int
     """The largest number of rows and of columns of a tile."""
-    math: "type[PlainTiles]"
+    tiles: "type[PlainTiles]"
 
 
-def loss(objective: AnchorObjective[Any], share: Share, layout: Layout, tile: int, math: type["PlainTiles"]) -> Tensor:
+def loss(
+    objective: AnchorObjective[Any], batch: LocalBatch, layout: RankLayout, tile: int, tiles: type["PlainTiles"]
+) -> Tensor:
     """Return this rank's loss, equal to `dense.loss` in value and gradient.
 
     `tile`: the largest number of rows and of columns of a tile. Every rank backpropagates the same factor.
     """
     scale = objective.score_scale()
     fixed = scale.detach() if isinstance(scale, Tensor) else scale
-    plan = Plan(objective, share.queries.detach(), fixed, sides_of(objective, share, layout), layout, tile, math)
-    value: Tensor = _Tiled.apply(share.queries, share.candidates, scale, plan)
+    whole = GlobalBatch.gathered(objective, batch, layout)
+    call = TiledCall(objective, batch.queries.detach(), fixed, whole, layout, tile, tiles)
+    value: Tensor = _Tiled.apply(batch.queries, batch.candidates, scale, call)
     return value
 
 
 class PlainTiles:
     """Tiles in PyTorch, on any device."""
 
-    def __init__(self, plan: Plan, candidates_BD: Tensor) -> None:
-        self.objective = plan.objective
-        self.queries_bD = plan.queries_bD
-        self.scale = plan.scale
+    def __init__(self, call: TiledCall, candidates_BD: Tensor) -> None:
+        self.objective = call.objective
+        self.queries_bD = call.queries_bD
+        self.scale = call.scale
         self.candidates_BD = candidates_BD
-        self.sides = plan.sides
-        self.first_query = plan.layout.own_queries.start
+        self.whole = call.whole
+        self.first_query = call.layout.own_queries.start
 
-    def statistics(self, rows: range, columns: range, known: Found | None) -> Found:
+    def statistics(self, rows: range, columns: range, known: Statistics | None) -> Statistics:
         """Return what the queries `rows` and the candidates `columns` (global) learn of each other in one pass."""
         row_tile, column_tile = self._tiles(rows, columns)
         known_rows, known_columns = self._known(rows, columns, known)
-        return Found(
+        return Statistics(
             self.objective.statistic(row_tile, known_rows),
             self.objective.statistic(column_tile, known_columns),
         )
 
-    def weights(self, rows: range, columns: range, found: Found, column_factor: float) -> Tensor:
+    def weights(self, rows: range, columns: range, statistics: Statistics, column_factor: float) -> Tensor:
         """Return W [R, C] of the tile in the type of the embeddings, the candidates' share times `column_factor`."""
         row_tile, column_tile = self._tiles(rows, columns)
-        known_rows, known_columns = self._known(rows, columns, found)
+        known_rows, known_columns = self._known(rows, columns, statistics)
         weights_RC = self.objective.weights(row_tile, known_rows)
         return weights_RC.add(self.objective.weights(column_tile, known_columns).T, alpha=column_factor)
 
     def add_own_pairs(
-        self, rows: range, found: Found, query_gradient_RD: Tensor, candidate_gradient_BD: Tensor
+        self, rows: range, statistics: Statistics, query_gradient_RD: Tensor, candidate_gradient_BD: Tensor
     ) -> None:
         """Add what `weights` leaves out of the own pairs of `rows`: here nothing."""
 
@@ -99,55 +101,55 @@ class PlainTiles:
         local_rows = slice(rows.start - self.first_query, rows.stop - self.first_query)
         scores_RC = product(self.queries_bD[local_rows], self.candidates_BD[columns.start : columns.stop].T)
         scores_RC = scores_RC.mul_(self.scale)
-        queries, candidates = self.sides
+        whole = self.whole
         if not rows:
-            return _nothing_to_see(scores_RC, queries.anchors(rows)), _nothing_to_see(
-                scores_RC.new_zeros(len(columns), 1), candidates.anchors(columns)
+            return _nothing_to_see(scores_RC, whole.query_anchors(rows)), _nothing_to_see(
+                scores_RC.new_zeros(len(columns), 1), whole.candidate_anchors(columns)
             )
-        row_tile = tile_between(scores_RC, queries, rows, candidates, columns, own=self.objective.own_positive)
-        return row_tile, transpose(row_tile, candidates, columns, queries, rows)
+        row_tile = whole.query_tile(scores_RC, rows, columns)
+        return row_tile, whole.transposed(row_tile, rows, columns)
 
-    def _known(self, rows: range, columns: range, found: Found | None) -> Any:
-        if found is None:
+    def _known(self, rows: range, columns: range, statistics: Statistics | None) -> Any:
+        if statistics is None:
             return None, None
         local_rows = slice(rows.start - self.first_query, rows.stop - self.first_query)
-        return found.queries.rows(local_rows), found.candidates.rows(slice(columns.start, columns.stop))
+        return statistics.queries.rows(local_rows), statistics.candidates.rows(slice(columns.start, columns.stop))
 
 
 class _Tiled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, queries_bD: Tensor, candidates_bD: Tensor, scale: Tensor | float, plan: Plan) -> Tensor:
-        """`queries_bD` and `scale` are those of the plan, here to get their gradients."""
-        objective, sides, layout = plan.objective, plan.sides, plan.layout
+    def forward(ctx: Any, queries_bD: Tensor, candidates_bD: Tensor, scale: Tensor | float, call: TiledCall) -> Tensor:
+        """`queries_bD` and `scale` are those of the call, here to get their gradients."""
+        objective, whole, layout = call.objective, call.whole, call.layout
         candidates_BD = gather(candidates_bD, layout.candidate_counts, layout.group)
-        tiles = plan.math(plan, candidates_BD)
-        found = None
+        tiles = call.tiles(call, candidates_BD)
+        statistics = None
         for _ in range(objective.passes):
-            found = _walk(tiles, plan, found)
-        assert found is not None
+            statistics = _walk(tiles, call, statistics)
+        assert statistics is not None
 
         own = layout.own_candidates
         query_factor, candidate_factor = mean_factors(objective, len(layout.all_queries), len(layout.all_candidates))
-        of_queries = objective.losses(sides.queries.anchors(layout.own_queries), found.queries)
+        of_queries = objective.losses(whole.query_anchors(layout.own_queries), statistics.queries)
         of_candidates = objective.losses(
-            sides.candidates.anchors(own), found.candidates.rows(slice(own.start, own.stop))
+            whole.candidate_anchors(own), statistics.candidates.rows(slice(own.start, own.stop))
         )
-        ctx.plan, ctx.tiles, ctx.found = plan, tiles, found
+        ctx.call, ctx.tiles, ctx.statistics = call, tiles, statistics
         ctx.learns_scale = isinstance(scale, Tensor)
-        return (query_factor * of_queries.sum() + candidate_factor * of_candidates.sum()) * layout.ranks
+        return (query_factor * of_queries.sum() + candidate_factor * of_candidates.sum()) * layout.world_size
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        plan, found, tiles = ctx.plan, ctx.found, ctx.tiles
-        objective, sides, layout = plan.objective, plan.sides, plan.layout
+        call, statistics, tiles = ctx.call, ctx.statistics, ctx.tiles
+        objective, whole, layout = call.objective, call.whole, call.layout
         query_factor, _ = mean_factors(objective, len(layout.all_queries), len(layout.all_candidates))
-        factors = Factors(gradient * (layout.ranks * query_factor), plan.scale)
+        factors = Factors(gradient * (layout.world_size * query_factor), call.scale)
 
-        of_rows = objective.sparse_weights(sides.queries.anchors(layout.own_queries), found.queries)
-        of_columns = objective.sparse_weights(sides.candidates.anchors(layout.all_candidates), found.candidates)
+        of_rows = objective.sparse_weights(whole.query_anchors(layout.own_queries), statistics.queries)
+        of_columns = objective.sparse_weights(whole.candidate_anchors(layout.all_candidates), statistics.candidates)
         if of_rows is None or of_columns is None:
-            gradients = _gradients(tiles, plan, found, factors)
+            gradients = _gradients(tiles, call, statistics, factors)
         else:
             both = sparse.BothDirections(of_rows, of_columns)
             gradients = sparse.gradients(tiles.queries_bD, tiles.candidates_BD, layout, both, factors)
@@ -155,36 +157,36 @@ class _Tiled(torch.autograd.Function):
         of_scale = None
         if ctx.learns_scale:
             # From the sums in float32: in half precision, what is left of this sum would be rounding.
-            of_scale = gradients.along_queries.to(plan.scale.dtype).reshape(plan.scale.shape)
+            of_scale = gradients.along_queries.to(call.scale.dtype).reshape(call.scale.shape)
         return gradients.queries, of_candidates_bD.to(tiles.queries_bD.dtype), of_scale, None
 
 
-def _walk(tiles: PlainTiles, plan: Plan, known: Found | None) -> Found:
+def _walk(tiles: PlainTiles, call: TiledCall, known: Statistics | None) -> Statistics:
     """Return what one pass finds in the whole strip; the candidates' part is merged over the ranks."""
-    layout, tile = plan.layout, plan.tile
+    layout, tile = call.layout, call.tile
     row_pieces: list[RowStatistic] = []
     column_pieces: list[RowStatistic] = []
     for rows in _pieces(layout.own_queries, tile):
         row_piece: RowStatistic | None = None
         for number, columns in enumerate(_pieces(layout.all_candidates, tile)):
-            found = tiles.statistics(rows, columns, known)
-            row_piece = found.queries if row_piece is None else row_piece.merge(found.queries)
+            statistics = tiles.statistics(rows, columns, known)
+            row_piece = statistics.queries if row_piece is None else row_piece.merge(statistics.queries)
             if number == len(column_pieces):
-                column_pieces.append(found.candidates)
+                column_pieces.append(statistics.candidates)
             else:
-                column_pieces[number] = column_pieces[number].merge(found.candidates)
+                column_pieces[number] = column_pieces[number].merge(statistics.candidates)
         assert row_piece is not None
         row_pieces.append(row_piece)
     of_candidates = type(column_pieces[0]).join(column_pieces)
-    if layout.ranks > 1:
+    if layout.world_size > 1:
         of_candidates = of_candidates.reduce(layout.group)
-    return Found(type(row_pieces[0]).join(row_pieces), of_candidates)
+    return Statistics(type(row_pieces[0]).join(row_pieces), of_candidates)
 
 
-def _gradients(tiles: PlainTiles, plan: Plan, found: Found, factors: Factors) -> Gradients:
+def _gradients(tiles: PlainTiles, call: TiledCall, statistics: Statistics, factors: Factors) -> Gradients:
     """Return Σ_j W_ij c_j of this rank's queries and its part of Σ_i W_ij q_i of all candidates."""
-    layout, tile = plan.layout, plan.tile
-    query_factor, candidate_factor = mean_factors(plan.objective, len(layout.all_queries), len(layout.all_candidates))
+    layout, tile = call.layout, call.tile
+    query_factor, candidate_factor = mean_factors(call.objective, len(layout.all_queries), len(layout.all_candidates))
     column_factor = candidate_factor / query_factor
     queries_bD, candidates_BD = tiles.queries_bD, tiles.candidates_BD
     precision = torch.promote_types(queries_bD.dtype, torch.float32)
@@ -197,10 +199,10 @@ def _gradients(tiles: PlainTiles, plan: Plan, found: Found, factors: Factors) ->
         query_gradient_RD = torch.zeros_like(queries_RD, dtype=precision)
         for columns in _pieces(layout.all_candidates, tile):
             cut = slice(columns.start, columns.stop)
-            weights_RC = tiles.weights(rows, columns, found, column_factor)
+            weights_RC = tiles.weights(rows, columns, statistics, column_factor)
             add_product(query_gradient_RD, weights_RC, candidates_BD[cut])
             add_product(candidate_gradient_BD[cut], weights_RC.T, queries_RD)
-        tiles.add_own_pairs(rows, found, query_gradient_RD, candidate_gradient_BD)
+        tiles.add_own_pairs(rows, statistics, query_gradient_RD, candidate_gradient_BD)
         query_gradient_RD *= factors.loss
         along_queries += (query_gradient_RD * queries_RD).sum()
         query_gradient_bD[local_rows] = query_gradient_RD.mul_(factors.scale)

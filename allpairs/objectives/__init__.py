@@ -1,6 +1,30 @@
-"""Every pair objective: what an anchor must know about its row, and the weight it then gives each pair."""
+"""Every pair objective: what an anchor must know about its row, and the weight it then gives each pair.
 
-from allpairs.objectives.base import PairObjective, from_scores, weights_from_scores
+- `base`: how objectives are called, on embeddings and on scores.
+- `catalogue`: objectives by name.
+- `triplet`, `triplet_hn`, `vlc`, `nt_xent`, `nt_xent_hn`, `unified`, `ssp`, `rsp`, `goal`: one positive per anchor.
+- `circle`, `binomial_deviance`, `lifted`, `multi_similarity`, `smooth_ap`: positives from ids.
+- `hard_negative`, `softmax`: what several of them share.
+- `weighting`, `polynomial`: weighted similarities.
+- `checks`: values that users give.
+"""
+
+from allpairs.objectives.base import (
+    PairObjective,
+    from_scores,
+    shares_from_scores,
+    weights_from_scores,
+    weights_of_triplets,
+)
 from allpairs.objectives.catalogue import arguments, make, names
 
-__all__ = ["PairObjective", "arguments", "from_scores", "make", "names", "weights_from_scores"]
+__all__ = [
+    "PairObjective",
+    "arguments",
+    "from_scores",
+    "make",
+    "names",
+    "shares_from_scores",
+    "weights_from_scores",
+    "weights_of_triplets",
+]

@@ -5,73 +5,34 @@ R anchors, C columns they look at.
 """
 
 import warnings
-from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
+from abc import abstractmethod
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from allpairs.engine import dense
-from allpairs.engine.anchors import Anchors, Exponents, SparseWeights, Tile
 from allpairs.engine.backend import BACKENDS, compute_loss, keeps_half
-from allpairs.engine.batch import Sides, own_scores
-from allpairs.engine.pairs import match_ids, match_margins, nothing_or_nan, prepare
-from allpairs.engine.statistic import RowStatistic
+from allpairs.engine.batch import match_ids, match_margins, nothing_or_nan, prepare
+from allpairs.engine.contract import AnchorObjective, Anchors, Family, Reduction, StatisticT, Tile
+from allpairs.engine.global_batch import GlobalBatch, own_scores
 from allpairs.errors import UserError
 from allpairs.objectives.checks import choice, flag
 
-Reduction = Literal["mean", "sum"]
 Direction = Literal["both", "rows", "columns"]
 
-StatisticT = TypeVar("StatisticT", bound=RowStatistic)
 
+class PairObjective(AnchorObjective[StatisticT]):
+    """An objective as its users call it. What it must say of itself: `allpairs.engine.contract.AnchorObjective`.
 
-class PairObjective(nn.Module, ABC, Generic[StatisticT]):
-    """An objective over a batch, symmetric in both directions: L = Σ_i f_row(i) + Σ_i f_col(i).
-
-    A subclass says what an anchor must know about its row (`statistic`), the loss f(i) this gives (`losses`) and the
-    weight ∂f(i)/∂S_ij of each pair (`weights`); the engine does the rest. See `allpairs.engine.anchors`. Inherit from
-    `OwnPair` or `PositivesByIds`.
+    Inherit from `OwnPair` or `PositivesByIds`.
     """
-
-    takes_margins: ClassVar[bool] = False
-    """Whether the objective has a margin, which `margins=` at the call may replace by one per pair (U-Eq. 26)."""
-    surrogate: ClassVar[str | None] = None
-    """What the value is, if it is not the function that the gradient descends; None for a loss."""
-    passes: int = 1
-    kernel: str | None = None
-    own_positive: ClassVar[bool]
-    needs_slots: ClassVar[bool] = False
 
     def __init__(self, *, reduction: Reduction, normalize: bool) -> None:
         super().__init__()
         self.reduction = choice("reduction", reduction, get_args(Reduction))
         self.normalize = flag("normalize", normalize)
-
-    @abstractmethod
-    def statistic(self, tile: Tile, known: StatisticT | None) -> StatisticT:
-        """Return what each anchor must know about the columns of a tile; differentiable. `known`: the pass before."""
-
-    @abstractmethod
-    def losses(self, anchors: Anchors, statistic: StatisticT) -> Tensor:
-        """Return f(i) [R]; differentiable, through the statistic too."""
-
-    @abstractmethod
-    def weights(self, tile: Tile, statistic: StatisticT) -> Tensor:
-        """Return ∂f(i)/∂S_ij [R, C] in closed form."""
-
-    def sparse_weights(self, anchors: Anchors, statistic: StatisticT) -> SparseWeights | None:
-        """Return the weights as two columns per anchor, or None if they are more."""
-        return None
-
-    def exponents(self, anchors: Anchors) -> Exponents:
-        """Return x_ij = scale·S_ij − bias_i of an objective with the kernel "soft_excess"."""
-        raise NotImplementedError(f"{type(self).__name__} has no affine exponents")
-
-    def score_scale(self) -> Tensor | float:
-        """Return the factor on every score: the objective sees S_ij = score_scale · q_i·c_j."""
-        return 1.0
 
     def forward(
         self,
@@ -103,9 +64,10 @@ class PairObjective(nn.Module, ABC, Generic[StatisticT]):
             margins: [b], one margin per pair in place of the objective's (U-Eq. 26). No gradient flows to them.
             group: the process group whose ranks share the batch. Every rank calls with its own rows (any number, 0
                 too), all items of all ranks are compared, and the gradient after DistributedDataParallel's averaging
-                over the same group is exactly that of one process on all of them. The value is then this rank's
-                share times N: log `allpairs.engine.global_value`. **None means this process alone**, in a distributed
-                job too: negatives of other ranks are then not seen.
+                over the same group is exactly that of one process on all of them. Ids are global: equal ids on two
+                ranks are one instance. The value is then this rank's part of the sum times N: log
+                `allpairs.engine.global_value`. **None means this process alone**, in a distributed job too: negatives
+                of other ranks are then not seen.
             backend: "dense" holds the full score matrix; "tiled" needs memory for one tile of it; "triton" is tiled
                 with fused kernels, on GPUs, with products in the type of the embeddings (bfloat16 stays) and
                 statistics in float32; "auto" chooses by size and device.
@@ -126,7 +88,7 @@ class PairObjective(nn.Module, ABC, Generic[StatisticT]):
                     stacklevel=2,
                 )
         with torch.autocast(queries.device.type, enabled=False):
-            share = prepare(
+            batch = prepare(
                 queries,
                 candidates,
                 query_ids=query_ids,
@@ -137,7 +99,7 @@ class PairObjective(nn.Module, ABC, Generic[StatisticT]):
                 keep_half=keeps_half(self, backend, queries, candidates),
             )
             # Mining compares, and nothing is above or below NaN: without this a broken row could be passed over.
-            return compute_loss(self, share, group, backend, tile) + nothing_or_nan(share)
+            return compute_loss(self, batch, group, backend, tile) + nothing_or_nan(batch)
 
     @torch.no_grad()
     def pair_weights(
@@ -158,7 +120,7 @@ class PairObjective(nn.Module, ABC, Generic[StatisticT]):
         choice("direction", direction, get_args(Direction))
         self._check_margins(margins)
         with torch.autocast(queries.device.type, enabled=False):
-            share = prepare(
+            batch = prepare(
                 queries,
                 candidates,
                 query_ids=query_ids,
@@ -168,10 +130,10 @@ class PairObjective(nn.Module, ABC, Generic[StatisticT]):
                 own_positive=self.own_positive,
             )
             scale = self.score_scale()
-            scores = share.queries @ share.candidates.T * scale
-            positive = own_scores(share.queries, share.candidates) * scale if self.own_positive else None
-            sides = Sides.of(self, share.ids, positive, share.margins, scores.shape, device=scores.device)
-            return scale * dense.weights_of_scores(self, scores, sides).of(direction)
+            scores = batch.queries @ batch.candidates.T * scale
+            positive = own_scores(batch.queries, batch.candidates) * scale if self.own_positive else None
+            whole = GlobalBatch.of(self, batch.ids, positive, batch.margins, scores.shape, device=scores.device)
+            return scale * dense.weights_of_scores(self, scores, whole).of(direction)
 
     def _check_margins(self, margins: Tensor | None) -> None:
         if margins is not None and not self.takes_margins:
@@ -182,6 +144,7 @@ class OwnPair(PairObjective[StatisticT]):
     """An objective whose anchors have one positive, their own pair: every negative is pushed, the pair is pulled."""
 
     own_positive: ClassVar[bool] = True
+    family: ClassVar[Family] = "triplet"
 
     @abstractmethod
     def push(self, tile: Tile, statistic: StatisticT) -> Tensor:
@@ -203,6 +166,7 @@ class PositivesByIds(PairObjective[StatisticT]):
     """An objective whose anchors have a set of positives: all items of the other side that share their id."""
 
     own_positive: ClassVar[bool] = False
+    family: ClassVar[Family] = "sets"
 
 
 def from_scores(
@@ -216,14 +180,17 @@ def from_scores(
     """Return the same loss on a given score matrix [Bq, Bc], for scorers that have no embeddings; differentiable.
 
     `scores[i, j]` is the score of query i and candidate j; ids and margins are as at the objective's call. Half
-    precision is raised to float32. The scores are those of all pairs: nothing is exchanged between ranks.
+    precision is raised to float32. The scores are those of all pairs: nothing is exchanged between ranks. A score that
+    is NaN gives NaN, whatever the objective looks at.
 
     Raises:
         UserError: scores that are no matrix, or ids and margins that do not fit.
     """
     with torch.autocast(scores.device.type, enabled=False):
-        scaled, sides = _sides_of_scores(objective, scores, query_ids, candidate_ids, margins)
-        return dense.loss_of_scores(objective, scaled, sides)
+        scaled, whole = _of_scores(objective, scores, query_ids, candidate_ids, margins)
+        # Mining compares, and nothing is above or below NaN: without this a broken score could be passed over.
+        nothing_or_nan = torch.where(scores.detach().isnan().any(), torch.nan, scaled.new_zeros(()))
+        return dense.loss_of_scores(objective, scaled, whole) + nothing_or_nan
 
 
 @torch.no_grad()
@@ -242,18 +209,50 @@ def weights_from_scores(
     """
     choice("direction", direction, get_args(Direction))
     with torch.autocast(scores.device.type, enabled=False):
-        scaled, sides = _sides_of_scores(objective, scores, query_ids, candidate_ids, margins)
-        return objective.score_scale() * dense.weights_of_scores(objective, scaled, sides).of(direction)
+        scaled, whole = _of_scores(objective, scores, query_ids, candidate_ids, margins)
+        return objective.score_scale() * dense.weights_of_scores(objective, scaled, whole).of(direction)
 
 
-def _sides_of_scores(
+@torch.no_grad()
+def shares_from_scores(
+    objective: PairObjective[Any],
+    scores: Tensor,
+    *,
+    query_ids: Tensor | None = None,
+    candidate_ids: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return p_ij of the queries as anchors [Bq, Bc] and of the candidates [Bc, Bq], of the family "softmax".
+
+    Arguments and errors as of `from_scores`. An anchor's shares add up to 1 with that of its positive.
+    """
+    scaled, whole = _of_scores(objective, scores, query_ids, candidate_ids, None)
+    rows, columns = (
+        objective.shares(tile, objective.statistic_of_row(tile)) for tile in dense.both_tiles(objective, scaled, whole)
+    )
+    return rows, columns
+
+
+@torch.no_grad()
+def weights_of_triplets(objective: PairObjective[Any], positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
+    """Return −∂f/∂s_pos and ∂f/∂s_neg [G] of anchors with one positive and one negative each, at these similarities."""
+    scale = objective.score_scale()
+    scores_G2 = torch.stack([positive, negative], dim=1) * scale
+    is_positive_G2 = torch.tensor([True, False], device=positive.device).expand_as(scores_G2)
+    slots_G1 = torch.zeros(len(positive), 1, dtype=torch.int64, device=positive.device)
+    anchors = Anchors(positive=scores_G2[:, 0] if objective.own_positive else None, slots=slots_G1)
+    tile = Tile(anchors, scores_G2, is_positive=is_positive_G2, is_negative=~is_positive_G2)
+    weights_G2 = objective.weights(tile, objective.statistic_of_triplet(tile)) * scale
+    return 0 - weights_G2[:, 0], weights_G2[:, 1]
+
+
+def _of_scores(
     objective: PairObjective[Any],
     scores: Tensor,
     query_ids: Tensor | None,
     candidate_ids: Tensor | None,
     margins: Tensor | None,
-) -> tuple[Tensor, Sides]:
-    """Check a score matrix and return it as the objective sees it, with what is known of its sides."""
+) -> tuple[Tensor, GlobalBatch]:
+    """Check a score matrix and return it as the objective sees it, with what is known of the batch."""
     if scores.ndim != 2 or scores.numel() == 0 or not scores.is_floating_point():
         raise UserError(
             f"scores: a floating-point matrix [B, B] of at least one pair is accepted, not {list(scores.shape)} "
@@ -264,4 +263,6 @@ def _sides_of_scores(
     ids = match_ids(query_ids, candidate_ids, counts, scores.device, own_positive=objective.own_positive)
     scaled = scores.to(torch.promote_types(scores.dtype, torch.float32)) * objective.score_scale()
     positive = scaled.detach().diagonal() if objective.own_positive else None
-    return scaled, Sides.of(objective, ids, positive, match_margins(margins, scores), counts, device=scores.device)
+    return scaled, GlobalBatch.of(
+        objective, ids, positive, match_margins(margins, scores), counts, device=scores.device
+    )

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from allpairs.engine.anchors import Anchors, Tile
-from allpairs.engine.statistic import RowStatistic, Summed
-from allpairs.objectives.base import PositivesByIds, Reduction
+from allpairs.engine.contract import Anchors, Reduction, Tile
+from allpairs.engine.statistics import RowStatistic, Summed
+from allpairs.objectives.base import PositivesByIds
 from allpairs.objectives.checks import number, positive_number
 
 

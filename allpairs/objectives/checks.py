@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from allpairs.errors import UserError, nearest
 
@@ -31,7 +31,7 @@ def flag(name: str, value: object) -> bool:
     return value
 
 
-def choice(name: str, value: object, accepted: Sequence[str]) -> str:
+def choice(name: str, value: object, accepted: Sequence[str]) -> Any:
     """Return `value` if it is one of `accepted`."""
     if not isinstance(value, str):
         _refuse(name, value, f"one of {', '.join(accepted)}")

@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from allpairs.engine.anchors import Anchors, Tile
-from allpairs.engine.row_statistics import SumOfExponentials
-from allpairs.engine.statistic import RowStatistic
-from allpairs.objectives.base import PositivesByIds, Reduction
+from allpairs.engine.contract import Anchors, Reduction, Tile
+from allpairs.engine.statistics import RowStatistic, SumOfExponentials
+from allpairs.objectives.base import PositivesByIds
 from allpairs.objectives.checks import number, positive_number
 
 

@@ -6,15 +6,16 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from allpairs.engine.anchors import Anchors, Tile
-from allpairs.engine.row_statistics import HardestNegative
-from allpairs.engine.statistic import RowStatistic, Summed
-from allpairs.objectives.base import Reduction
+from allpairs.engine.contract import Anchors, Reduction, Tile
+from allpairs.engine.statistics import HardestNegative, RowStatistic, Summed
 from allpairs.objectives.checks import choice, number, positive_number
 from allpairs.objectives.hard_negative import Forces, OnHardestNegative
 
 TripletWeight = Literal["con", "nca", "cir"]
 PairWeight = Literal["con", "lin", "sig", "lin_ms", "sig_ms"]
+
+RELATION = 0.1
+"""m₊ and m₋ in triplet diagrams."""
 
 _STEEPEST = 20.0
 """Bound of α and β: pair weights have no bound of their own, and with scores in [−2, 2] they stay finite in float32."""
@@ -35,7 +36,7 @@ class Relations(RowStatistic):
     """[R]: |𝒩_i|."""
 
 
-class Goal(OnHardestNegative[RowStatistic]):
+class Goal(OnHardestNegative[Relations]):
     """GOAL: the gradient of a triplet is T·P₋ on its hardest negative and −T·P₊ on its positive.
 
     With d = d_i and h = S_i,HN(i), `triplet` gives T and `pair` gives P₊ and P₋:
@@ -51,8 +52,17 @@ class Goal(OnHardestNegative[RowStatistic]):
     **Not a loss.** The value is a surrogate, Σ (h − d) over the anchors, that need not fall in training; its gradient
     is W times the gradient that comes in.
 
+    A negative below 0 is pulled by lin and lin_ms (P₋ has the sign of h); lin_ms pushes a positive that is more than 1
+    above the mean of 𝒫_i (m₊ > 1). G's sentence on m₋ > 1 contradicts its formula (the hardest negative always has
+    m₋ ≤ 1); the formula is used.
+
     Row statistic: the maximum over the negatives and its column; for the pairs with ms, the four sums of `Relations`.
     Pair weights: T·P₋ for the hardest negative and −T·P₊ for the positive.
+
+    G Table 1 names what its cells equal. Exactly: (con, con) is the gradient of `triplet_hn`, (nca, con)·τ that of
+    `nt_xent_hn`; (con, sig) has the weights of binomial deviance above the hinge, up to its 1/α and 1/β. (cir, lin) is
+    Circle's only with τ = γ, `offset` = 1 − 2m² and m = 0 for the pair weights; (con, sig_ms) takes means where
+    multi-similarity takes sums.
 
     Source: G-Eq. 7 to 15 and Table 1 (GOAL).
     """
@@ -84,17 +94,16 @@ class Goal(OnHardestNegative[RowStatistic]):
         self.threshold = number("threshold", threshold, -1, 1)
         self.epsilon = number("epsilon", epsilon, 0, 2)
         self.offset = number("offset", offset, -10, 10)
-        self.looks_twice = self.pair in ("lin_ms", "sig_ms")
-        self.passes = 2 if self.looks_twice else 1
+        self.passes = 2 if self.pair in ("lin_ms", "sig_ms") else 1
         self.kernel = "hardest"
 
-    def statistic(self, tile: Tile, known: RowStatistic | None) -> RowStatistic:
+    def statistic(self, tile: Tile, known: Relations | None) -> Relations:
         """Find the hardest negative of each row; knowing it, relate it and the positive to the others."""
         if known is None:
-            return HardestNegative.of(tile.mask_negatives(tile.scores), tile.first_column)
-        return self._relate(tile, self.hardest(known))
+            return self.of_hardest(HardestNegative.of(tile.mask_negatives(tile.scores), tile.first_column))
+        return self._relate(tile, known.hardest)
 
-    def losses(self, anchors: Anchors, statistic: RowStatistic) -> Tensor:
+    def losses(self, anchors: Anchors, statistic: Relations) -> Tensor:
         """Return h − d, the surrogate's value, with T·P₋ and −T·P₊ as its gradient; 0 without negatives."""
         hardest = self.hardest(statistic)
         exists_R = hardest.exists()
@@ -104,15 +113,25 @@ class Goal(OnHardestNegative[RowStatistic]):
         value_R = torch.where(exists_R, hardest_R - anchors.own, 0).detach()
         return value_R + (carrier_R - carrier_R.detach())
 
-    def hardest(self, statistic: RowStatistic) -> HardestNegative:
+    def of_hardest(self, hardest: HardestNegative) -> Relations:
+        """Return what is known before anything is related: both sets empty."""
+        nothing_R = torch.zeros_like(hardest.value)
+        return Relations(hardest, nothing_R, nothing_R, nothing_R, nothing_R)
+
+    def statistic_of_triplet(self, tile: Tile) -> Relations:
+        """Return m₊ = m₋ = 0.1 for the pairs with ms, as in G Fig. 3: in one triplet there is nothing to relate to."""
+        found = self.of_hardest(HardestNegative.of(tile.mask_negatives(tile.scores), tile.first_column))
+        if self.passes == 1:
+            return found
+        total_R, count_R = torch.full_like(found.positive_total, RELATION), torch.ones_like(found.positive_count)
+        return Relations(found.hardest, total_R, count_R, total_R, count_R)
+
+    def hardest(self, statistic: Relations) -> HardestNegative:
         """Return HN(i)."""
-        if isinstance(statistic, HardestNegative):
-            return statistic
-        assert isinstance(statistic, Relations)
         return statistic.hardest
 
     @torch.no_grad()
-    def forces(self, anchors: Anchors, statistic: RowStatistic) -> Forces:
+    def forces(self, anchors: Anchors, statistic: Relations) -> Forces:
         """Return T·P₋ and T·P₊."""
         hardest = self.hardest(statistic)
         exists_R = hardest.exists()
@@ -130,7 +149,7 @@ class Goal(OnHardestNegative[RowStatistic]):
             return torch.ones_like(positive_R)
         return (self.margin + hardest_R - positive_R > 0).to(positive_R)
 
-    def _pair_weights(self, positive_R: Tensor, hardest_R: Tensor, statistic: RowStatistic) -> tuple[Tensor, Tensor]:
+    def _pair_weights(self, positive_R: Tensor, hardest_R: Tensor, statistic: Relations) -> tuple[Tensor, Tensor]:
         """Return P₊ and P₋ [R]."""
         if self.pair == "con":
             return torch.ones_like(positive_R), torch.ones_like(hardest_R)
@@ -145,10 +164,8 @@ class Goal(OnHardestNegative[RowStatistic]):
         negative_weight_R = 1 / (below_R + torch.exp(-self.beta * (hardest_R - self.threshold)))
         return positive_weight_R, negative_weight_R
 
-    def _means(self, statistic: RowStatistic, neutral: float) -> tuple[Tensor | float, Tensor | float]:
+    def _means(self, statistic: Relations, neutral: float) -> tuple[Tensor, Tensor]:
         """Return m₊ and m₋ [R], `neutral` for an empty set; without a second walk all sets are empty."""
-        if not isinstance(statistic, Relations):
-            return neutral, neutral
         means = []
         for total_R, count_R in (
             (statistic.positive_total, statistic.positive_count),

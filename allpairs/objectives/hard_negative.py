@@ -4,17 +4,14 @@ Shapes: R anchors, C columns.
 """
 
 from abc import abstractmethod
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from allpairs.engine.anchors import Anchors, SparseWeights, Tile
-from allpairs.engine.row_statistics import HardestNegative
-from allpairs.engine.statistic import RowStatistic
+from allpairs.engine.contract import Anchors, Kernel, SparseWeights, StatisticT, Tile
+from allpairs.engine.statistics import HardestNegative
 from allpairs.objectives.base import OwnPair
-
-StatisticT = TypeVar("StatisticT", bound=RowStatistic)
 
 
 class Forces(NamedTuple):
@@ -57,11 +54,15 @@ class OnHardestNegative(OwnPair[StatisticT]):
 class OnHighestScore(OnHardestNegative[HardestNegative]):
     """An objective whose one negative is that of the highest score, HN(i)."""
 
-    kernel: str | None = "hardest"
+    kernel: Kernel | None = "hardest"
 
     def statistic(self, tile: Tile, known: HardestNegative | None) -> HardestNegative:
         """Find the hardest negative of each row."""
         return HardestNegative.of(tile.mask_negatives(tile.scores), tile.first_column)
+
+    def of_hardest(self, hardest: HardestNegative) -> HardestNegative:
+        """Return just that."""
+        return hardest
 
     def hardest(self, statistic: HardestNegative) -> HardestNegative:
         """Return the statistic, which is just that."""

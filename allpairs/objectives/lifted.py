@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from allpairs.engine.anchors import Anchors, Tile
-from allpairs.engine.row_statistics import SumOfExponentials
-from allpairs.objectives.base import PositivesByIds, Reduction
+from allpairs.engine.contract import Anchors, Reduction, Tile
+from allpairs.engine.statistics import SumOfExponentials
+from allpairs.objectives.base import PositivesByIds
 from allpairs.objectives.checks import positive_number
 from allpairs.objectives.circle import BothSums
 

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from allpairs.engine.anchors import Anchors, Tile
-from allpairs.engine.row_statistics import SoftExcess
-from allpairs.engine.statistic import Highest, Lowest, RowStatistic
-from allpairs.objectives.base import PositivesByIds, Reduction
+from allpairs.engine.contract import Anchors, Reduction, Tile
+from allpairs.engine.statistics import Highest, Lowest, RowStatistic, SoftExcess
+from allpairs.objectives.base import PositivesByIds
 from allpairs.objectives.checks import number, positive_number
 
 

@@ -1,6 +1,6 @@
 """The normalised temperature-scaled cross-entropy loss."""
 
-from allpairs.objectives.base import Reduction
+from allpairs.engine.contract import Reduction
 from allpairs.objectives.checks import positive_number
 from allpairs.objectives.softmax import SoftmaxOverNegatives
 

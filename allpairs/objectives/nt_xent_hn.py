@@ -3,9 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from allpairs.engine.anchors import Anchors
-from allpairs.engine.row_statistics import HardestNegative
-from allpairs.objectives.base import Reduction
+from allpairs.engine.contract import Anchors, Reduction
+from allpairs.engine.statistics import HardestNegative
 from allpairs.objectives.checks import positive_number
 from allpairs.objectives.hard_negative import Forces, OnHighestScore
 
@@ -22,6 +21,11 @@ class NTXentHN(OnHighestScore):
     def __init__(self, *, tau: float = 10.0, reduction: Reduction = "mean", normalize: bool = True) -> None:
         super().__init__(reduction=reduction, normalize=normalize)
         self.tau = positive_number("tau", tau)
+
+    @property
+    def constant_factor(self) -> float:
+        """τ, which counting leaves out."""
+        return self.tau
 
     def losses(self, anchors: Anchors, statistic: HardestNegative) -> Tensor:
         """Return the softplus of the violation."""

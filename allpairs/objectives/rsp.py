@@ -7,10 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from allpairs.engine.anchors import Anchors, Tile
-from allpairs.engine.row_statistics import HardestNegative
-from allpairs.engine.statistic import RowStatistic, all_reduce
-from allpairs.objectives.base import Reduction
+from allpairs.engine.contract import Anchors, Reduction, Tile
+from allpairs.engine.statistics import HardestNegative, RowStatistic, all_reduce
 from allpairs.objectives.checks import number
 from allpairs.objectives.hard_negative import Forces, OnHardestNegative
 from allpairs.objectives.polynomial import Coefficients, Polynomial
@@ -51,7 +49,8 @@ class RSP(OnHardestNegative[RelativelyHardest]):
     Row statistic: the maximum of G over the negatives, its column and its S_ij − d_i.
     Pair weights: G′(S_ij* − d_i) for that negative, minus it for the positive, where the hinge is active.
 
-    Source: U-Eq. 25 (Unified Loss).
+    Source: U-Eq. 25 (Unified Loss). Its first line takes the hardest by S, its second by G: they differ where G is not
+    monotone, and the second is used.
     """
 
     takes_margins: ClassVar[bool] = True
@@ -77,7 +76,7 @@ class RSP(OnHardestNegative[RelativelyHardest]):
 
     def losses(self, anchors: Anchors, statistic: RelativelyHardest) -> Tensor:
         """Return the hinge on it."""
-        return (statistic.hardest.value + self._margin(anchors)).relu()
+        return (statistic.hardest.value + anchors.margin_or(self.margin)).relu()
 
     def hardest(self, statistic: RelativelyHardest) -> HardestNegative:
         """Return the negative of the highest G."""
@@ -88,6 +87,3 @@ class RSP(OnHardestNegative[RelativelyHardest]):
         active_R = self.losses(anchors, statistic) > 0
         force_R = self.coefficients.slope(statistic.relative.where(active_R, 0)) * active_R
         return Forces(force_R, force_R)
-
-    def _margin(self, anchors: Anchors) -> Tensor | float:
-        return self.margin if anchors.margin is None else anchors.margin

@@ -10,28 +10,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from allpairs.engine.anchors import Anchors, Tile
-from allpairs.engine.statistic import RowStatistic, Settled, Summed
-from allpairs.objectives.base import PositivesByIds, Reduction
+from allpairs.engine.contract import Anchors, Family, Reduction, Tile
+from allpairs.engine.statistics import Highest, RowStatistic, Summed
+from allpairs.objectives.base import PositivesByIds
 from allpairs.objectives.checks import positive_number
 
 _LARGEST_EXPONENT = 50.0
 
 
 @dataclass(frozen=True)
-class PositiveScores(RowStatistic):
-    """The scores of each anchor's positives."""
-
-    values: Summed
-    """[R, K]: s_i at the anchor's slots, 0 where it has fewer positives. Each tile adds those it holds."""
-
-
-@dataclass(frozen=True)
 class SoftRanks(RowStatistic):
-    """The soft rank of each positive, among all columns and among the positives, and how fast it changes."""
+    """The scores of each anchor's positives and, in a second walk, their soft ranks and how fast these change."""
 
-    scores: Settled
-    """[R, K]: s_i, found in the walk before."""
+    scores: Highest
+    """[R, K]: s_i at the anchor's slots, −inf where it has fewer positives. Each tile knows those it holds."""
     positives_above: Summed
     """[R, K]: Σ_{j∈P, j≠i} G_ij, with G_ij = σ((s_j − s_i)/τ)."""
     negatives_above: Summed
@@ -50,7 +42,7 @@ class SoftRanks(RowStatistic):
         return 1 + self.positives_above + self.negatives_above
 
 
-class SmoothAP(PositivesByIds[RowStatistic]):
+class SmoothAP(PositivesByIds[SoftRanks]):
     """Smooth-AP: f(i) = 1 − (1/|P|) Σ_{i∈P} R(i, P)/R(i, all), R(i, Ω) = 1 + Σ_{j∈Ω, j≠i} σ((s_j − s_i)/τ).
 
     Meant for batches of images [B] and k captions of each [kB], joined by ids. The exponent is held within ±50. An
@@ -59,9 +51,14 @@ class SmoothAP(PositivesByIds[RowStatistic]):
     Row statistic: the scores of the positives; then, of each, both soft ranks and their slopes.
     Pair weights: from each positive i, ∂AP/∂s_j through both of its ranks; minus their sum for s_i itself.
 
-    Source: C-Eq. 5 to 8 (COCOS); Brown et al. 2020 (arXiv 2007.12163).
+    A positive may be pushed: of two near each other below a negative, the higher one, whose precision among all counts
+    its place among the positives.
+
+    Source: C-Eq. 5 to 8 (COCOS); Brown et al. 2020 (arXiv 2007.12163). C-8 averages over all queries, here over images
+    plus over captions; C's unnumbered AP has the sign of D reversed against C-6, which is used.
     """
 
+    family: ClassVar[Family] = "ranking"
     passes = 2
     needs_slots: ClassVar[bool] = True
 
@@ -69,30 +66,34 @@ class SmoothAP(PositivesByIds[RowStatistic]):
         super().__init__(reduction=reduction, normalize=normalize)
         self.temperature = positive_number("temperature", temperature)
 
-    def statistic(self, tile: Tile, known: RowStatistic | None) -> RowStatistic:
+    @property
+    def constant_factor(self) -> float:
+        """1/τ, the steepness of its soft ranks, which the released counter leaves out."""
+        return 1 / self.temperature
+
+    def statistic(self, tile: Tile, known: SoftRanks | None) -> SoftRanks:
         """Collect the scores of the positives; knowing them, add up both soft ranks of each."""
         if known is None:
             column_RK, inside_RK = _slots_in(tile)
-            return PositiveScores(tile.scores.gather(1, column_RK) * inside_RK)
-        assert isinstance(known, PositiveScores)
+            scores_RK = tile.scores.gather(1, column_RK).masked_fill(~inside_RK, -torch.inf)
+            nothing_RK = torch.zeros_like(scores_RK)
+            return SoftRanks(scores_RK, nothing_RK, nothing_RK, nothing_RK, nothing_RK)
         sums: list[list[Tensor]] = [[], [], [], []]
-        for higher_RC, slope_RC in self._comparisons(tile, known.values):
+        for higher_RC, slope_RC in self._comparisons(tile, known.scores):
             for values_RC, (of_positives, of_negatives) in ((higher_RC, sums[:2]), (slope_RC, sums[2:])):
                 of_positives.append(tile.mask_positives(values_RC, fill=0).sum(dim=1))
                 of_negatives.append(tile.mask_negatives(values_RC, fill=0).sum(dim=1))
-        return SoftRanks(known.values, *(torch.stack(parts, dim=1) for parts in sums))
+        return SoftRanks(known.scores, *(torch.stack(parts, dim=1) for parts in sums))
 
-    def losses(self, anchors: Anchors, statistic: RowStatistic) -> Tensor:
+    def losses(self, anchors: Anchors, statistic: SoftRanks) -> Tensor:
         """Return 1 − AP."""
-        assert isinstance(statistic, SoftRanks)
         exists_RK, count_R = _positives(anchors)
         precision_RK = statistic.among_positives() / statistic.among_all() * exists_RK
         average_R = precision_RK.sum(dim=1) / count_R.clamp(min=1)
         return (count_R > 0).to(average_R) - average_R
 
-    def weights(self, tile: Tile, statistic: RowStatistic) -> Tensor:
+    def weights(self, tile: Tile, statistic: SoftRanks) -> Tensor:
         """Return what moves the ranks of the positives."""
-        assert isinstance(statistic, SoftRanks)
         exists_RK, count_R = _positives(tile.anchors)
         share_RK = exists_RK.to(tile.scores) / count_R.clamp(min=1)[:, None]
         rank_RK = statistic.among_all()
@@ -127,6 +128,10 @@ def _slots_in(tile: Tile) -> tuple[Tensor, Tensor]:
     assert tile.anchors.slots is not None
     column_RK = tile.anchors.slots - tile.first_column
     inside_RK = (tile.anchors.slots >= 0) & (column_RK >= 0) & (column_RK < tile.scores.shape[1])
+    if tile.is_positive is None:  # no column of this tile is a positive, whatever its place
+        inside_RK = torch.zeros_like(inside_RK)
+    else:
+        inside_RK = inside_RK & tile.is_positive.gather(1, column_RK * inside_RK)
     return column_RK * inside_RK, inside_RK
 
 

@@ -3,10 +3,12 @@
 Shapes: R anchors, C columns.
 """
 
+from typing import ClassVar
+
 from torch import Tensor
 
-from allpairs.engine.anchors import Anchors, Exponents, Tile
-from allpairs.engine.row_statistics import SoftExcess
+from allpairs.engine.contract import Anchors, Exponents, Family, Kernel, Tile
+from allpairs.engine.statistics import SoftExcess
 from allpairs.objectives.base import OwnPair
 
 
@@ -17,7 +19,8 @@ class SoftmaxOverNegatives(OwnPair[SoftExcess]):
     Pair weights: p_ij = e^{x_ij} / (1 + Σ_k e^{x_ik}) for a negative, −Σ_j p_ij for the positive; times the scale.
     """
 
-    kernel: str | None = "soft_excess"
+    family: ClassVar[Family] = "softmax"
+    kernel: Kernel | None = "soft_excess"
 
     def statistic(self, tile: Tile, known: SoftExcess | None) -> SoftExcess:
         """Sum the exponentials of each row."""
@@ -27,9 +30,13 @@ class SoftmaxOverNegatives(OwnPair[SoftExcess]):
         """Return the softmax cross-entropy of the positive."""
         return statistic.value()
 
-    def push(self, tile: Tile, statistic: SoftExcess) -> Tensor:
+    def shares(self, tile: Tile, statistic: SoftExcess) -> Tensor:
         """Return p_ij."""
         return statistic.share(self._exponents(tile))
+
+    def push(self, tile: Tile, statistic: SoftExcess) -> Tensor:
+        """Return p_ij."""
+        return self.shares(tile, statistic)
 
     def pull(self, anchors: Anchors, statistic: SoftExcess) -> Tensor:
         """Return Σ_j p_ij."""

@@ -5,9 +5,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from allpairs.engine.anchors import Anchors
-from allpairs.engine.row_statistics import HardestNegative
-from allpairs.objectives.base import Reduction
+from allpairs.engine.contract import Anchors, Reduction
+from allpairs.engine.statistics import HardestNegative
 from allpairs.objectives.checks import number
 from allpairs.objectives.hard_negative import Forces, OnHighestScore
 from allpairs.objectives.polynomial import Coefficients, Polynomial
@@ -20,7 +19,8 @@ class SSP(OnHighestScore):
     """Universal weighting by polynomials of each pair's own similarity: f(i) = [P(d_i)]+ + [N(h_i)]+.
 
     Only where the hardest negative h_i = S_i,HN(i) violates the margin, h_i + m > d_i, and d_i < 1 − 10⁻⁵; else 0. The
-    two clamps are separate.
+    two clamps are separate. With the published N a hardest negative below 0.096 is pulled: there its clamp is open and
+    N falls.
 
     Row statistic: the maximum over the negatives and its column.
     Pair weights: N′(h) for the hardest negative and P′(d) for the positive, each where its clamp is open.

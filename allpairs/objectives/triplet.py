@@ -4,9 +4,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from allpairs.engine.anchors import Anchors, Tile
-from allpairs.engine.row_statistics import HingeSum
-from allpairs.objectives.base import OwnPair, Reduction
+from allpairs.engine.contract import Anchors, Reduction, Tile
+from allpairs.engine.statistics import HingeSum
+from allpairs.objectives.base import OwnPair
 from allpairs.objectives.checks import number
 
 

@@ -4,9 +4,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from allpairs.engine.anchors import Anchors
-from allpairs.engine.row_statistics import HardestNegative
-from allpairs.objectives.base import Reduction
+from allpairs.engine.contract import Anchors, Reduction
+from allpairs.engine.statistics import HardestNegative
 from allpairs.objectives.checks import number
 from allpairs.objectives.hard_negative import Forces, OnHighestScore
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from allpairs.objectives.base import Reduction
+from allpairs.engine.contract import Reduction
 from allpairs.objectives.checks import flag, positive_number
 from allpairs.objectives.softmax import SoftmaxOverNegatives
 
@@ -18,8 +18,8 @@ class VLC(SoftmaxOverNegatives):
     """Vision-language contrastive loss: f(i) = log(1 + Σ_{j∈N(i)} e^{γ(S_ij − d_i)}), the softmax cross-entropy.
 
     With `learn_scale`, γ = e^{log_scale} and `log_scale` is a parameter of this module: include the module in what
-    DistributedDataParallel wraps, and keep weight decay off it. A step beyond γ = 100 is taken back at the next call
-    in training mode, so that the gradient never vanishes there.
+    DistributedDataParallel wraps, keep weight decay off it, and call `constrain()` after each step of the optimiser: it
+    takes back a step beyond γ = 100, so that the gradient never vanishes there.
 
     Row statistic and pair weights: see `SoftmaxOverNegatives`, with γ·S for S.
 
@@ -45,15 +45,21 @@ class VLC(SoftmaxOverNegatives):
 
     @property
     def scale(self) -> Tensor | float:
-        """γ: the fixed number, or the learned one as a tensor [1] with gradient, at most 100."""
+        """γ: the fixed number, or the learned one as a tensor [1] with gradient."""
         if not self.learn_scale:
             return self.fixed_scale
-        precise = self.log_scale.to(torch.promote_types(self.log_scale.dtype, torch.float32))
-        return precise.clamp(max=_LARGEST_LOG_SCALE).exp()
+        return self.log_scale.to(torch.promote_types(self.log_scale.dtype, torch.float32)).exp()
 
     def score_scale(self) -> Tensor | float:
         """Return γ."""
-        if self.learn_scale and self.training:
-            # Through .data: a change that autograd sees would spoil the graphs of earlier calls of the same step.
-            self.log_scale.data.clamp_(max=_LARGEST_LOG_SCALE)
         return self.scale
+
+    def learned(self) -> dict[str, float]:
+        """Return γ if it is learned."""
+        return {"scale": self.log_scale.detach().double().exp().item()} if self.learn_scale else {}
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Take back what a step has put the learned γ beyond 100."""
+        if self.learn_scale:
+            self.log_scale.clamp_(max=_LARGEST_LOG_SCALE)

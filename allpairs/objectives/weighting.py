@@ -1,35 +1,30 @@
-"""Weights on the similarities of the unified loss: schemes w_ij, w_ii in γ(w_ij·S_ij − w_ii·d_i + m), U-Eq. 24.
+"""Weighted similarities of the unified loss, U-Eq. 24 and 25: what stands for S_ij − d_i in γ(S_ij − d_i + m).
 
 Shapes: R anchors, C columns.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from allpairs.engine.row_statistics import SoftExcess, SumOfExponentials
-from allpairs.engine.statistic import all_reduce
-from allpairs.objectives.checks import choice
-from allpairs.objectives.polynomial import Coefficients, Polynomial
+from allpairs.engine.statistics import SoftExcess, SumOfExponentials, all_reduce
+from allpairs.objectives.polynomial import Polynomial
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 Weighting = Literal["none", "linear", "sigmoid", "ssp", "rsp"]
 
-_ALPHA, _BETA, _THRESHOLD = 2.0, 10.0, 0.5
-"""The constants of G-Eq. 11."""
-
 
 class Weighted(NamedTuple):
     """Weighted similarities of a tile and their slopes, which are constants."""
 
     excess: Tensor
-    """[R, C]: w_ij·S_ij − w_ii·d_i; differentiable."""
+    """[R, C]: w_ij·S_ij − w_ii·d_i, or the polynomials that stand for it; differentiable."""
     push: Tensor
     """[R, C]: its derivative by S_ij."""
     pull: Tensor
@@ -84,62 +79,62 @@ class Linear(ByOwnSimilarity):
 
 
 class Sigmoid(ByOwnSimilarity):
-    """w_ij = σ(β(S_ij − λ)) and w_ii = σ(−α(d_i − λ)), with the constants of G-Eq. 11."""
+    """w_ij = σ(β(S_ij − λ)) and w_ii = σ(−α(d_i − λ)), the form of G-Eq. 11.
+
+    Undetached and with its constants there (2, 10, 0.5), d·w(d) turns over at d = 0.784: a positive above that is
+    pushed; and S·w(S) falls below S = −0.1: a negative there is pulled.
+    """
+
+    def __init__(self, alpha: float, beta: float, threshold: float) -> None:
+        self.alpha, self.beta, self.threshold = alpha, beta, threshold
 
     def of_negatives(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Return σ(β(S − λ))."""
-        weight = torch.sigmoid(_BETA * (scores - _THRESHOLD))
-        return weight, _BETA * weight * (1 - weight)
+        weight = torch.sigmoid(self.beta * (scores - self.threshold))
+        return weight, self.beta * weight * (1 - weight)
 
     def of_positives(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Return σ(−α(d − λ))."""
-        weight = torch.sigmoid(-_ALPHA * (scores - _THRESHOLD))
-        return weight, -_ALPHA * weight * (1 - weight)
+        weight = torch.sigmoid(-self.alpha * (scores - self.threshold))
+        return weight, -self.alpha * weight * (1 - weight)
 
 
-class SelfSimilarity(ByOwnSimilarity):
-    """Polynomials of the pair's own similarity."""
+class SelfSimilarity(Scheme):
+    """The polynomials of `ssp` are the weighted similarities: G_neg(S_ij) + G_pos(d_i), U-Eq. 25's form for one pair.
+
+    SSP's published G_neg falls below S = 2/9: a negative less similar than that is pulled, as by `ssp` itself below
+    0.096. The softmax gives it next to no weight beside harder ones.
+    """
 
     def __init__(self, positive: Polynomial, negative: Polynomial) -> None:
         self.positive = positive
         self.negative = negative
 
-    def of_negatives(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the negatives' polynomial."""
-        return self.negative.value(scores), self.negative.slope(scores)
-
-    def of_positives(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the positives' polynomial."""
-        return self.positive.value(scores), self.positive.slope(scores)
+    def weigh(self, scores_RC: Tensor, own_R: Tensor, detach: bool) -> Weighted:
+        """Return G_neg(S_ij) + G_pos(d_i); the polynomials have no weights that could be detached."""
+        own_R1 = own_R[:, None]
+        return Weighted(
+            self.negative.value(scores_RC) + self.positive.value(own_R1),
+            self.negative.slope(scores_RC).detach(),
+            -self.positive.slope(own_R1).detach(),
+        )
 
 
 class RelativeSimilarity(Scheme):
-    """A polynomial of the relative similarity, which weighs the difference: G(S_ij − d_i)·(S_ij − d_i), U-Eq. 25."""
+    """The polynomial of `rsp` is the weighted relative similarity: G_rel(S_ij − d_i), U-Eq. 25.
+
+    U-25's first line takes ŝ, the hardest, by S, its second by G, which differ where G is not monotone: here no hardest
+    is chosen. The published coefficients are not known; the default G(x) = x weighs nothing.
+    """
 
     def __init__(self, polynomial: Polynomial) -> None:
         self.polynomial = polynomial
 
     def weigh(self, scores_RC: Tensor, own_R: Tensor, detach: bool) -> Weighted:
-        """Return G(x)·x with x = S_ij − d_i."""
+        """Return G_rel(S_ij − d_i); the polynomial has no weight that could be detached."""
         relative_RC = scores_RC - own_R[:, None]
-        if detach:
-            slope_RC = self.polynomial.value(relative_RC.detach())
-            return Weighted(slope_RC * relative_RC, slope_RC, slope_RC)
-        weight_RC = self.polynomial.value(relative_RC)
-        slope_RC = (weight_RC + self.polynomial.slope(relative_RC) * relative_RC).detach()
-        return Weighted(weight_RC * relative_RC, slope_RC, slope_RC)
-
-
-def scheme(weighting: str, positive: Coefficients, negative: Coefficients, coefficients: Coefficients) -> Scheme | None:
-    """Return the scheme named `weighting`, None for "none".
-
-    Raises:
-        UserError: an unknown name, or coefficients that are not three finite numbers.
-    """
-    own = SelfSimilarity(Polynomial.of("positive", positive), Polynomial.of("negative", negative))
-    relative = RelativeSimilarity(Polynomial.of("coefficients", coefficients))
-    schemes = {"none": None, "linear": Linear(), "sigmoid": Sigmoid(), "ssp": own, "rsp": relative}
-    return schemes[choice("weighting", weighting, get_args(Weighting))]
+        slope_RC = self.polynomial.slope(relative_RC).detach()
+        return Weighted(self.polynomial.value(relative_RC), slope_RC, slope_RC)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class DataParallel:
         limit = self._clip if self._clip is not None else float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.step.parameters(), limit)
         self._optimizer.step()
+        self.step.constrain()
         return float(norm)
 
     def save(self, folder: str) -> None:

@@ -53,6 +53,7 @@ class DeepSpeedZero:
         set_learning_rate(self._optimizer.param_groups, self._peak * lr_factor)
         self._engine.backward(loss)
         self._engine.step()
+        self.step.constrain()
         norm = self._engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 

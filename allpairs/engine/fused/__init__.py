@@ -1,6 +1,10 @@
 """Fused Triton tiles: scores, mask and what is wanted of them in one kernel, so that no tile of scores meets memory.
 
-Importing this package does not import Triton; `tiles` and `kernels` do.
+- `kernels`: the Triton kernels.
+- `launches`: each of them as a function of tensors, and how it is launched.
+- `tiles`: what the walk of `allpairs.engine.tiled` asks of a tile, answered by these.
+
+Importing this package does not import Triton; `launches` and `kernels` do.
 """
 
 import importlib.util

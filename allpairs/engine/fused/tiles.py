@@ -1,229 +1,106 @@
-"""What the engine asks of one big tile of scores S = Q·Cᵀ, computed without holding S.
+"""The triton backend's tiles: scores and what follows from them in one kernel, so that no score is ever stored.
 
-A column is a negative of a row iff their ids differ; an own pair shares its id. Sums and products run in float32, with
-full float32 products for float32 embeddings. Nothing is left to the order of threads: the same input gives the same
-bits.
+The walk, the exchange between ranks and the products with W are those of `allpairs.engine.tiled`; W is stored in the
+type of the embeddings. Products of half precision are accumulated in float32, as are all statistics.
 
-Shapes: R rows (queries), C columns (candidates), D embedding, a multiple of 16; N anchors of either direction, K blocks
-of the other. Embeddings are contiguous, of one type of `fused.DTYPES` and aligned to 16 bytes.
+Shapes: b local queries, B candidates of all ranks, D embedding, R × C a tile.
 """
-
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from triton import cdiv
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from allpairs.engine.fused import DTYPES, kernels
+from allpairs.engine.statistics import HardestNegative, SoftExcess
+from allpairs.engine.tiled import PlainTiles, Statistics, TiledCall
 
-_LOG2_E = 1.4426950408889634
-
-
-class Launch(NamedTuple):
-    """How the kernels over blocks of scores are launched."""
-
-    rows: int
-    """Of a block."""
-    columns: int
-    depth: int
-    """Step along D."""
-    warps: int
-    stages: int
-    """Blocks of operands in flight."""
-
-    def blocks(self, scores: tuple[int, int]) -> tuple[int, int]:
-        """Return how many blocks cover R rows and C columns."""
-        return cdiv(scores[0], self.rows), cdiv(scores[1], self.columns)
+_CHUNK = 4096
+"""Pairs at a time in the passes over own pairs."""
 
 
-_GROUP = 8
-"""Lines of blocks that are computed together, for L2."""
-_MERGED_PARTS, _MERGED_ANCHORS = 32, 64
-"""What a program of the merging kernels holds at once."""
+class FusedTiles(PlainTiles):
+    """Tiles of objectives with a `kernel`. Embeddings [*, D] with D a multiple of 16."""
 
+    def __init__(self, call: TiledCall, candidates_BD: Tensor) -> None:
+        super().__init__(call._replace(queries_bD=call.queries_bD.contiguous()), candidates_BD.contiguous())
+        everyone = range(len(candidates_BD))
+        # Without ids a pair's own index is its id: the kernels then need no other rule for what is no negative.
+        ids_B = torch.arange(len(candidates_BD), device=candidates_BD.device)
+        ids = call.whole.ids.queries  # of one id per pair
+        if ids is not None:
+            # The lowest index of each instance: ids that follow the batch let the kernels pass over most blocks.
+            _, instance_B = ids.unique(return_inverse=True)
+            first = torch.full_like(ids_B, len(ids_B)).scatter_reduce_(0, instance_B, ids_B, "amin")
+            ids_B = first[instance_B]
+        self.ids_B = ids_B
+        if call.objective.kernel == "soft_excess":
+            # One bias per pair serves both directions: d_i and the margin are those of the pair.
+            # A scale in the exponents, not in the embeddings, which it would round once more.
+            scale, self.bias_B = call.objective.exponents(call.whole.candidate_anchors(everyone))
+            self.kernel_scale = scale * float(call.scale)
 
-def launch_for(embeddings: Tensor) -> Launch:
-    """Return the launch for the type and device of `embeddings`; in the interpreter small, so that edges abound."""
-    if kernels.INTERPRETED:
-        return Launch(16, 16, 16, warps=4, stages=1)
-    return launch_on(torch.cuda.get_device_capability(embeddings.device)[0], embeddings.dtype)
+    def statistics(self, rows: range, columns: range, known: Statistics | None) -> Statistics:
+        """Return what the queries `rows` and the candidates `columns` (global) learn of each other in one pass."""
+        if known is not None or not rows:
+            return super().statistics(rows, columns, known)
+        from allpairs.engine.fused import launches
 
-
-def launch_on(major: int, dtype: torch.dtype) -> Launch:
-    """Return the launch on a GPU of compute capability `major`.
-
-    Chosen from what the compiler reports (nothing spills), not from timings. On Hopper a block of 256 × 128 needs half
-    the shuffles of 128 × 256 to reduce its columns and loads as much; four stages take 192 of 227 KiB. Half precision
-    before Hopper is neither pipelined nor tuned.
-    """
-    if dtype == torch.float32:
-        return Launch(64, 64, 16, warps=4, stages=3)
-    if major in (9, 10):
-        return Launch(256, 128, 64, warps=8, stages=4)
-    return Launch(128, 128, 32, warps=8, stages=3)
-
-
-def soft_excess(
-    queries_RD: Tensor,
-    candidates_CD: Tensor,
-    query_ids_R: Tensor,
-    candidate_ids_C: Tensor,
-    *,
-    scale: float,
-    row_bias_R: Tensor,
-    column_bias_C: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return row_peak [R], row_total [R], column_peak [C], column_total [C], float32.
-
-    Of a row: x_ij = scale·S_ij − row_bias_i over its negatives j, peak_i = max(0, max_j x_ij) and total_i =
-    Σ_j e^(x_ij − peak_i); 0 and 0 where there is none. Of a column: the same over i, with column_bias_j. `scale` > 0;
-    biases are float32.
-    """
-    call = _Call(queries_RD, candidates_CD, query_ids_R, candidate_ids_C)
-    assert scale > 0
-    scale = float(scale)  # an int would be compiled for its value
-    scale2 = scale * _LOG2_E
-    row_blocks, column_blocks = call.launch.blocks(call.size)
-    rows, columns = (column_blocks, len(queries_RD)), (row_blocks, len(candidates_CD))
-    row_peaks_KR, row_totals_KR = (queries_RD.new_empty(rows, dtype=torch.float32) for _ in range(2))
-    column_peaks_KC, column_totals_KC = (queries_RD.new_empty(columns, dtype=torch.float32) for _ in range(2))
-    with call.device:
-        call.run(
-            kernels.soft_excess,
-            (row_peaks_KR, row_totals_KR, column_peaks_KC, column_totals_KC, scale2),
-            SHARE=call.half,
+        if self.objective.kernel == "hardest":
+            row_value, row_column, column_value, column_row = launches.hardest(*self._operands(rows, columns))
+            return Statistics(
+                self.objective.of_hardest(HardestNegative(row_value, row_column + columns.start)),
+                self.objective.of_hardest(HardestNegative(column_value, column_row + rows.start)),
+            )
+        row_peak, row_total, column_peak, column_total = launches.soft_excess(
+            *self._operands(rows, columns),
+            scale=self.kernel_scale,
+            row_bias_R=self.bias_B[rows.start : rows.stop],
+            column_bias_C=self.bias_B[columns.start : columns.stop],
         )
-        row_peak_R, row_total_R = _merge_excess(row_peaks_KR, row_totals_KR, row_bias_R, scale, scale2)
-        column_peak_C, column_total_C = _merge_excess(column_peaks_KC, column_totals_KC, column_bias_C, scale, scale2)
-    return row_peak_R, row_total_R, column_peak_C, column_total_C
+        return Statistics(SoftExcess(row_peak, row_total), SoftExcess(column_peak, column_total))
 
+    def weights(self, rows: range, columns: range, statistics: Statistics, column_factor: float) -> Tensor:
+        """Return W [R, C] of the tile in the type of the embeddings, but for the own pairs."""
+        assert column_factor == 1
+        from allpairs.engine.fused import launches
 
-def hardest(
-    queries_RD: Tensor, candidates_CD: Tensor, query_ids_R: Tensor, candidate_ids_C: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return row_value [R] float32, row_column [R] int64, column_value [C] and column_row [C].
-
-    The highest score among an anchor's negatives and the lowest index within the tile that holds it; −inf and 0 where
-    it has none.
-    """
-    call = _Call(queries_RD, candidates_CD, query_ids_R, candidate_ids_C)
-    row_blocks, column_blocks = call.launch.blocks(call.size)
-    rows, columns = (column_blocks, len(queries_RD)), (row_blocks, len(candidates_CD))
-    row_values_KR, column_values_KC = (queries_RD.new_empty(size, dtype=torch.float32) for size in (rows, columns))
-    row_columns_KR, column_rows_KC = (queries_RD.new_empty(size, dtype=torch.int32) for size in (rows, columns))
-    with call.device:
-        call.run(kernels.hardest, (row_values_KR, row_columns_KR, column_values_KC, column_rows_KC))
-        row_value_R, row_column_R = _merge_hardest(row_values_KR, row_columns_KR)
-        column_value_C, column_row_C = _merge_hardest(column_values_KC, column_rows_KC)
-    return row_value_R, row_column_R, column_value_C, column_row_C
-
-
-def soft_weights(
-    queries_RD: Tensor,
-    candidates_CD: Tensor,
-    query_ids_R: Tensor,
-    candidate_ids_C: Tensor,
-    *,
-    scale: float,
-    row_shift_R: Tensor,
-    column_shift_C: Tensor,
-    out: Tensor,
-) -> None:
-    """Write into `out` [R, C]: e^(scale·S_ij − row_shift_i) + e^(scale·S_ij − column_shift_j) on negatives, else 0.
-
-    `out`: half precision or float32, columns contiguous, any distance between rows. Both exponents are to be at most
-    ~0: with half-precision embeddings one exponential serves both where the shifts lie near each other, and could
-    overflow otherwise. Shifts are float32; +inf leaves a direction of an anchor out.
-    """
-    call = _Call(queries_RD, candidates_CD, query_ids_R, candidate_ids_C)
-    assert scale > 0
-    assert out.shape == call.size
-    assert out.stride(1) == 1 or out.shape[1] == 1
-    with call.device:
-        call.run(
-            kernels.soft_weights,
-            (row_shift_R.contiguous(), column_shift_C.contiguous(), out, float(scale), out.stride(0)),
-            SHARE=call.half,
+        local_rows = slice(rows.start - self.first_query, rows.stop - self.first_query)
+        of_rows, of_columns = (
+            statistics.queries.rows(local_rows),
+            statistics.candidates.rows(slice(columns.start, columns.stop)),
         )
-
-
-class _Call:
-    """One launch over all blocks of a big tile."""
-
-    def __init__(self, queries_RD: Tensor, candidates_CD: Tensor, query_ids_R: Tensor, candidate_ids_C: Tensor) -> None:
-        assert queries_RD.dtype == candidates_CD.dtype
-        assert queries_RD.dtype in DTYPES
-        assert queries_RD.is_contiguous()
-        assert candidates_CD.is_contiguous()
-        self.size = (len(queries_RD), len(candidates_CD))
-        self.depth = queries_RD.shape[1]
-        assert self.depth % 16 == 0
-        self.launch = launch_for(queries_RD)
-        self.half = queries_RD.dtype != torch.float32
-        self.device: AbstractContextManager[Any] = nullcontext()
-        if queries_RD.is_cuda:  # Triton launches on the current device, whatever the tensors'
-            self.device = torch.cuda.device(queries_RD.device)
-        self.inputs = (
-            TensorDescriptor.from_tensor(queries_RD, [self.launch.rows, self.launch.depth]),
-            TensorDescriptor.from_tensor(candidates_CD, [self.launch.columns, self.launch.depth]),
-            query_ids_R.contiguous(),
-            candidate_ids_C.contiguous(),
+        assert isinstance(of_rows, SoftExcess)
+        assert isinstance(of_columns, SoftExcess)
+        weights_RC = self.queries_bD.new_empty(len(rows), len(columns))
+        if not rows:
+            return weights_RC
+        launches.soft_weights(
+            *self._operands(rows, columns),
+            scale=self.kernel_scale,
+            row_shift_R=self.bias_B[rows.start : rows.stop] + of_rows.value(),
+            column_shift_C=self.bias_B[columns.start : columns.stop] + of_columns.value(),
+            out=weights_RC,
         )
+        return weights_RC
 
-    def run(self, kernel: Any, arguments: tuple[Any, ...], **constants: bool) -> None:
-        """Run `kernel` over all blocks, its own `arguments` between the inputs and the sizes."""
-        row_blocks, column_blocks = self.launch.blocks(self.size)
-        kernel[(row_blocks * column_blocks,)](
-            *self.inputs,
-            *arguments,
-            *self.size,
-            self.depth,
-            BLOCK_R=self.launch.rows,
-            BLOCK_C=self.launch.columns,
-            BLOCK_D=self.launch.depth,
-            GROUP=_GROUP,
-            # The interpreter multiplies bfloat16 as the integers it stores them in.
-            WIDEN=kernels.INTERPRETED,
-            num_warps=self.launch.warps,
-            num_stages=self.launch.stages,
-            **constants,
+    def add_own_pairs(
+        self, rows: range, statistics: Statistics, query_gradient_RD: Tensor, candidate_gradient_BD: Tensor
+    ) -> None:
+        """Add the own pairs of `rows`, in float32: their weights are the largest, and are not to be rounded."""
+        assert isinstance(statistics.queries, SoftExcess)
+        assert isinstance(statistics.candidates, SoftExcess)
+        for first in range(rows.start, rows.stop, _CHUNK):
+            own = slice(first, min(first + _CHUNK, rows.stop))
+            local = slice(own.start - self.first_query, own.stop - self.first_query)
+            inside = slice(own.start - rows.start, own.stop - rows.start)
+            pull_P = statistics.queries.rows(local).share_of_all() + statistics.candidates.rows(own).share_of_all()
+            query_gradient_RD[inside] -= pull_P[:, None] * self.candidates_BD[own]
+            candidate_gradient_BD[own] -= pull_P[:, None] * self.queries_bD[local]
+
+    def _operands(self, rows: range, columns: range) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        local_rows = slice(rows.start - self.first_query, rows.stop - self.first_query)
+        cut = slice(columns.start, columns.stop)
+        return (
+            self.queries_bD[local_rows],
+            self.candidates_BD[cut],
+            self.ids_B[rows.start : rows.stop],
+            self.ids_B[cut],
         )
-
-
-def _merge_excess(
-    peaks_KN: Tensor, totals_KN: Tensor, bias_N: Tensor, scale: float, scale2: float
-) -> tuple[Tensor, Tensor]:
-    parts, anchors = peaks_KN.shape
-    peak_N, total_N = torch.empty_like(peaks_KN[0]), torch.empty_like(peaks_KN[0])
-    kernels.merge_excess[(cdiv(anchors, _MERGED_ANCHORS),)](
-        peaks_KN,
-        totals_KN,
-        bias_N.contiguous(),
-        peak_N,
-        total_N,
-        scale,
-        scale2,
-        parts,
-        anchors,
-        BLOCK_K=_MERGED_PARTS,
-        BLOCK_N=_MERGED_ANCHORS,
-    )
-    return peak_N, total_N
-
-
-def _merge_hardest(values_KN: Tensor, indices_KN: Tensor) -> tuple[Tensor, Tensor]:
-    parts, anchors = values_KN.shape
-    value_N, index_N = torch.empty_like(values_KN[0]), torch.empty_like(indices_KN[0], dtype=torch.int64)
-    kernels.merge_hardest[(cdiv(anchors, _MERGED_ANCHORS),)](
-        values_KN,
-        indices_KN,
-        value_N,
-        index_N,
-        parts,
-        anchors,
-        BLOCK_K=_MERGED_PARTS,
-        BLOCK_N=_MERGED_ANCHORS,
-    )
-    return value_N, index_N

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from allpairs.analysis.cocos import SIDES
+from allpairs.analysis.cocos import DIRECTIONS
 from allpairs.command import run
 from allpairs.objectives import names
 
@@ -65,7 +65,7 @@ def test_counts_of_the_objective_each_run_was_trained_with(command, files, tmp_p
         ("one", "unified(scale=50.0)", 3, 2),
         ("two", "triplet_hn", 3, 2),
     ]
-    for side in SIDES:
+    for side in DIRECTIONS:
         assert result["rows"][1]["counts"][side]["c_q"] == {"mean": 1.0, "std": 0.0}
         assert 0 < result["rows"][0]["counts"][side]["w_plus"]["mean"] < 1
     assert_drawn(tmp_path / "a" / "counts.png")

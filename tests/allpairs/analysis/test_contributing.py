@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from allpairs.analysis.contributing import KEYS, count_contributing, family_of
+from allpairs.analysis.contributing import KEYS, count_contributing
 from allpairs.analysis.variants import all_variants
 from allpairs.errors import UserError
 from allpairs.objectives import make, weights_from_scores
@@ -196,7 +196,7 @@ def test_every_objective_counts_relative_to_its_largest_weight(variant):
         W = (W if side == "i2t" else W.T).abs().tolist()
         expected = sum(sum(w > 0.01 * max(row) for w in row) for row in W) / len(W)
         assert counts[side]["c_relative"] == pytest.approx(expected)
-        assert tuple(counts[side]) == KEYS[family_of(objective)]
+        assert tuple(counts[side]) == KEYS[objective.family]
         assert 0 < expected < 24
 
 

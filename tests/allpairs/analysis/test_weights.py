@@ -16,7 +16,7 @@ def test_both_directions_of_a_batch_with_two_captions_per_image(reduction):
     rows, columns = views(make("binomial_deviance", reduction=reduction), S, **given)
     torch.testing.assert_close(rows.weights, weights_from_scores(summed, S, **given, direction="rows"))
     torch.testing.assert_close(columns.weights.T, weights_from_scores(summed, S, **given, direction="columns"))
-    assert (rows.side, columns.side) == ("i2t", "t2i")
+    assert (rows.direction, columns.direction) == ("i2t", "t2i")
     assert torch.equal(rows.scores, columns.scores.T)
     for view in (rows, columns):
         assert torch.equal(view.positive, ~view.negative)

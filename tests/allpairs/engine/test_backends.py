@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from allpairs.engine.normalize import unit_rows
+from allpairs.engine.batch import unit_rows
 from allpairs.errors import UserError
 from allpairs.objectives import make, names
 

@@ -4,7 +4,7 @@ U: unified loss, G: GOAL, C: COCOS. An anchor is one row of the scores: of S for
 candidates. Everything is differentiable; `goal`, which is no loss, gives its weights directly (`goal_weights`).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -141,12 +141,15 @@ def unified(
     margin: float = 0.2,
     scale: float = 60.0,
     weighting: str = "none",
+    alpha: float = 2.0,
+    beta: float = 10.0,
+    threshold: float = 0.5,
     positive: tuple[float, float, float] = SSP_POSITIVE,
     negative: tuple[float, float, float] = SSP_NEGATIVE,
-    coefficients: tuple[float, float, float] = (1.0, 0.0, 0.0),
+    coefficients: tuple[float, float, float] = (0.0, 1.0, 0.0),
     detach_weights: bool = True,
 ) -> Tensor:
-    """U-Eq. 5; with a weighting U-Eq. 24, whose relative form (U-Eq. 25) weights the difference."""
+    """U-Eq. 5; with a weighting U-Eq. 24, or U-Eq. 25, whose polynomials are the weighted similarities themselves."""
 
     def weight(w: Tensor) -> Tensor:
         return w.detach() if detach_weights else w
@@ -159,14 +162,14 @@ def unified(
         elif weighting == "linear":
             difference = weight(s.clamp(0, 1)) * s - weight(2 - d) * d
         elif weighting == "sigmoid":
-            difference = (
-                weight(1 / (1 + torch.exp(-10 * (s - 0.5)))) * s - weight(1 / (1 + torch.exp(2 * (d - 0.5)))) * d
-            )
+            of_negative = 1 / (1 + torch.exp(-beta * (s - threshold)))
+            of_positive = 1 / (1 + torch.exp(alpha * (d - threshold)))
+            difference = weight(of_negative) * s - weight(of_positive) * d
         elif weighting == "ssp":
-            difference = weight(polynomial(negative, s)) * s - weight(polynomial(positive, d)) * d
+            difference = polynomial(negative, s) + polynomial(positive, d)
         else:
             assert weighting == "rsp"
-            difference = weight(polynomial(coefficients, s - d)) * (s - d)
+            difference = polynomial(coefficients, s - d)
         exponents.append(scale * (difference + m))
     return log_one_plus_exps(exponents) / scale
 
@@ -248,25 +251,6 @@ def smooth_ap(row: Row, temperature: float = 0.01) -> Tensor:  # C-Eq. 5 to 8
     return 1 - mean([rank(i, row.positives) / rank(i, everyone) for i in row.positives])
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "triplet": triplet,
-    "triplet_hn": triplet_hn,
-    "vlc": vlc,
-    "nt_xent": nt_xent,
-    "nt_xent_hn": nt_xent_hn,
-    "unified": unified,
-    "ssp": ssp,
-    "rsp": rsp,
-    "circle": circle,
-    "binomial_deviance": binomial_deviance,
-    "lifted": lifted,
-    "multi_similarity": multi_similarity,
-    "smooth_ap": smooth_ap,
-}
-SETS = ("circle", "binomial_deviance", "lifted", "multi_similarity", "smooth_ap")
-WITH_MARGIN = ("triplet", "triplet_hn", "unified", "ssp", "rsp")
-
-
 # --- G: weights without a loss ---------------------------------------------------------------------------------------
 
 
@@ -329,116 +313,3 @@ def goal_weights(anchors: list[Row], **arguments: object) -> Tensor:
             W[row.own, row.hardest] += at_negative
             W[row.own, row.own] += at_own
     return W
-
-
-# --- the whole objective ---------------------------------------------------------------------------------------------
-
-
-def anchor_losses(name: str, anchors: list[Row], **arguments: object) -> list[Tensor]:
-    """f(i) of each anchor; `goal`'s surrogate is h − d. One positive, but no negative: 0."""
-    if name in SETS:
-        return [LOSSES[name](row, **arguments) for row in anchors]
-    losses = []
-    for row in anchors:
-        if not row.negatives:
-            losses.append(row.d * 0)
-        elif name == "goal":
-            losses.append(row.s[row.hardest] - row.d)
-        else:
-            losses.append(LOSSES[name](row, **arguments))
-    return losses
-
-
-def loss(
-    name: str,
-    S: Tensor,
-    *,
-    query_ids: list[int] | None = None,
-    candidate_ids: list[int] | None = None,
-    margins: list[float] | None = None,
-    reduction: str = "mean",
-    **arguments: object,
-) -> Tensor:
-    queries, candidates = rows(S, query_ids, candidate_ids, margins)
-    result = S.new_zeros(())
-    for anchors in (queries, candidates):
-        part = total(anchor_losses(name, anchors, **arguments), result)
-        result = result + (part / len(anchors) if reduction == "mean" else part)
-    return result
-
-
-def directed_weights(
-    name: str,
-    S: Tensor,
-    *,
-    query_ids: list[int] | None = None,
-    candidate_ids: list[int] | None = None,
-    margins: list[float] | None = None,
-    reduction: str = "mean",
-    **arguments: object,
-) -> tuple[Tensor, Tensor]:
-    """∂L/∂S [B, B'] (W itself of `goal`): what the queries ask for as anchors, and what the candidates do."""
-    S = S.detach().requires_grad_()
-    queries, candidates = rows(S, query_ids, candidate_ids, margins)
-    if name == "goal":
-        asked = goal_weights(queries, **arguments), goal_weights(candidates, **arguments).T
-    else:
-        sums = [total(anchor_losses(name, anchors, **arguments), S[0, 0]) for anchors in (queries, candidates)]
-        asked = torch.autograd.grad(sums[0], S)[0], torch.autograd.grad(sums[1], S)[0]
-    return (asked[0] / len(queries), asked[1] / len(candidates)) if reduction == "mean" else asked
-
-
-def pair_weights(name: str, S: Tensor, **arguments: object) -> Tensor:
-    """∂L/∂S [B, B'] of the loss, and W itself of `goal`."""
-    of_queries, of_candidates = directed_weights(name, S, **arguments)
-    return of_queries + of_candidates
-
-
-# --- what is compared: (name, arguments of make()) -------------------------------------------------------------------
-
-SINGLE_CASES: list[tuple[str, dict[str, object]]] = [
-    ("triplet", {"margin": 0.3}),
-    ("triplet_hn", {"margin": 0.3}),
-    ("vlc", {"scale": 12.0}),
-    ("nt_xent", {"temperature": 0.07}),
-    ("nt_xent_hn", {"tau": 8.0}),
-    ("unified", {"margin": 0.15, "scale": 20.0}),
-    *(
-        ("unified", {"margin": 0.15, "scale": 20.0, "weighting": weighting, "detach_weights": detach, **polynomials})
-        for weighting, polynomials in (
-            ("linear", {}),
-            ("sigmoid", {}),
-            ("ssp", {}),
-            ("ssp", {"positive": (0.9, -0.3, 0.1), "negative": (0.4, 0.2, 0.5)}),
-            ("rsp", {}),
-            ("rsp", {"coefficients": (0.8, 0.5, 0.3)}),
-        )
-        for detach in (True, False)
-    ),
-    ("ssp", {}),
-    ("ssp", {"margin": 0.4, "positive": (0.6, -0.5, 0.1), "negative": (0.05, 0.3, 0.7)}),
-    ("rsp", {"margin": 0.3}),
-    ("rsp", {"margin": 0.1, "coefficients": (0.2, -0.4, 0.9)}),  # not monotone: the hardest negative is not its argmax
-]
-SET_CASES: list[tuple[str, dict[str, object]]] = [
-    ("circle", {}),
-    ("circle", {"margin": 0.4, "scale": 20.0}),
-    ("binomial_deviance", {}),
-    ("binomial_deviance", {"alpha": 3.0, "beta": 10.0, "threshold": 0.2}),
-    ("lifted", {}),
-    ("lifted", {"alpha": 10.0, "beta": 5.0}),
-    ("multi_similarity", {}),
-    ("multi_similarity", {"alpha": 3.0, "beta": 10.0, "threshold": 0.2, "epsilon": 0.3}),
-    ("smooth_ap", {}),
-    ("smooth_ap", {"temperature": 0.2}),
-]
-TRIPLET_WEIGHTS = ("con", "nca", "cir")
-PAIR_WEIGHTS = ("con", "lin", "sig", "lin_ms", "sig_ms")
-GOAL_CASES: list[tuple[str, dict[str, object]]] = [
-    *(("goal", {"triplet": t, "pair": p}) for t in TRIPLET_WEIGHTS for p in PAIR_WEIGHTS),
-    ("goal", {"margin": None}),
-    ("goal", {"triplet": "cir", "pair": "sig", "offset": 0.5, "tau": 6.0, "threshold": 0.3}),
-    ("goal", {"triplet": "nca", "pair": "sig_ms", "alpha": 3.0, "beta": 5.0, "epsilon": 0.5}),
-    ("goal", {"triplet": "con", "pair": "lin_ms", "margin": 0.6, "epsilon": 0.6}),
-]
-CASES = [*SINGLE_CASES, *SET_CASES, *GOAL_CASES]

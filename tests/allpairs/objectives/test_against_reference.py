@@ -9,7 +9,7 @@ from torch import Tensor
 
 from allpairs.errors import UserError
 from allpairs.objectives import from_scores, make, names
-from tests.allpairs.objectives import reference
+from tests.allpairs.objectives import cases, reference
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,10 @@ BACKENDS = {
 LEARNED = ("vlc", {"scale": 12.0, "learn_scale": True})
 
 
-def label(name: str, arguments: dict[str, object]) -> str:
-    return "-".join([name, *(f"{key}={value}" for key, value in arguments.items())])
-
-
 RUNS = [
-    pytest.param(name, arguments, layout, id=f"{label(name, arguments)}-{layout}")
-    for name, arguments in reference.CASES
-    for layout in (SETS if name in reference.SETS else PAIRS)
+    pytest.param(name, arguments, layout, id=f"{cases.label(name, arguments)}-{layout}")
+    for name, arguments in cases.CASES
+    for layout in (SETS if name in cases.SETS else PAIRS)
 ]
 over_runs = pytest.mark.parametrize(("name", "arguments", "layout"), RUNS)
 over_reductions = pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -99,7 +95,7 @@ def reference_embeddings(layout: str) -> tuple[tuple[Tensor, Tensor], Tensor]:
 @functools.cache
 def expected_of(case: int, layout: str, reduction: str, with_margins: bool = False) -> Expected:
     """The loops, once for all backends; the gradient goes from W through the loops that made the scores."""
-    name, arguments = reference.CASES[case]
+    name, arguments = cases.CASES[case]
     batch = SETS[layout]
     embeddings, S = reference_embeddings(layout)
     given = {
@@ -109,19 +105,15 @@ def expected_of(case: int, layout: str, reduction: str, with_margins: bool = Fal
         "reduction": reduction,
         **arguments,
     }
-    weights = reference.directed_weights(name, S, **given)
+    weights = cases.directed_weights(name, S, **given)
     gradients = torch.autograd.grad(S, embeddings, weights[0] + weights[1], retain_graph=True)
-    return Expected(reference.loss(name, S.detach(), **given), weights, gradients)
+    return Expected(cases.loss(name, S.detach(), **given), weights, gradients)
 
 
 def expect(
     name: str, arguments: dict[str, object], layout: str, reduction: str, with_margins: bool = False
 ) -> Expected:
-    return expected_of(reference.CASES.index((name, arguments)), layout, reduction, with_margins)
-
-
-def test_every_objective_is_compared():
-    assert {name for name, _ in reference.CASES} == {*reference.LOSSES, "goal"} == set(names())
+    return expected_of(cases.CASES.index((name, arguments)), layout, reduction, with_margins)
 
 
 @over_backends
@@ -158,16 +150,16 @@ def test_from_scores(name, arguments, layout):
     S.uniform_(-1.3, 1.3, generator=torch.Generator().manual_seed(0)).requires_grad_()  # scorers know no unit length
     given = {"query_ids": batch.query_ids, "candidate_ids": batch.candidate_ids}
     actual = from_scores(make(name, **arguments), S, **batch.ids())
-    close(actual, reference.loss(name, S.detach(), **given, **arguments))
-    close(torch.autograd.grad(actual, S)[0], reference.pair_weights(name, S, **given, **arguments))
+    close(actual, cases.loss(name, S.detach(), **given, **arguments))
+    close(torch.autograd.grad(actual, S)[0], cases.pair_weights(name, S, **given, **arguments))
 
 
-WITH_MARGIN = [(name, arguments) for name, arguments in reference.CASES if name in reference.WITH_MARGIN]
+WITH_MARGIN = [(name, arguments) for name, arguments in cases.CASES if name in cases.WITH_MARGIN]
 
 
 @over_backends
 @pytest.mark.parametrize("layout", PAIRS)
-@pytest.mark.parametrize(("name", "arguments"), WITH_MARGIN, ids=[label(*case) for case in WITH_MARGIN])
+@pytest.mark.parametrize(("name", "arguments"), WITH_MARGIN, ids=[cases.label(*case) for case in WITH_MARGIN])
 def test_one_margin_per_pair(name, arguments, layout, call):
     expected = expect(name, arguments, layout, "mean", with_margins=True)
     objective = make(name, **arguments)
@@ -185,19 +177,19 @@ def test_one_margin_per_pair(name, arguments, layout, call):
     close(torch.autograd.grad(actual, S)[0], expected.weights[0] + expected.weights[1])
 
 
-@pytest.mark.parametrize("name", sorted({name for name, _ in reference.CASES} - set(reference.WITH_MARGIN)))
+@pytest.mark.parametrize("name", sorted({name for name, _ in cases.CASES} - set(cases.WITH_MARGIN)))
 def test_margins_are_refused_where_there_are_none(name):
     with pytest.raises(UserError, match="margin"):
         make(name)(torch.eye(3), torch.eye(3), margins=torch.ones(3))
 
 
 def test_single_positive_objectives_refuse_unequal_lengths():
-    for name in sorted(set(names()) - set(reference.SETS)):
+    for name in sorted(set(names()) - set(cases.SETS)):
         with pytest.raises(UserError, match="row i must match row i"):
             make(name)(torch.eye(3), torch.eye(4)[:, :3], query_ids=torch.arange(3), candidate_ids=torch.arange(4))
 
 
-@pytest.mark.parametrize("name", reference.SETS)
+@pytest.mark.parametrize("name", cases.SETS)
 def test_sets_without_ids_refuse_unequal_lengths(name):
     with pytest.raises(UserError):
         make(name)(torch.eye(3), torch.eye(4)[:, :3])
@@ -218,7 +210,7 @@ def test_learned_scale(layout, call):
     S = reference.scores(*map(reference.unit, embeddings))
     batch = PAIRS[layout]
     # log_scale holds one number, in a vector; .sum() takes it out
-    expected = reference.loss(
+    expected = cases.loss(
         "vlc", S, query_ids=batch.query_ids, candidate_ids=batch.candidate_ids, scale=log_scale.exp().sum()
     )
     close(actual, expected)
@@ -236,7 +228,7 @@ def test_learned_scale_on_scores(layout):
     actual = from_scores(objective, S, **batch.ids())
     log_scale = objective.log_scale.detach().clone().requires_grad_()
     given = {"query_ids": batch.query_ids, "candidate_ids": batch.candidate_ids, "scale": log_scale.exp().sum()}
-    expected = reference.loss("vlc", S, **given)
+    expected = cases.loss("vlc", S, **given)
     close(actual, expected)
     theirs = torch.autograd.grad(expected, (S, log_scale), allow_unused=True, retain_graph=True)
     for one, other in zip(torch.autograd.grad(actual, (S, objective.log_scale)), theirs, strict=True):
@@ -245,25 +237,25 @@ def test_learned_scale_on_scores(layout):
 
 
 @over_backends
-@pytest.mark.parametrize(("name", "arguments"), reference.CASES, ids=[label(*case) for case in reference.CASES])
+@pytest.mark.parametrize(("name", "arguments"), cases.CASES, ids=[cases.label(*case) for case in cases.CASES])
 def test_normalize_false_takes_the_embeddings_as_they_are(name, arguments, call):
     queries, candidates = PAIRS["no_ids"].embeddings()
     embeddings = (0.4 * queries).detach().requires_grad_(), (0.4 * candidates).detach().requires_grad_()
     actual = make(name, **arguments, normalize=False)(*embeddings, **call)
     S = reference.scores(*embeddings)
-    close(actual, reference.loss(name, S.detach(), **arguments))
-    W = reference.pair_weights(name, S, **arguments)
+    close(actual, cases.loss(name, S.detach(), **arguments))
+    W = cases.pair_weights(name, S, **arguments)
     for one, other in zip(torch.autograd.grad(actual, embeddings), torch.autograd.grad(S, embeddings, W), strict=True):
         close(one, other)
 
 
 @pytest.mark.parametrize("backend", ["dense", "tiled"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", [*reference.LOSSES, "goal"])
+@pytest.mark.parametrize("name", cases.TABLE)
 def test_lower_precision_is_compared_in_float32(name, dtype, backend):
     queries, candidates = (x.detach().to(dtype).requires_grad_() for x in PAIRS["ids"].embeddings())
     # Gentle constants: at the defaults (γ = 256, τ = 0.01) float32 scores alone move the loss by more than 1e-5.
-    arguments = {"circle": {"scale": 20.0}, "smooth_ap": {"temperature": 0.2}}.get(name, {})
+    arguments = cases.TABLE[name].gentle
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = make(name, **arguments)(queries, candidates, **PAIRS["ids"].ids(), backend=backend)
     actual.backward()
@@ -271,7 +263,7 @@ def test_lower_precision_is_compared_in_float32(name, dtype, backend):
     assert queries.grad is not None
     assert queries.grad.dtype == dtype
     S = reference.scores(reference.unit(queries.detach().double()), reference.unit(candidates.detach().double()))
-    expected = reference.loss(name, S, query_ids=PAIRS["ids"].query_ids, **arguments)
+    expected = cases.loss(name, S, query_ids=PAIRS["ids"].query_ids, **arguments)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -297,7 +289,7 @@ def test_bounds_are_strict_and_ties_go_to_the_lowest_index(name, arguments, ids,
         actual = make(name, **arguments, normalize=False)(queries, candidates, **PAIRS[ids].ids(), **call)
         S = reference.scores(queries, candidates)
         given = {"query_ids": PAIRS[ids].query_ids, "candidate_ids": PAIRS[ids].candidate_ids, **arguments}
-        close(actual, reference.loss(name, S.detach(), **given))
-        expected = torch.autograd.grad(S, (queries, candidates), reference.pair_weights(name, S, **given))
+        close(actual, cases.loss(name, S.detach(), **given))
+        expected = torch.autograd.grad(S, (queries, candidates), cases.pair_weights(name, S, **given))
         for one, other in zip(torch.autograd.grad(actual, (queries, candidates)), expected, strict=True):
             close(one, other)

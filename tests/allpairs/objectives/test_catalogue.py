@@ -11,6 +11,7 @@ import torch
 
 from allpairs.errors import UserError
 from allpairs.objectives import PairObjective, arguments, from_scores, make, names
+from tests.allpairs.objectives import cases
 
 ROOT = Path(__file__).parents[3]
 
@@ -42,9 +43,12 @@ PROMISED = {
         "margin": 0.2,
         "scale": 60.0,
         "weighting": "none",
+        "alpha": 2.0,
+        "beta": 10.0,
+        "threshold": 0.5,
         "positive": (0.5, -0.7, 0.2),
         "negative": (0.03, -0.4, 0.9),
-        "coefficients": (1.0, 0.0, 0.0),
+        "coefficients": (0.0, 1.0, 0.0),
         "detach_weights": True,
     },
     "vlc": {"scale": 1 / 0.07, "learn_scale": False},
@@ -52,7 +56,7 @@ PROMISED = {
 
 
 def test_names_and_defaults():
-    assert names() == sorted(PROMISED)
+    assert names() == sorted(PROMISED) == sorted(cases.TABLE), "every objective has its line in cases.TABLE"
     for name, promised in PROMISED.items():
         defaults = {argument: parameter.default for argument, parameter in arguments(name).items()}
         assert defaults == {**promised, "reduction": "mean", "normalize": True}

@@ -7,15 +7,9 @@ import pytest
 import torch
 
 from allpairs.objectives import from_scores, make
-from tests.allpairs.objectives import reference
+from tests.allpairs.objectives import cases
 
-EXTREME = [
-    ("triplet", {"margin": 2.0}),
-    ("triplet_hn", {"margin": 2.0}),
-    ("unified", {"margin": 2.0, "scale": 1000.0}),
-    ("vlc", {"scale": 1000.0}),
-]
-EXTREME_AND_LEARNED = [*EXTREME, ("vlc", {"scale": 100.0, "learn_scale": True})]
+LEARNED = ("vlc", {"scale": 100.0, "learn_scale": True})
 
 
 BACKENDS = {"dense": {"backend": "dense"}, "tiled": {"backend": "tiled", "tile": 4}}
@@ -103,35 +97,40 @@ def test_weightings_that_are_one_change_nothing(ids):
     plain = from_scores(make("unified"), S, query_ids=tensor_of(ids))
     for arguments in (
         {"weighting": "rsp"},
-        {"weighting": "ssp", "positive": (1.0, 0.0, 0.0), "negative": (1.0, 0.0, 0.0)},
+        {"weighting": "ssp", "positive": (0.0, -1.0, 0.0), "negative": (0.0, 1.0, 0.0)},
         {"weighting": "rsp", "detach_weights": False},
     ):
         weighted = from_scores(make("unified", **arguments), S, query_ids=tensor_of(ids))
-        torch.testing.assert_close(weighted, plain, rtol=1e-13, atol=0)
+        torch.testing.assert_close(weighted, plain, rtol=1e-13, atol=1e-15)
         assert_same(
             torch.autograd.grad(weighted, S, retain_graph=True), torch.autograd.grad(plain, S, retain_graph=True)
         )
 
 
+def assert_limit(weighted, limit, scale):
+    """A sharp unified loss lies above its limit by at most log(B)/γ per anchor, and has its gradient."""
+    count = 9
+    S = random_scores(count)
+    unified, hardest = from_scores(weighted, S), from_scores(limit, S)
+    assert -1e-9 <= (unified - hardest).item() <= 2 * count * math.log(count) / scale
+    torch.testing.assert_close(
+        torch.autograd.grad(unified, S)[0], torch.autograd.grad(hardest, S)[0], rtol=0, atol=1e-9
+    )
+
+
 @pytest.mark.parametrize("coefficients", [(0.0, 1.0, 0.0), (0.1, 0.6, 0.3), (0.2, -0.4, 0.9)])
 def test_rsp_is_the_limit_of_the_unified_loss_weighted_by_it(coefficients):
-    """U-Eq. 25. The weighting multiplies: its polynomial times x is the objective's, without a constant."""
-    count, scale = 9, 1e6
-    S = random_scores(count)
-    _, linear, quadratic = coefficients
-    rsp = from_scores(make("rsp", margin=0.2, coefficients=(0.0, linear, quadratic), reduction="sum"), S)
-    weighted = make(
-        "unified",
-        margin=0.2,
-        scale=scale,
-        weighting="rsp",
-        coefficients=(linear, quadratic, 0.0),
-        detach_weights=False,
-        reduction="sum",
+    """U-Eq. 25, the polynomial in the place of the difference."""
+    given = {"margin": 0.2, "coefficients": coefficients, "reduction": "sum"}
+    assert_limit(make("unified", scale=1e6, weighting="rsp", **given), make("rsp", **given), 1e6)
+
+
+def test_ssp_is_the_limit_of_the_unified_loss_weighted_by_it_where_its_clamps_are_open():
+    """Both polynomials are positive on [−1, 1] and the negatives' rises, so that the hardest by it is the hardest."""
+    given = {"positive": (2.0, -0.7, 0.2), "negative": (1.0, 0.5, 0.1), "reduction": "sum"}
+    assert_limit(
+        make("unified", scale=1e6, margin=0.0, weighting="ssp", **given), make("ssp", margin=2.0, **given), 1e6
     )
-    unified = from_scores(weighted, S)
-    assert 0 <= (unified - rsp).item() <= 2 * count * math.log(count) / scale
-    torch.testing.assert_close(torch.autograd.grad(unified, S)[0], torch.autograd.grad(rsp, S)[0], rtol=0, atol=1e-9)
 
 
 @over_backends
@@ -170,7 +169,7 @@ class TestGoalTable1:
 
 
 @over_backends
-@pytest.mark.parametrize(("name", "arguments"), reference.CASES)
+@pytest.mark.parametrize(("name", "arguments"), cases.CASES)
 def test_what_comes_after_the_objective_multiplies_its_gradient(name, arguments, call):
     """A loss scale, 1/accumulation, and gradients that add up, also where W is given without a loss."""
     objective = make(name, **arguments)
@@ -214,23 +213,29 @@ def test_a_small_loss_keeps_its_precision():
     assert loss.item() == pytest.approx(2 * math.log1p(math.exp(-30.0)), rel=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("constants", list(itertools.product([-2.0, 0.0, 2.0], repeat=2)), ids=str)
-@pytest.mark.parametrize("ids", [None, [0, 0, 1, 2], [7, 7, 7, 7]])
-@pytest.mark.parametrize(("name", "arguments"), EXTREME)
-def test_extreme_scores_stay_finite(name, arguments, ids, constants, dtype):
-    positive, negative = constants
-    S = torch.full((4, 4), negative, dtype=dtype).fill_diagonal_(positive).requires_grad_()
-    query_ids = None if ids is None else torch.tensor(ids)
+@pytest.mark.parametrize(("name", "arguments"), cases.EXTREME)
+def test_constant_extreme_scores_stay_finite(name, arguments):
     objective = make(name, **arguments)
-    loss = from_scores(objective, S, query_ids=query_ids)
-    (gradient,) = torch.autograd.grad(loss, S)
-    assert loss.isfinite()
-    assert gradient.isfinite().all()
+    every = itertools.product([torch.float32, torch.bfloat16], [-2.0, 0.0, 2.0], [-2.0, 0.0, 2.0])
+    for (dtype, positive, negative), ids in itertools.product(every, [None, [0, 0, 1, 2], [7, 7, 7, 7]]):
+        S = torch.full((4, 4), negative, dtype=dtype).fill_diagonal_(positive).requires_grad_()
+        loss = from_scores(objective, S, query_ids=None if ids is None else torch.tensor(ids))
+        (gradient,) = torch.autograd.grad(loss, S)
+        assert loss.isfinite(), (dtype, positive, negative, ids)
+        assert gradient.isfinite().all(), (dtype, positive, negative, ids)
+
+
+@pytest.mark.parametrize("name", cases.TABLE)
+def test_a_score_that_is_nan_is_never_passed_over(name):
+    for row, column in ((0, 0), (1, 2), (3, 0)):
+        S = torch.eye(4)
+        S[row, column] = torch.nan
+        assert from_scores(make(name), S).isnan()
+        assert from_scores(make(name), S, query_ids=torch.tensor([0, 0, 1, 2])).isnan()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("name", "arguments"), EXTREME_AND_LEARNED)
+@pytest.mark.parametrize(("name", "arguments"), [*cases.EXTREME, LEARNED])
 def test_collapsed_and_opposed_embeddings_stay_finite(name, arguments, dtype):
     objective = make(name, **arguments)
     queries = torch.ones(4, 8, dtype=dtype, requires_grad=True)
@@ -242,7 +247,9 @@ def test_collapsed_and_opposed_embeddings_stay_finite(name, arguments, dtype):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize(("name", "arguments"), EXTREME_AND_LEARNED)
+@pytest.mark.parametrize(
+    ("name", "arguments"), [*(case for case in cases.EXTREME if case[0] not in cases.SETS), LEARNED]
+)
 def test_anchors_without_negatives_lose_nothing(name, arguments, count):
     objective = make(name, **arguments)
     queries = torch.randn(count, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from allpairs.objectives import from_scores, make
-from tests.allpairs.objectives import reference
+from allpairs.objectives import from_scores, make, weights_from_scores, weights_of_triplets
+from tests.allpairs.objectives import cases
 
-CASES = [pytest.param(*case, id=f"{case[0]}-{number}") for number, case in enumerate(reference.CASES)]
+CASES = [pytest.param(*case, id=f"{case[0]}-{number}") for number, case in enumerate(cases.CASES)]
 over_cases = pytest.mark.parametrize(("name", "arguments"), CASES)
 seeds = st.integers(0, 2**16)
 
@@ -34,7 +34,7 @@ class Drawn:
         size = data.draw(st.integers(2, 6), "D")
         queries = data.draw(st.integers(1, 9), "queries")
         has_ids = data.draw(st.booleans(), "has ids")
-        in_sets = name in reference.SETS
+        in_sets = name in cases.SETS
         candidates = data.draw(st.integers(1, 9), "candidates") if in_sets and has_ids else queries
         instances = data.draw(st.integers(1, 9), "instances")
 
@@ -85,7 +85,7 @@ def test_order_of_the_items_means_nothing(name, arguments, data):
     """Pairs move together; items with ids of their own move alone."""
     batch = Drawn(name, data)
     of_queries = torch.randperm(len(batch.queries), generator=batch.generator)
-    alone = name in reference.SETS and batch.query_ids is not None
+    alone = name in cases.SETS and batch.query_ids is not None
     of_candidates = torch.randperm(len(batch.candidates), generator=batch.generator) if alone else of_queries
     moved_ids = (
         {}
@@ -104,7 +104,7 @@ def test_order_of_the_items_means_nothing(name, arguments, data):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"), [case for case in CASES if case.values[0] not in ("smooth_ap", *reference.SETS)]
+    ("name", "arguments"), [case for case in CASES if case.values[0] not in ("smooth_ap", *cases.SETS)]
 )
 @examples(8)
 @given(seed=seeds, count=st.integers(1, 6), instances=st.integers(1, 4))
@@ -129,21 +129,65 @@ def test_a_second_pair_of_an_instance_is_no_negative_of_it(name, arguments, seed
     assert torch.equal(weights[0], weights[2])
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [case for case in CASES if case.values[0] in reference.SETS and case.values[0] != "smooth_ap"],
-)
-@examples(20)
+# Every objective and scheme at its defaults, and where its docstring says that a negative may be pulled (below a score)
+# or a positive pushed (above one, or anywhere).
+FORCES = [
+    *((name, {}) for name in cases.TABLE if name != "goal"),
+    *(("unified", {"weighting": weighting}) for weighting in ("linear", "sigmoid", "ssp", "rsp")),
+    *(("unified", {"weighting": weighting, "detach_weights": False}) for weighting in ("linear", "sigmoid")),
+    *(("goal", {"triplet": t, "pair": p}) for t in cases.TRIPLET_WEIGHTS for p in cases.PAIR_WEIGHTS),
+]
+PULLED_BELOW = {"ssp": 2 / 9, "unified-weighting=ssp": 2 / 9, "unified-weighting=sigmoid-detach_weights=False": -0.1002}
+PUSHED_ABOVE = {"unified-weighting=sigmoid-detach_weights=False": 0.7835, "smooth_ap": -1.0}
+
+
+@pytest.mark.parametrize(("name", "arguments"), FORCES, ids=[cases.label(*case) for case in FORCES])
+@examples(30)
 @given(data=st.data())
-def test_items_of_one_instance_are_only_pulled_and_others_only_pushed(name, arguments, data):
+def test_negatives_are_pushed_and_positives_are_pulled(name, arguments, data):
+    """W ≥ 0 at negatives and W ≤ 0 at positives, or just where the docstring says otherwise."""
     batch = Drawn(name, data)
-    weights = make(name, **arguments).pair_weights(batch.queries, batch.candidates, **batch.ids)
+    objective = make(name, **arguments)
+    S = torch.nn.functional.normalize(batch.queries) @ torch.nn.functional.normalize(batch.candidates).T
     if batch.query_ids is None:
         same = torch.eye(len(batch.queries), dtype=torch.bool)
     else:
         same = batch.query_ids[:, None] == batch.candidate_ids
-    assert (weights[same] <= 0).all()
-    assert (weights[~same] >= 0).all()
+    pair = arguments.get("pair", "")
+    pulled_below = 0.0 if pair.startswith("lin") else PULLED_BELOW.get(cases.label(name, arguments), -torch.inf)
+    pushed_above = -1.0 if pair == "lin_ms" else PUSHED_ABOVE.get(cases.label(name, arguments), torch.inf)
+    for direction in ("rows", "columns"):
+        W = objective.pair_weights(batch.queries, batch.candidates, **batch.ids, direction=direction)
+        assert (W[~same & (pulled_below <= S)] >= 0).all()
+        assert (W[same & (pushed_above >= S)] <= 0).all()
+
+
+def test_where_a_docstring_says_otherwise_it_is_so():
+    """Each exception above occurs: one triplet with these similarities of its positive and its negative."""
+    for name, arguments, positive, negative in (
+        ("ssp", {}, 0.05, 0.0),
+        ("unified", {"weighting": "ssp"}, 0.0, 0.1),
+        ("unified", {"weighting": "sigmoid", "detach_weights": False}, 0.0, -0.3),
+        ("goal", {"pair": "lin"}, -0.3, -0.2),
+        ("goal", {"pair": "lin_ms"}, -0.3, -0.2),
+    ):
+        scores = torch.tensor([positive], dtype=torch.float64), torch.tensor([negative], dtype=torch.float64)
+        _, push = weights_of_triplets(make(name, **arguments), *scores)
+        assert push < 0, (name, arguments)
+    pull, _ = weights_of_triplets(
+        make("unified", weighting="sigmoid", detach_weights=False, margin=2.0),
+        *(torch.tensor([x], dtype=torch.float64) for x in (0.9, 0.8)),
+    )
+    assert pull < 0
+    # lin_ms: the positives of its negatives lie more than 1 below the anchor's own.
+    S = torch.tensor([[0.9, 0.95, 0.2], [0.1, -0.8, 0.1], [0.1, 0.1, -0.9]], dtype=torch.float64)
+    assert weights_from_scores(make("goal", pair="lin_ms"), S, direction="rows")[0, 0] > 0
+    # smooth_ap: of two positives below a negative, the higher one is pushed towards the lower.
+    S = torch.tensor([[0.505, 0.5, 0.6]], dtype=torch.float64)
+    W = weights_from_scores(
+        make("smooth_ap"), S, query_ids=torch.tensor([0]), candidate_ids=torch.tensor([0, 0, 1]), direction="rows"
+    )
+    assert W[0, 0] > 0 > W[0, 1]
 
 
 @examples(20)
@@ -158,36 +202,8 @@ def test_smooth_ap_of_one_instance_is_perfect(seed, queries, candidates, tile):
         assert abs(objective(*embeddings, **ids, **call).item()) <= 1e-14
 
 
-# GOAL takes no α or β above 20: e^{20·4} is near the end of float32.
-EXTREME = [
-    ("triplet", {"margin": 2.0}),
-    ("triplet_hn", {"margin": 2.0}),
-    ("vlc", {"scale": 1000.0}),
-    ("nt_xent", {"temperature": 0.001}),
-    ("nt_xent_hn", {"tau": 1000.0}),
-    *(
-        ("unified", {"margin": 2.0, "scale": 1000.0, "weighting": weighting, "detach_weights": detach})
-        for weighting in ("none", "linear", "sigmoid", "ssp", "rsp")
-        for detach in (True, False)
-        if detach or weighting != "none"
-    ),
-    ("ssp", {"margin": 2.0}),
-    ("rsp", {"margin": 2.0, "coefficients": (1.0, 1.0, 1.0)}),
-    ("circle", {"scale": 1000.0}),
-    ("binomial_deviance", {"alpha": 1000.0, "beta": 1000.0}),
-    ("lifted", {"alpha": 1000.0, "beta": 1000.0}),
-    ("multi_similarity", {"alpha": 1000.0, "beta": 1000.0, "epsilon": 1.0}),
-    ("smooth_ap", {"temperature": 0.001}),
-    *(
-        ("goal", {"triplet": t, "pair": p, "margin": 2.0, "tau": 1000.0, "alpha": 20.0, "beta": 20.0})
-        for t in reference.TRIPLET_WEIGHTS
-        for p in reference.PAIR_WEIGHTS
-    ),
-]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("name", "arguments"), EXTREME)
+@pytest.mark.parametrize(("name", "arguments"), cases.EXTREME)
 @examples(25)
 @given(
     values=st.lists(st.sampled_from([-2.0, -1.0, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0]), min_size=16, max_size=16),
@@ -202,7 +218,7 @@ def test_extreme_scores_stay_finite(name, arguments, dtype, values, ids):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("name", "arguments"), EXTREME)
+@pytest.mark.parametrize(("name", "arguments"), cases.EXTREME)
 @examples(5)
 @given(seed=seeds, ids=st.none() | st.lists(st.integers(0, 3), min_size=5, max_size=5))
 def test_extreme_embeddings_stay_finite(name, arguments, dtype, seed, ids):

@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from allpairs.engine.fused import kernels, tiles
+from allpairs.engine.fused import kernels, launches
 
 POINTERS = {
     "query_ids_R": "*i64",
@@ -27,7 +27,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def compiled(kernel: str, dtype: str) -> dict[str, object]:
-    launch = tiles.launch_on(9, DTYPES[dtype])
+    launch = launches.launch_on(9, DTYPES[dtype])
     values = {"BLOCK_R": launch.rows, "BLOCK_C": launch.columns, "BLOCK_D": launch.depth, "BLOCK_K": 32, "BLOCK_N": 64}
     values |= {"GROUP": 8, "D": 768, "WIDEN": False, "SHARE": dtype != "fp32"}
     blocks = {"queries": launch.rows, "candidates": launch.columns}

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from allpairs.engine import fused
-from allpairs.engine.fused import tiles
+from allpairs.engine.fused import launches
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -59,7 +59,7 @@ class Batch:
 
 def in_blocks(rows: int, columns: int, dtype: torch.dtype) -> tuple[int, int]:
     """Sizes written for blocks of 16, for the blocks that are launched."""
-    launch = tiles.launch_for(torch.empty(0, dtype=dtype, device=DEVICE))
+    launch = launches.launch_for(torch.empty(0, dtype=dtype, device=DEVICE))
     return rows * launch.rows // 16, columns * launch.columns // 16
 
 
@@ -96,7 +96,7 @@ def check_excess(
 
 def check_soft_excess(batch: Batch, scale: float) -> None:
     row_bias, column_bias = batch.biases(scale)
-    found = tiles.soft_excess(*batch.arguments, scale=scale, row_bias_R=row_bias, column_bias_C=column_bias)
+    found = launches.soft_excess(*batch.arguments, scale=scale, row_bias_R=row_bias, column_bias_C=column_bias)
     row_peak, row_total, column_peak, column_total = found
     check_excess((row_peak, row_total), batch.scores, batch.is_negative, scale=scale, bias=row_bias)
     of_columns = {"scale": scale, "bias": column_bias}
@@ -133,20 +133,20 @@ def test_anchors_without_negatives_find_nothing(dtype):
     batch = Batch(*in_blocks(20, 40, dtype), 16, dtype, ids="same")
     batch.row_ids[3] = 8  # the one row with negatives is every column's only one
     row_bias, column_bias = batch.biases(50.0)
-    row_peak, row_total, _, _ = tiles.soft_excess(
+    row_peak, row_total, _, _ = launches.soft_excess(
         *batch.arguments, scale=50.0, row_bias_R=row_bias, column_bias_C=column_bias
     )
     others = torch.arange(len(row_peak), device=DEVICE) != 3
     assert (row_peak[others] == 0).all()
     assert (row_total[others] == 0).all()
     check_soft_excess(batch, 50.0)
-    row_value, row_column, column_value, column_row = tiles.hardest(*batch.arguments)
+    row_value, row_column, column_value, column_row = launches.hardest(*batch.arguments)
     assert (row_value[others] == -torch.inf).all()
     assert (row_column[others] == 0).all()
     assert (column_row == 3).all()
     torch.testing.assert_close(column_value.double(), batch.scores[3], rtol=0, atol=2 * ULP)
     out = torch.full(batch.is_negative.shape, torch.nan, device=DEVICE)
-    tiles.soft_weights(*batch.arguments, scale=50.0, row_shift_R=row_bias, column_shift_C=column_bias, out=out)
+    launches.soft_weights(*batch.arguments, scale=50.0, row_shift_R=row_bias, column_shift_C=column_bias, out=out)
     assert (out[others] == 0).all()
     assert (out[3] > 0).all()
 
@@ -171,7 +171,7 @@ def test_hardest_takes_the_lowest_index_of_exact_ties(dtype, ids):
         batch.queries = (batch.queries.float() * 7).round().clamp(-2, 2).to(dtype)
         batch.candidates = (batch.candidates.float() * 7).round().clamp(-2, 2).to(dtype)
         batch.candidates[len(batch.candidates) // 2 :] = batch.candidates[: (len(batch.candidates) + 1) // 2].clone()
-        row_value, row_column, column_value, column_row = tiles.hardest(*batch.arguments)
+        row_value, row_column, column_value, column_row = launches.hardest(*batch.arguments)
         check_hardest(row_value, row_column, batch.scores, batch.is_negative)
         check_hardest(column_value, column_row, batch.scores.T, batch.is_negative.T)
 
@@ -179,7 +179,7 @@ def test_hardest_takes_the_lowest_index_of_exact_ties(dtype, ids):
 def test_hardest_passes_over_a_nan_and_keeps_its_indices_in_range():
     batch = Batch(*in_blocks(20, 40, torch.float32), 16, torch.float32, ids="foreign")
     batch.queries[5] = torch.nan
-    row_value, row_column, column_value, column_row = tiles.hardest(*batch.arguments)
+    row_value, row_column, column_value, column_row = launches.hardest(*batch.arguments)
     assert row_value[5] == -torch.inf
     assert row_column[5] == 0
     batch.queries[5] = 0
@@ -194,7 +194,7 @@ def test_more_blocks_than_a_group_and_a_merge_hold(long):
     sizes = (545, 5) if long == "rows" else (5, 545)
     batch = Batch(*in_blocks(*sizes, torch.float32), 16, torch.float32, ids="own")
     check_soft_excess(batch, 60.0)
-    row_value, row_column, column_value, column_row = tiles.hardest(*batch.arguments)
+    row_value, row_column, column_value, column_row = launches.hardest(*batch.arguments)
     masked = batch.scores.masked_fill(~batch.is_negative, -torch.inf)
     assert torch.equal(row_column, masked.argmax(1))
     assert torch.equal(column_row, masked.argmax(0))
@@ -219,7 +219,7 @@ def test_soft_weights_at_ragged_sizes(dtype, ids, scale):
         for out_dtype in {torch.float32, dtype}:
             wide = buffer.to(out_dtype)
             out = wide[:, : scores.shape[1]]
-            tiles.soft_weights(
+            launches.soft_weights(
                 *batch.arguments, scale=scale, row_shift_R=row_shift, column_shift_C=column_shift, out=out
             )
             assert wide[:, scores.shape[1] :].isnan().all()  # nothing is written outside
@@ -235,7 +235,7 @@ def test_a_shift_of_infinity_leaves_its_direction_out(dtype):
     row_shift = torch.full((len(batch.queries),), torch.inf, device=DEVICE)
     column_shift = torch.full((len(batch.candidates),), 30.0, device=DEVICE)
     out = torch.empty(batch.is_negative.shape, device=DEVICE)
-    tiles.soft_weights(*batch.arguments, scale=30.0, row_shift_R=row_shift, column_shift_C=column_shift, out=out)
+    launches.soft_weights(*batch.arguments, scale=30.0, row_shift_R=row_shift, column_shift_C=column_shift, out=out)
     expected = (30 * batch.scores - 30).exp()
     torch.testing.assert_close(out.double(), expected, rtol=2 * exponent_error(30.0, column_shift) + 8 * ULP, atol=0)
 
@@ -244,7 +244,7 @@ def test_the_same_input_gives_the_same_bits():
     batch = Batch(*in_blocks(70, 37, torch.bfloat16), 48, torch.bfloat16, ids="shared")
     row_bias, column_bias = batch.biases(40.0)
     first, second = (
-        tiles.soft_excess(*batch.arguments, scale=40.0, row_bias_R=row_bias, column_bias_C=column_bias)
+        launches.soft_excess(*batch.arguments, scale=40.0, row_bias_R=row_bias, column_bias_C=column_bias)
         for _ in range(2)
     )
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))

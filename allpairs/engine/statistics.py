@@ -1,19 +1,102 @@
-"""What an anchor may need to know about its row. Each statistic is of size O(R), whatever the number of columns.
+"""What an anchor must know about its row, as values that can be gathered piece by piece: over tiles and over ranks.
 
-Shapes: R anchors, C columns. Masked columns come in as −inf; a row may consist of nothing else.
+Each statistic is of size O(R), whatever the number of columns. Masked columns come in as −inf; a row may consist of
+nothing else.
+
+Shapes: R anchors, C columns.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import Field, dataclass, fields
+from inspect import get_annotations
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_origin
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from allpairs.engine.statistic import RowStatistic, Summed, all_reduce
-
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+Summed = Annotated[Tensor, "sum"]
+"""A field whose parts are added."""
+Highest = Annotated[Tensor, "max"]
+"""A field of which the highest part stays."""
+Lowest = Annotated[Tensor, "min"]
+"""A field of which the lowest part stays."""
+
+_MERGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"sum": torch.add, "max": torch.maximum, "min": torch.minimum}
+
+
+@dataclass(frozen=True)
+class RowStatistic:
+    """A statistic of R anchors: its fields are tensors [R, ...] or statistics themselves, each declared with its merge.
+
+    The statistic of a row is that of its columns up to some column merged with that of the columns after it. A subclass
+    declares how each field merges (`Summed`, `Highest`, `Lowest`, or another statistic), or writes `merge` and `reduce`
+    itself where fields do not merge one by one; one that does neither fails when its class is made. It has one type in
+    all passes: what a later pass finds is neutral (0, or where it counts −inf) before.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if {"merge", "reduce"} <= cls.__dict__.keys():
+            return
+        if inherited := {"merge", "reduce"} & cls.__dict__.keys():
+            raise TypeError(f"{cls.__name__} writes {inherited.pop()} alone; merge and reduce belong together")
+        for name, declared in get_annotations(cls).items():
+            is_statistic = isinstance(declared, type) and issubclass(declared, RowStatistic)
+            merge = getattr(declared, "__metadata__", (None,))[0] if get_origin(declared) is Annotated else None
+            if not is_statistic and merge not in _MERGES:
+                raise TypeError(
+                    f"{cls.__name__}.{name} does not say how it merges: declare it Summed, Highest, Lowest or a "
+                    "RowStatistic, or write merge and reduce"
+                )
+
+    def merge(self, later: Self) -> Self:
+        """Return the statistic of the columns of `self` and of `later`, which all come after them."""
+        merged = []
+        for field in fields(self):
+            mine, theirs = getattr(self, field.name), getattr(later, field.name)
+            nested = isinstance(mine, RowStatistic)
+            merged.append(mine.merge(theirs) if nested else _MERGES[_merge_of(field)](mine, theirs))
+        return type(self)(*merged)
+
+    def reduce(self, group: "ProcessGroup | None") -> Self:
+        """Return the statistic of the columns of all ranks of `group`, each calling with its own. A collective."""
+        operations = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+        reduced = []
+        for field in fields(self):
+            mine = getattr(self, field.name)
+            nested = isinstance(mine, RowStatistic)
+            reduced.append(mine.reduce(group) if nested else all_reduce(mine, operations[_merge_of(field)], group))
+        return type(self)(*reduced)
+
+    def rows(self, rows: slice) -> Self:
+        """Return the statistic of some of the anchors."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        return type(self)(*[value.rows(rows) if isinstance(value, RowStatistic) else value[rows] for value in values])
+
+    @classmethod
+    def join(cls, pieces: Sequence[Self]) -> Self:
+        """Return the statistic of the anchors of all `pieces`, one after the other."""
+        joined = []
+        for field in fields(cls):
+            values = [getattr(piece, field.name) for piece in pieces]
+            joined.append(type(values[0]).join(values) if isinstance(values[0], RowStatistic) else torch.cat(values))
+        return cls(*joined)
+
+
+def all_reduce(values: Tensor, operation: "dist.ReduceOp.RedOpType", group: "ProcessGroup | None") -> Tensor:
+    """Return `values` combined over the ranks of `group`, leaving `values` alone."""
+    combined = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(combined, op=operation, group=group)
+    return combined
+
+
+def _merge_of(field: "Field[Any]") -> str:
+    merge: str = field.type.__metadata__[0]  # type: ignore[union-attr]
+    return merge
 
 
 @dataclass(frozen=True)
