@@ -83,11 +83,7 @@ class Checkpoints:
             return None
         self.load_weights(strategy, "last")
         strategy.load(str(folder.resolve()))
-        path = folder / "position.json"
-        try:
-            return Progress(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{path}: not a readable training position ({error})") from None
+        return read_progress(folder)
 
     def load_weights(self, strategy: Strategy, name: str) -> None:
         """Load encoder and objective weights of checkpoint `name` into `strategy`."""
@@ -100,6 +96,10 @@ class Checkpoints:
         except (OSError, SafetensorError, RuntimeError) as error:
             raise UserError(f"{path}: does not fit this objective ({str(error).splitlines()[0]})") from None
 
+    def step_of(self, name: str) -> int:
+        """Return the step at which checkpoint `name` was written."""
+        return read_progress(self._folder / name).step
+
     def _point(self, name: str, target: Path) -> None:
         link = self._folder / f".{name}"
         link.unlink(missing_ok=True)
@@ -111,6 +111,15 @@ class Checkpoints:
         for folder in self._folder.glob("*step-*"):
             if folder.resolve() not in named:
                 shutil.rmtree(folder)
+
+
+def read_progress(folder: Path) -> Progress:
+    """Return where training stood at the checkpoint in `folder`; UserError where it does not say."""
+    path = folder / "position.json"
+    try:
+        return Progress(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: not a readable training position ({error})") from None
 
 
 def _flush(folder: Path) -> None:

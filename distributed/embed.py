@@ -1,9 +1,8 @@
-"""Write a split's embeddings under a checkpoint of a run, for `python -m allpairs.analysis`; one process, without Ray.
+"""Write a split's embeddings under a checkpoint of a run, for analysis and evaluation; one process, without Ray.
 
-python -m distributed.embed --run runs/emoji --split train --out emoji.safetensors
+python -m distributed.embed --run runs/emoji --split train --out embeddings/emoji
 """
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,15 +12,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from allpairs import models
-from allpairs.analysis import Embeddings, Origin
 from allpairs.command import run as run_command
+from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError, nearest
 from allpairs.files import existing
-from allpairs.objectives import make
+from allpairs.objectives import PairObjective, make
+from distributed.checkpoints import read_progress
 from distributed.config import Config
 from distributed.config.load import read, validate
 from distributed.data import open_dataset
-from distributed.evaluation import encode
+from distributed.evaluation import embedding_set, encode, origin_of
 from distributed.run_directory import RunDirectory
 from distributed.world import Stopped, World
 
@@ -33,19 +33,19 @@ def embed(
     *,
     run: Annotated[Path, Parameter(help="Folder of a training run.")],
     split: Annotated[str, Parameter(help="train, val or test: the data set folder of this name in the run's config.")],
-    out: Annotated[Path, Parameter(help="File to write, .safetensors.")],
+    out: Annotated[Path, Parameter(help="Folder to write.")],
     checkpoint: Annotated[Literal["best", "last"], Parameter(help="Checkpoint of the run.")] = "best",
 ) -> None:
     """Encode every image of a split and all its captions."""
     embeddings = embed_split(run, split, checkpoint)
     embeddings.write(out)
     print(
-        f"written: {out}, {len(embeddings.queries):,} images and {len(embeddings.candidates):,} captions "
+        f"written: {out}, {len(embeddings.images):,} images and {len(embeddings.captions):,} captions "
         f"at step {embeddings.origin.step:,}"
     )
 
 
-def embed_split(run: Path, split: str, checkpoint: str) -> Embeddings:
+def embed_split(run: Path, split: str, checkpoint: str) -> EmbeddingSet:
     """Return the embeddings of `split` under checkpoint "best" or "last" of the run in folder `run`.
 
     Weights are frozen, without dropout or augmentation (C §5).
@@ -66,40 +66,19 @@ def embed_split(run: Path, split: str, checkpoint: str) -> Embeddings:
     except Stopped as stopped:
         raise UserError(str(stopped)) from None
     assert encoded is not None, "a single rank is rank 0"
-    return Embeddings(
-        queries=encoded.images_ND.numpy(),
-        candidates=encoded.captions_CD.numpy(),
-        query_ids=encoded.image_ids_N.numpy(),
-        candidate_ids=encoded.caption_ids_C.numpy(),
-        origin=Origin(
-            run=config.run.name,
-            checkpoint=checkpoint,
-            step=_step(folder / "position.json"),
-            split=split,
-            objective=config.objective.name,
-            arguments=_arguments(config, folder / "objective.safetensors"),
-            captions_per_image=config.data.captions_per_image,
-        ),
-    )
+    origin = origin_of(config, checkpoint, read_progress(folder).step, _objective(config, folder))
+    return embedding_set(encoded, dataset, split, origin)
 
 
-def _step(path: Path) -> int:
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a readable training position ({error})") from None
-
-
-def _arguments(config: Config, path: Path) -> dict[str, Any]:
-    """Return the objective's arguments at this checkpoint: a learned scale becomes the number it has reached."""
-    arguments = config.objective.arguments()
-    objective = make(config.objective.name, **arguments)
+def _objective(config: Config, folder: Path) -> PairObjective[Any]:
+    """Return the objective as it was at the checkpoint in `folder`."""
+    objective = make(config.objective.name, **config.objective.arguments())
+    path = folder / "objective.safetensors"
     try:
         objective.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(f"{path}: does not fit this objective ({str(error).splitlines()[0]})") from None
-    learned = objective.learned()
-    return arguments | learned | ({"learn_scale": False} if learned else {})
+    return objective
 
 
 if __name__ == "__main__":

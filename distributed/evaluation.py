@@ -6,19 +6,21 @@ Legend: N images, C captions, D embedding, b images at a time.
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from allpairs.embeddings import EmbeddingSet, Origin
 from allpairs.engine import similarity_statistics
 from allpairs.errors import UserError
 from allpairs.models import DualEncoder, Vocabulary
+from allpairs.objectives import PairObjective
 from distributed.config import Config
 from distributed.data import Dataset, evaluation_batches
 from distributed.world import World
-from retrieval_eval.embeddings import EmbeddingSet
-from retrieval_eval.evaluation import Report, evaluate
+from retrieval_eval.evaluate import Report, evaluate
 
 THUMBNAIL_SIDE = 128  # px: sharp enough on a high-density screen at the report's size, about 3 KB each
 
@@ -120,8 +122,8 @@ def _chunks(total: int, size: int) -> Iterator[list[int]]:
         yield list(range(index * size, total if index == whole - 1 else (index + 1) * size))
 
 
-def embedding_set(encoded: Encoded, dataset: Dataset, split: str) -> EmbeddingSet:
-    """Join embeddings with what a person looks at: keys, caption texts, thumbnails."""
+def embedding_set(encoded: Encoded, dataset: Dataset, split: str, origin: Origin) -> EmbeddingSet:
+    """Join embeddings with what a person looks at (keys, caption texts, thumbnails) and where they come from."""
     image_ids = encoded.image_ids_N.tolist()
     samples = [dataset.read(image_id) for image_id in image_ids]
     texts = {image_id: iter(sample.captions) for image_id, sample in zip(image_ids, samples, strict=True)}
@@ -136,6 +138,20 @@ def embedding_set(encoded: Encoded, dataset: Dataset, split: str) -> EmbeddingSe
         thumbnails=[thumbnail(sample.data) if is_image else None for sample in samples],
         split=split,
         data_hash=dataset.manifest.index_sha256,
+        origin=origin,
+    )
+
+
+def origin_of(config: Config, checkpoint: str, step: int, objective: PairObjective[Any]) -> Origin:
+    """Say where embeddings come from: the run, its checkpoint and its objective, a learned scale as a number."""
+    learned = objective.learned()
+    return Origin(
+        run=config.run.name,
+        checkpoint=checkpoint,
+        step=step,
+        objective=config.objective.name,
+        arguments=config.objective.arguments() | learned | ({"learn_scale": False} if learned else {}),
+        captions_per_image=config.data.captions_per_image,
     )
 
 

@@ -2,16 +2,16 @@
 
 import json
 
+from allpairs.embeddings import EmbeddingSet
 from allpairs.files import write_text
 from distributed.data import open_dataset
-from distributed.evaluation import embedding_set, encode
+from distributed.evaluation import embedding_set, encode, origin_of
 from distributed.loop import Training
 from distributed.progress import duration
 from distributed.tracking.examples import examples
 from distributed.tracking.redact import redact
 from retrieval_eval.cross_check import cross_check
-from retrieval_eval.embeddings import EmbeddingSet
-from retrieval_eval.evaluation import Report
+from retrieval_eval.evaluate import Report
 from retrieval_eval.page import write_report
 from retrieval_eval.uncertainty import intervals
 
@@ -52,7 +52,9 @@ def finish(training: Training) -> dict[str, float] | None:
     assert progress.best_epoch is not None
     metrics = {f"{split}/{name}": value for name, value in report.metrics.items()}
     training.tracker.log(training.where() | metrics)
-    embeddings = embedding_set(encoded, dataset, split)
+    objective = training.strategy.step.objective
+    origin = origin_of(config, "best", training.checkpoints.step_of("best"), objective)
+    embeddings = embedding_set(encoded, dataset, split, origin)
     embeddings.write(run.embeddings(split))
     _write_page(training, embeddings, report)
     if training.tracker.wandb is not None and config.tracking.examples:

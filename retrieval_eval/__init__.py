@@ -1,33 +1,21 @@
 """Exact retrieval evaluation: ranks by counting, honest ties, FAISS shortlists, and a report in one HTML file.
 
-``from retrieval_eval import evaluate`` is the function; ``python -m retrieval_eval.evaluate`` is its command.
+- `evaluate`: the function (and, as ``python -m retrieval_eval.evaluate``, the command): metrics of two matrices.
+- `compare`: the command that compares two runs; `comparison`: how.
+- `metrics`: the registry of metrics, and the one place that combines them.
+- `inputs`, `positives`: what is accepted, and which items answer which query.
+- `tiles`, `counting`: the fixed grid of score tiles, and exact counts over it.
+- `sharded`: counting in gallery slices, here or over Ray actors, resumable.
+- `ties`, `whole_ranking`: from counts to ranks, recalls, precisions and nDCG.
+- `protocols`, `subset`, `ensemble`, `measure`, `folds`: what is measured under a name, in which folds.
+- `uncertainty`: bootstrap intervals over images.
+- `shortlist`, `cross_check`, `approximate`: FAISS.
+- `rerank`: scorers.
+- `manifest`, `summary`, `exports`, `page`, `output`: the record, tables, files and reports of a measurement.
+- `run_files`: what a training run leaves.
+- `ray_cluster`: the one way to Ray.
 """
 
-import sys
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from retrieval_eval.evaluate import evaluate
 
-if TYPE_CHECKING:
-    from retrieval_eval.evaluation import evaluate as evaluate
-
-
-class _Package(ModuleType):
-    """The package itself, whose `evaluate` is always the function and is loaded (with torch) at its first use.
-
-    Importing the command ``retrieval_eval.evaluate`` makes Python assign that module to the attribute `evaluate`;
-    a property with a setter that lets this pass keeps the function in place whatever was imported first.
-    """
-
-    @property
-    def evaluate(self) -> Any:
-        from retrieval_eval.evaluation import evaluate
-
-        return evaluate
-
-    @evaluate.setter
-    def evaluate(self, value: Any) -> None:
-        if not isinstance(value, ModuleType):
-            raise AttributeError("retrieval_eval.evaluate cannot be replaced")
-
-
-sys.modules[__name__].__class__ = _Package
+__all__ = ["evaluate"]

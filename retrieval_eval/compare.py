@@ -6,25 +6,23 @@ Differences are the second run's minus the first's. `retrieval_eval.comparison` 
 come about.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 from allpairs.command import run
+from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
-from allpairs.files import existing
+from allpairs.files import existing, write_json
 from retrieval_eval.comparison import Comparison, compare
-from retrieval_eval.device import default_device
-from retrieval_eval.embeddings import EmbeddingSet
+from retrieval_eval.ensemble import check_same_queries
 from retrieval_eval.manifest import facts_of
-from retrieval_eval.measure import How, measure
+from retrieval_eval.measure import CountingOptions, default_device, measure
+from retrieval_eval.metrics import label, number
 from retrieval_eval.page import write_comparison
 from retrieval_eval.protocols import find_protocol
-from retrieval_eval.same_queries import check_same_queries
 from retrieval_eval.subset import read_subset
-from retrieval_eval.summary import label, number
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,8 +51,8 @@ def main(
         )
     chosen = find_protocol(protocol or sets[0].protocol)
     asked = read_subset(subset, sets[0]) if subset is not None else None
-    measured = [measure(one, chosen, asked, How(default_device())) for one in sets]
-    found = compare(measured[0].parts, measured[1].parts, names)
+    measured = [measure(one, chosen, asked, CountingOptions(default_device())) for one in sets]
+    found = compare(measured[0].folds, measured[1].folds, names)
     _show(found, f"{first} and {second} · {split} · {chosen.name}")
     if sets[0].data_hash != sets[1].data_hash:
         print("note: the ids, keys and captions are the same, but the splits' data hashes differ")
@@ -62,15 +60,15 @@ def main(
         return
     out.mkdir(parents=True, exist_ok=True)
     content = {"manifest": measured[0].manifest} | found.as_dict()
-    (out / "comparison.json").write_text(json.dumps(content, indent=2) + "\n")
-    one_gallery = all(len(each.parts) == 1 for each in measured)
+    write_json(out / "comparison.json", content)
+    one_gallery = all(len(each.folds) == 1 for each in measured)
     page = write_comparison(
         out / "comparison.html",
         found,
         (measured[0].embeddings, measured[1].embeddings) if one_gallery else None,
         (measured[0].report, measured[1].report),
         facts=facts_of(measured[0].manifest),
-        rows=measured[0].parts[0].rows,
+        rows=measured[0].folds[0].rows,
     )
     print(f"comparison: {page}, {out / 'comparison.json'}")
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from retrieval_eval.evaluation import Report
-from retrieval_eval.parts import Part, average
+from retrieval_eval.evaluate import Report
+from retrieval_eval.folds import MeasuredFold, average
+from retrieval_eval.metrics import metrics_of
 from retrieval_eval.uncertainty import (
     CELLS,
     RESAMPLES,
@@ -24,7 +25,6 @@ from retrieval_eval.uncertainty import (
     Clusters,
     bounds,
     cluster_sums,
-    metrics_of_means,
     number_of,
     replicates,
 )
@@ -56,7 +56,7 @@ class Comparison:
     changes: dict[str, Change]
     """By metric, in the reports' order."""
     ranks: dict[str, tuple[np.ndarray, np.ndarray]]
-    """Per direction the expected rank of each query's best positive under both models, part after part: [N] float64."""
+    """Per direction the expected rank of each query's best positive under both models, fold after fold: [N] float64."""
     clusters: int
     """Images that were drawn and exchanged."""
 
@@ -96,15 +96,20 @@ class Comparison:
 
 
 def compare(
-    first: Sequence[Part], second: Sequence[Part], names: tuple[str, str], *, flips: int = FLIPS, seed: int = SEED
+    first: Sequence[MeasuredFold],
+    second: Sequence[MeasuredFold],
+    names: tuple[str, str],
+    *,
+    flips: int = FLIPS,
+    seed: int = SEED,
 ) -> Comparison:
-    """Compare two models on parts of the same queries, which the caller has checked; folds are averaged.
+    """Compare two models on folds of the same queries, which the caller has checked; folds are averaged.
 
     Raises UserError if all queries belong to one image.
     """
     pairs = [(a.report, b.report, a.clusters) for a, b in zip(first, second, strict=True)]
     clusters = [own for *_, own in pairs]
-    sides = [[part.report for part in parts] for parts in (first, second)]
+    sides = [[fold.report for fold in folds] for folds in (first, second)]
     a, b = map(average, sides)
     drawn_a, drawn_b = (replicates(reports, clusters, seed=seed) for reports in sides)
     intervals = bounds({name: drawn_b[name] - values for name, values in drawn_a.items()})
@@ -155,7 +160,7 @@ def _exchanged_once(
             direction: {name: signs_RC @ column for name, column in columns.items()}
             for direction, columns in change.items()
         }
-        metrics = metrics_of_means(means, first.ks)
+        metrics = metrics_of(means, first.ks)
         for direction, middle in middles.items():
             metrics[f"{direction}/median_rank"] = middle.difference(swap_RC)
         blocks.append(metrics)

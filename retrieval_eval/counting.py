@@ -4,8 +4,8 @@ One tile of scores serves both directions. The positives' scores are read from t
 separately computed row-wise dot product rounds differently and moves R@1 by many points), so there are two passes: over
 the few tiles that hold positives, for the thresholds; then over all tiles, for the counts.
 
-A `Shard` counts a range of columns, a range of rows at a time. Its results are integers, so they add up to the same
-counts however the grid is cut, and whoever computes them: here in this process, or in many (`retrieval_eval.sharded`).
+A `GallerySlice` counts a range of columns, a range of rows at a time. Its results are integers, so they add up to the
+same counts however the grid is cut, and whoever computes them: this process, or many (`retrieval_eval.sharded`).
 """
 
 from dataclasses import dataclass
@@ -15,10 +15,8 @@ import numpy as np
 import torch
 
 from allpairs.errors import UserError
-from retrieval_eval.layout import Direction, Layout
 from retrieval_eval.positives import Positives
-from retrieval_eval.precision import exact_float32
-from retrieval_eval.tiles import Blocks, Tiles
+from retrieval_eval.tiles import Blocks, MatrixTiles, SlotOrder, TileLayout, Tiles, exact_float32
 
 # Shape suffixes: N queries, M gallery items, D embedding, T tile side, P positive pairs, R rows with many positives,
 # L levels (the positives of a query, one after the other).
@@ -52,10 +50,10 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Part:
-    """What a shard counted for some rows: `greater` and `equal`, [2, slots] int64, per direction.
+class SliceCounts:
+    """What a slice counted for some rows: `greater` and `equal`, [2, slots] int64, per direction.
 
-    The forward slots are those of the rows, seen over the shard's columns; the backward ones those of the columns, seen
+    The forward slots are those of the rows, seen over the slice's columns; the backward ones those of the columns, seen
     over the rows. `backward` is empty where only one direction is asked for.
     """
 
@@ -63,24 +61,29 @@ class Part:
     backward: np.ndarray
 
 
-class Shard:
-    """Columns `columns` (from a multiple of `side` on) of the grid over queries [N, D] and gallery [M, D]."""
+class GallerySlice:
+    """Columns `columns` (from a multiple of the tile's side on) of the grid whose scores `tiles` makes."""
 
-    def __init__(
-        self,
+    def __init__(self, tiles: Tiles, layout: TileLayout, columns: range, *, both: bool) -> None:
+        assert columns.start % tiles.side == 0, "a gallery slice begins with a tile"
+        self.tiles, self.layout, self.columns, self.both = tiles, layout, columns, both
+
+    @classmethod
+    def of_matrices(
+        cls,
         queries: torch.Tensor,
         gallery: torch.Tensor,
-        layout: Layout,
+        layout: TileLayout,
         columns: range,
         *,
         both: bool,
         side: int,
         device: torch.device,
-    ) -> None:
-        assert columns.start % side == 0, "a shard begins with a tile"
-        self.layout, self.columns, self.both = layout, columns, both
+    ) -> "GallerySlice":
+        """Return the slice of the grid over queries [N, D] and gallery [M, D]."""
         order = layout.backward.order[columns.start : columns.stop]
-        self.tiles = Tiles(Blocks(queries, layout.forward.order, side, device), Blocks(gallery, order, side, device))
+        rows = Blocks(queries, layout.forward.order, side, device)
+        return cls(MatrixTiles(rows, Blocks(gallery, order, side, device)), layout, columns, both=both)
 
     def take(self, scores: np.ndarray) -> None:
         """Take the scores of all positives [P], in the order of the input, before anything is counted."""
@@ -106,7 +109,7 @@ class Shard:
                 scores[by_tile[start:stop]] = S_TT[r, c].cpu().numpy()
         return scores
 
-    def count(self, rows: range) -> Part:
+    def count(self, rows: range) -> SliceCounts:
         """Count `rows`, from a multiple of the tile's side on, after `take`."""
         tiles = self.tiles
         forward = _Totals(self._forward, rows)
@@ -120,13 +123,13 @@ class Shard:
                     if backward is not None:
                         backward.add(S_TT, self.columns.start + j, m, n, rows=False)
         nothing = np.empty((2, 0), np.int64)
-        return Part(forward.result(), nothing if backward is None else backward.result())
+        return SliceCounts(forward.result(), nothing if backward is None else backward.result())
 
 
 class _Thresholds:
     """Scores to compare with, per slot of one direction, and for each block of T places which rows compare when."""
 
-    def __init__(self, direction: Direction, scores: np.ndarray, tiles: Tiles) -> None:
+    def __init__(self, direction: SlotOrder, scores: np.ndarray, tiles: Tiles) -> None:
         self.direction, self.side, self.device = direction, tiles.side, tiles.device
         self.work_TT = tiles.work_TT
         self.score_P = torch.from_numpy(scores[direction.pairs]).to(tiles.device)
@@ -214,9 +217,9 @@ class _Totals:
 
 
 class Assembly:
-    """Whole counts from the results of the shards, in any order."""
+    """Whole counts from the results of the slices, in any order."""
 
-    def __init__(self, layout: Layout, *, both: bool) -> None:
+    def __init__(self, layout: TileLayout, *, both: bool) -> None:
         self.layout, self.both = layout, both
         pairs = len(layout.to_reverse)
         self.scores = np.empty(pairs, np.float32)
@@ -224,11 +227,11 @@ class Assembly:
         self.backward = np.zeros((2, pairs if both else 0), np.int64)
 
     def add_scores(self, rows: range, columns: range, scores: np.ndarray) -> None:
-        """Take what `Shard.positive_scores` returned for these rows and the shard's columns."""
+        """Take what `GallerySlice.positive_scores` returned for these rows and the slice's columns."""
         self.scores[self.layout.pairs_in(rows, columns)] = scores
 
-    def add_part(self, rows: range, columns: range, part: Part) -> None:
-        """Add what `Shard.count` returned for these rows and the shard's columns."""
+    def add_part(self, rows: range, columns: range, part: SliceCounts) -> None:
+        """Add what `GallerySlice.count` returned for these rows and the slice's columns."""
         self.forward[:, self.layout.forward.slots(rows.start, rows.stop)] += part.forward
         if self.both:
             self.backward[:, self.layout.backward.slots(columns.start, columns.stop)] += part.backward

@@ -1,13 +1,14 @@
 """An independent check of the counted recalls: does FAISS find a positive in the top k of the same queries?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from retrieval_eval.evaluation import Report
-from retrieval_eval.inputs import Embeddings, blocks, pair_where_they_lie
+from retrieval_eval.evaluate import Report
+from retrieval_eval.folds import MeasuredFold
+from retrieval_eval.inputs import Matrix, blocks, pair_where_they_lie
 from retrieval_eval.shortlist import Backend, shortlist
 
 
@@ -34,7 +35,7 @@ class CrossCheck:
         )
 
 
-def cross_check(report: Report, queries: Embeddings, gallery: Embeddings) -> CrossCheck:
+def cross_check(report: Report, queries: Matrix, gallery: Matrix) -> CrossCheck:
     """Search `gallery` [M, D] with `queries` [N, D], the ones of `report`, and compare every recall query by query."""
     Q, G = pair_where_they_lie(queries, gallery)
     agreement: dict[str, float] = {}
@@ -71,3 +72,26 @@ def rounding_bound(asking: torch.Tensor, answering: torch.Tensor) -> np.ndarray:
 def _norms(matrix: torch.Tensor) -> Iterator[torch.Tensor]:
     for _, block in blocks(matrix):
         yield torch.linalg.vector_norm(block, dim=1, dtype=torch.float64)
+
+
+def verify(folds: Sequence[MeasuredFold]) -> CrossCheck:
+    """Let FAISS search each part's galleries, and add up: agreement in percent of all queries.
+
+    `differences` counts the queries through the folds, one after the other.
+    """
+    agreement: dict[str, float] = {}
+    rounding: dict[str, int] = {}
+    differences: dict[str, list[int]] = {}
+    before: dict[str, int] = {}
+    for fold in folds:
+        for report, queries, gallery in fold.searches():
+            found = cross_check(report, queries, gallery)
+            for name, share in found.agreement.items():
+                queries_here, seen = report.queries(name.split("/")[0]), before.get(name, 0)
+                agreeing = agreement.get(name, 0.0) * seen + share * queries_here
+                # Complete agreement stays exactly 100: sums of products with 100 are exact at these sizes.
+                agreement[name] = agreeing / (seen + queries_here)
+                rounding[name] = rounding.get(name, 0) + found.rounding[name]
+                differences.setdefault(name, []).extend(seen + row for row in found.differences[name])
+                before[name] = seen + queries_here
+    return CrossCheck(agreement, rounding, differences, found.backend)

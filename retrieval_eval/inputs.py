@@ -14,7 +14,7 @@ import torch
 
 from allpairs.errors import UserError
 
-Embeddings = torch.Tensor | np.ndarray
+Matrix = torch.Tensor | np.ndarray
 SHOWN = 5  # rows named in a refusal
 BLOCK = 1 << 20  # numbers looked at together: 8 MB as float64
 
@@ -26,7 +26,7 @@ def rows(indices: Sequence[int] | np.ndarray, ids: Any = None) -> str:
     return f"{'row' if len(indices) == 1 else 'rows'} {', '.join(shown)}{more}"
 
 
-def as_tensor(values: Embeddings) -> torch.Tensor:
+def as_tensor(values: Matrix) -> torch.Tensor:
     """Return `values` as a tensor over the same memory or file, for reading only."""
     if isinstance(values, torch.Tensor):
         return values.detach()
@@ -45,7 +45,7 @@ def blocks(X: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         yield start, X[start : start + step].to(torch.float32)
 
 
-def checked(values: Embeddings, name: str, ids: Any = None) -> tuple[torch.Tensor, float]:
+def checked(values: Matrix, name: str, ids: Any = None) -> tuple[torch.Tensor, float]:
     """Return `values` as a matrix [rows, D] where it lies, and its largest norm; UserError names what is not finite."""
     X = as_tensor(values)
     if X.ndim != 2:
@@ -64,7 +64,7 @@ def checked(values: Embeddings, name: str, ids: Any = None) -> tuple[torch.Tenso
 
 
 def pair_where_they_lie(
-    queries: Embeddings, gallery: Embeddings, query_ids: Any = None, gallery_ids: Any = None
+    queries: Matrix, gallery: Matrix, query_ids: Any = None, gallery_ids: Any = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return both sides as matrices over the caller's memory or files, any real dtype, whose dot products stay finite.
 
@@ -83,7 +83,7 @@ def pair_where_they_lie(
 
 
 def pair_of_matrices(
-    queries: Embeddings, gallery: Embeddings, query_ids: Any = None, gallery_ids: Any = None, device: str | None = None
+    queries: Matrix, gallery: Matrix, query_ids: Any = None, gallery_ids: Any = None, device: str | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return both sides as float32 matrices on one device whose dot products cannot overflow; UserError otherwise.
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retrieval_eval.evaluation import Report
+from retrieval_eval.evaluate import Report
 
 DEFINITION = (
     "R@k: percent of the queries with at least one positive among the k best gallery items;"

@@ -1,116 +1,139 @@
-"""Metrics from the ranks of every positive: reciprocal rank, nDCG, R-Precision and mAP@R, with ties three ways.
+"""The registry of metrics: what each is called, how it is written, which way is better, and how it comes about.
 
-With R positives of a query, rel(r) whether the item at rank r is one, and P(r) the precision at r:
-nDCG = sum of rel(r)/log2(1+r) over the whole ranking, by its largest value; R-Precision = P(R); mAP@R =
-1/R · sum over r <= R of rel(r)·P(r) (Musgrave et al. 2020, A Metric Learning Reality Check, eq. 2, which divides by R,
-unlike mAP@5 here); MRR takes the best positive. *Expected* is the exact mean over all orders of tied items, each as
-likely: items of one score fill a block of ranks, and within it every rank holds a positive with the same probability.
+Every table, export, page and summary draws from it. Metrics are keyed ``direction/name`` (``i2t/r1``); ``rsum`` stands
+alone.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from math import fsum
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from retrieval_eval.counting import Counts
-from retrieval_eval.positives import Positives
+Value = TypeVar("Value", float, np.ndarray)
 
-# N queries, P positive pairs, B blocks of equal scores that hold positives.
-
-Treatment = Literal["optimistic", "expected", "pessimistic"]
+RECALLS = (1, 5, 10)
+"""The k of the recalls that RSUM and the average recall are made of."""
 
 
-def whole_ranking_metrics(positives: Positives, counts: Counts, treatment: Treatment) -> dict[str, np.ndarray]:
-    """Return per metric the values of the queries, [N] float64, 0..1; every query has a positive."""
-    order = np.lexsort((-counts.score, positives.owners))  # by query, best first
-    owner, greater = positives.owners[order], counts.greater[order]
-    number = positives.counts[owner]  # R of the pair's query
-    nth = np.arange(len(order)) - positives.offsets[owner]  # positives before this one, [P]
-    first = np.r_[True, (np.diff(owner) != 0) | (np.diff(greater) != 0)]  # of its block
+@dataclass(frozen=True)
+class Metric:
+    """One metric of a direction, or RSUM."""
 
-    discounts = 1 / np.log2(2 + np.arange(positives.counts.max()))
-    ideal = np.cumsum(discounts)[positives.counts - 1]  # [N]
+    name: str
+    title: str
+    """As people write it: ``R@1``, ``mAP@5``."""
+    unit: Literal["percent", "place", "fraction"]
+    value: str | None = None
+    """The per-query value whose mean it is; None for what is combined, or a median."""
+    bounded: bool = True
+    """Whether a shortlist bounds it (`retrieval_eval.rerank`)."""
+    definition: str = ""
+    """In words, where the field has more than one."""
+    short: str = ""
+    """The title where there is little room; empty: the title itself."""
 
-    def per_query(values: np.ndarray, owners: np.ndarray) -> np.ndarray:
-        return np.bincount(owners, values, minlength=len(positives))
+    @property
+    def decimals(self) -> int:
+        """Decimals it is written with: three in 0..1, one for percents and places."""
+        return 3 if self.unit == "fraction" else 1
 
-    if treatment == "expected":
-        at = order[first]
-        block = _Blocks(
-            owner[first], number[first], nth[first], greater[first], counts.equal[at], counts.equal_positives[at]
-        )
-        found = {
-            "mrr": block.reciprocal_of_first()[nth[first] == 0],
-            "ndcg": per_query(block.gain(), block.owner) / ideal,
-            "r_precision": per_query(block.hits_in_r(), block.owner) / positives.counts,
-            "map_r": per_query(block.precisions_in_r(), block.owner) / positives.counts,
-        }
-    else:
-        # Positives first in every block is best for all four, positives last worst.
-        rank = greater + 1 + nth - nth[first][np.cumsum(first) - 1]
-        if treatment == "pessimistic":
-            rank += (counts.equal - counts.equal_positives)[order]
-        inside = rank <= number
-        found = {
-            "mrr": 1 / rank[nth == 0],
-            "ndcg": per_query(1 / np.log2(1 + rank), owner) / ideal,
-            "r_precision": per_query(inside, owner) / positives.counts,
-            "map_r": per_query(np.where(inside, (nth + 1) / rank, 0), owner) / positives.counts,
-        }
-    return {name: np.minimum(values, 1, out=values) for name, values in found.items()}
+    @property
+    def heading(self) -> str:
+        """The title of a narrow column."""
+        return self.short or self.title
+
+    @property
+    def format(self) -> str:
+        """How a page writes it: a printf format."""
+        return "%g" if self.name == "median_rank" else f"%.{self.decimals}f"
+
+    @property
+    def is_recall(self) -> bool:
+        """Whether it is R@k."""
+        return self.value is not None and self.value == self.name and self.unit == "percent"
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether more of it is better."""
+        return self.unit != "place"
 
 
-@dataclass(frozen=True, eq=False)
-class _Blocks:
-    """Blocks of equal scores: ranks `above` + 1 to `above` + `size`, of which `hits` are positives, [B] each."""
+METRICS = (
+    Metric("average_recall", "avg recall", "percent", definition="the mean of R@1, R@5 and R@10", short="avg."),
+    Metric("median_rank", "median rank", "place", bounded=False, short="median"),
+    Metric("mean_rank", "mean rank", "place", "rank", bounded=False, short="mean"),
+    Metric("map5", "mAP@5", "fraction", "map5", definition="precisions at the hits in the top 5 over the hits found"),
+    Metric("mrr", "MRR", "fraction", "mrr"),
+    Metric("ndcg", "nDCG", "fraction", "ndcg"),
+    Metric("r_precision", "R-Precision", "fraction", "r_precision", short="R-Prec."),
+    Metric("map_r", "mAP@R", "fraction", "map_r", definition="precisions at the hits in the top R over R"),
+)
+"""The metrics of a direction behind its recalls, in the order of every table."""
+RSUM = Metric("rsum", "RSUM", "percent", definition="the sum of R@1, R@5 and R@10 of both directions")
+_BY_NAME = {metric.name: metric for metric in (*METRICS, RSUM)}
 
-    owner: np.ndarray  # the query
-    number: np.ndarray  # its R
-    earlier: np.ndarray  # its positives in better blocks
-    above: np.ndarray
-    size: np.ndarray
-    hits: np.ndarray
 
-    def reciprocal_of_first(self) -> np.ndarray:
-        """Mean of 1 / the rank of a block's first positive."""
-        found = 1 / (self.above + 1)
-        mixed = np.flatnonzero(self.size > self.hits)
-        # A collapsed model ties everything for everyone: equal blocks are worked out once.
-        kinds, kind = np.unique(
-            np.stack([self.above[mixed], self.size[mixed], self.hits[mixed]]), axis=1, return_inverse=True
-        )
-        values = []
-        for above, size, hits in kinds.T:
-            place = np.arange(size - hits + 1)  # negatives before the first positive
-            stays = np.r_[1.0, (size - hits - place[:-1]) / (size - place[:-1])]
-            chance = np.cumprod(stays) * hits / (size - place)
-            values.append(np.sum(chance / (above + 1 + place)))
-        found[mixed] = np.array(values)[kind.reshape(-1)] if values else 0
-        return found
+def recall(k: int) -> Metric:
+    """Return R@k."""
+    return Metric(f"r{k}", f"R@{k}", "percent", f"r{k}")
 
-    def gain(self) -> np.ndarray:
-        """Mean of the sum of 1 / log2(1 + rank) over a block's positives."""
-        found = self.hits / np.log2(2 + self.above)
-        large = self.size > 1
-        if large.any():
-            ranks = np.arange(1, int((self.above + self.size)[large].max()) + 1)
-            sums = np.r_[0.0, np.cumsum(1 / np.log2(1 + ranks))]
-            above, size = self.above[large], self.size[large]
-            found[large] = self.hits[large] / size * (sums[above + size] - sums[above])
-        return found
 
-    def hits_in_r(self) -> np.ndarray:
-        """Mean number of a block's positives among the first R ranks."""
-        return self.hits * np.clip(self.number - self.above, 0, self.size) / self.size
+def metric_of(name: str) -> Metric:
+    """Return the metric of a key, with or without its direction: ``i2t/map5``, ``r10``; KeyError for no metric."""
+    last = name.rsplit("/", maxsplit=1)[-1]
+    if last[:1] == "r" and last[1:].isdecimal():
+        return recall(int(last[1:]))
+    return _BY_NAME[last]
 
-    def precisions_in_r(self) -> np.ndarray:
-        """Mean of the sum of P(r) over a block's positives among the first R ranks."""
-        room = np.clip(self.number - self.above, 0, self.size)
-        harmonic = np.r_[0.0, np.cumsum(1 / np.arange(1, int(self.number.max()) + 1))]
-        last = np.minimum(self.above, self.number)  # a block below R adds nothing
-        # Sum of 1/r over the block's ranks up to R; of a single rank without the rounding of a difference.
-        reciprocals = np.where(self.size == 1, room / (self.above + 1), harmonic[last + room] - harmonic[last])
-        # Given a positive at the t-th rank of the block, (t-1)(hits-1)/(size-1) others lie before it on average.
-        others = (self.hits - 1) / np.maximum(self.size - 1, 1)
-        before = room - (self.above + 1) * reciprocals  # sum of (t-1)/r
-        return self.hits / self.size * ((self.earlier + 1) * reciprocals + others * before)
+
+def of_direction(ks: Sequence[int]) -> list[Metric]:
+    """Return a direction's metrics in order: the recalls at `ks`, then the others that these allow."""
+    others = [metric for metric in METRICS if metric.name != "average_recall" or set(RECALLS) <= set(ks)]
+    return [*map(recall, ks), *others]
+
+
+def label(name: str) -> str:
+    """Return a key as people write it: ``i2t R@1``."""
+    *direction, _ = name.split("/")
+    return " ".join([*direction, metric_of(name).title])
+
+
+def number(name: str, value: float, *, signed: bool = False) -> str:
+    """Return a value with the decimals of its metric."""
+    return f"{value:{'+' if signed else ''},.{metric_of(name).decimals}f}"
+
+
+def is_better(name: str, difference: float) -> bool:
+    """Return whether a change of the metric is for the better."""
+    return difference != 0 and (difference > 0) == metric_of(name).higher_is_better
+
+
+def metrics_of(means: Mapping[str, Mapping[str, Value]], ks: Sequence[int]) -> dict[str, Value]:
+    """Return the metrics of all directions from the means of their per-query values (and, if given, the median rank).
+
+    The only place where average recall and RSUM are combined. Values may be numbers, or arrays of one shape.
+    """
+    metrics: dict[str, Value] = {}
+    for direction, of_values in means.items():
+        for metric in of_direction(ks):
+            if metric.name == "average_recall":
+                metrics[f"{direction}/average_recall"] = _sum(of_values[f"r{k}"] for k in RECALLS) / len(RECALLS)
+            elif (metric.value or metric.name) in of_values:
+                metrics[f"{direction}/{metric.name}"] = of_values[metric.value or metric.name]
+    with_rsum(metrics, list(means), ks)
+    return metrics
+
+
+def with_rsum(metrics: dict[str, Value], directions: Sequence[str], ks: Sequence[int]) -> dict[str, Value]:
+    """Put RSUM into `metrics` where there are two directions and the recalls it is made of; return `metrics`."""
+    if len(directions) > 1 and set(RECALLS) <= set(ks):
+        metrics["rsum"] = _sum(metrics[f"{direction}/r{k}"] for direction in directions for k in RECALLS)
+    return metrics
+
+
+def _sum(values: Iterable[Value]) -> Any:
+    found = list(values)
+    # A sum of numbers that no order changes.
+    return np.sum(found, axis=0) if isinstance(found[0], np.ndarray) else fsum(found)

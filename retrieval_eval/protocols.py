@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError, nearest
-from retrieval_eval.embeddings import EmbeddingSet
 from retrieval_eval.inputs import rows
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from retrieval_eval import inputs
-from retrieval_eval.inputs import Embeddings, pair_where_they_lie
-from retrieval_eval.precision import exact_float32
+from retrieval_eval.inputs import Matrix, pair_where_they_lie
+from retrieval_eval.tiles import exact_float32
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def backend() -> Backend:
     return "faiss-gpu"
 
 
-def shortlist(queries: Embeddings, gallery: Embeddings, k: int) -> Shortlist:
+def shortlist(queries: Matrix, gallery: Matrix, k: int) -> Shortlist:
     """Return the best k (at most all) of gallery [M, D] for each query [N, D]; UserError for unfit input.
 
     On several GPUs each holds one part of the gallery. More than 2,048 per query are searched for on the CPU.

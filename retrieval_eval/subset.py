@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError, nearest
 from allpairs.files import existing, read_json
-from retrieval_eval.embeddings import EmbeddingSet
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,38 +1,13 @@
-"""The metrics as a table for the terminal, and how each one is written."""
+"""The metrics as a table for the terminal."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from retrieval_eval.evaluation import Report
+from retrieval_eval.evaluate import Report
+from retrieval_eval.metrics import label, number
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-NAMES = {
-    "average_recall": "avg recall",
-    "median_rank": "median rank",
-    "mean_rank": "mean rank",
-    "map5": "mAP@5",
-    "mrr": "MRR",
-    "ndcg": "nDCG",
-    "r_precision": "R-Precision",
-    "map_r": "mAP@R",
-    "rsum": "RSUM",
-}
-FRACTIONS = ("map5", "mrr", "ndcg", "r_precision", "map_r")  # in 0..1, the others in percent or places
-
-
-def label(metric: str) -> str:
-    """Return a metric's name as people write it: ``i2t R@1``."""
-    *direction, name = metric.split("/")
-    written = NAMES.get(name) or (f"R@{name[1:]}" if name[:1] == "r" and name[1:].isdecimal() else name)
-    return " ".join([*direction, written])
-
-
-def number(metric: str, value: float, *, signed: bool = False) -> str:
-    """Return a value with the decimals of its metric: fractions have three, percent and ranks one."""
-    places = 3 if metric.rsplit("/", maxsplit=1)[-1] in FRACTIONS else 1
-    return f"{value:{'+' if signed else ''},.{places}f}"
 
 
 def table(

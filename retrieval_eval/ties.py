@@ -11,8 +11,8 @@ from itertools import product
 import numpy as np
 
 from retrieval_eval.counting import Counts
-from retrieval_eval.metrics import Treatment
 from retrieval_eval.positives import Positives
+from retrieval_eval.whole_ranking import Treatment
 
 TREATMENTS: tuple[Treatment, ...] = ("optimistic", "expected", "pessimistic")
 LEVELS = 5  # the best positives of a query that AP@5 can see

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from allpairs.errors import UserError
-from retrieval_eval.evaluation import RSUM, Report
+from retrieval_eval.evaluate import Report
+from retrieval_eval.metrics import metrics_of
 from retrieval_eval.positives import Positives
 
 # Shape suffixes: N queries of a direction, C clusters, R resamples of a block.
@@ -96,21 +97,6 @@ def connected(positives: Positives) -> tuple[np.ndarray, np.ndarray]:
     return numbers[group], numbers[of_item]
 
 
-def metrics_of_means(means: Mapping[str, Mapping[str, np.ndarray]], ks: Sequence[int]) -> dict[str, np.ndarray]:
-    """Turn per direction the means of the per-query values (any shape, alike) into the metrics that are linear in them.
-
-    That is every metric but the median rank.
-    """
-    metrics: dict[str, np.ndarray] = {}
-    for direction, values in means.items():
-        metrics |= {f"{direction}/{'mean_rank' if name == 'rank' else name}": value for name, value in values.items()}
-        if set(RSUM) <= set(ks):
-            metrics[f"{direction}/average_recall"] = np.mean([values[f"r{k}"] for k in RSUM], axis=0)
-    if len(means) == 2 and set(RSUM) <= set(ks):
-        metrics["rsum"] = np.sum([values[f"r{k}"] for values in means.values() for k in RSUM], axis=0)
-    return metrics
-
-
 def cluster_sums(values: np.ndarray, clusters: np.ndarray, count: int) -> np.ndarray:
     """Add up `values` [N] by cluster: [C]."""
     return np.bincount(clusters, weights=values, minlength=count)
@@ -145,7 +131,7 @@ def _replicates(
             direction: {name: drawn @ column / (drawn @ sizes[direction]) for name, column in columns.items()}
             for direction, columns in sums.items()
         }
-        block = metrics_of_means(means, report.ks)
+        block = metrics_of(means, report.ks)
         for direction, rows in order.items():
             ranks = report.per_query[direction]["rank"][rows]
             block[f"{direction}/median_rank"] = _medians(ranks, weights_RC[:, clusters[direction][rows]])

@@ -1,7 +1,7 @@
 """``python -m allpairs.analysis``: analyse objectives, on embeddings or without any data.
 
-python -m distributed.embed --run runs/emoji --split train --out emoji.safetensors
-python -m allpairs.analysis counts --embeddings emoji.safetensors --out analysis
+python -m distributed.embed --run runs/emoji --split train --out embeddings/emoji
+python -m allpairs.analysis counts --embeddings embeddings/emoji --out analysis
 python -m allpairs.analysis table analysis/*/counts.json
 python -m allpairs.analysis gradients --out analysis
 python -m allpairs.analysis diagrams --out analysis
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from allpairs.analysis.cocos import Cocos, Setup, count_over_batches
-from allpairs.analysis.embeddings import Embeddings, Origin
 from allpairs.analysis.variants import Variant, all_variants
 from allpairs.command import run
+from allpairs.embeddings import EmbeddingSet, Origin
 from allpairs.errors import UserError
-from allpairs.files import write_json, write_text
+from allpairs.files import existing, write_json, write_text
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -45,11 +45,11 @@ def counts(
     arguments
         `key=value` of the objective named by --objective, values as in JSON: margin=0.2 learn_scale=false.
     embeddings
-        Files of `python -m distributed.embed`, one or several.
+        Folders of `python -m distributed.embed`, one or several.
     out
         Folder to write to.
     objective
-        Count this objective, or `all`. Default: the one each file's model was trained with.
+        Count this objective, or `all`. Default: the one each model was trained with.
     batch_size
         Images per batch.
     captions
@@ -112,7 +112,7 @@ def gradients(
     out
         Folder to write to.
     embeddings
-        Also measure real embeddings: files of `python -m distributed.embed`, for example of several checkpoints.
+        Also measure real embeddings: folders of `python -m distributed.embed`, for example of several checkpoints.
     batch_size
         Pairs per batch.
     dim
@@ -207,14 +207,18 @@ def make_app() -> "App":
     return app
 
 
-def _read_all(paths: Sequence[Path]) -> list[tuple[Path, Embeddings]]:
-    return [(path, _named(path, Embeddings.read(path))) for path in paths]
+def _read_all(paths: Sequence[Path]) -> list[tuple[Path, EmbeddingSet]]:
+    return [(path, _read(path)) for path in paths]
 
 
-def _named(path: Path, loaded: Embeddings) -> Embeddings:
-    """Call embeddings that say nothing of their run by the name of their file."""
-    if not loaded.origin.run:
-        loaded.origin = replace(loaded.origin, run=path.stem)
+def _read(path: Path) -> EmbeddingSet:
+    loaded = EmbeddingSet.read(existing(path))
+    try:
+        loaded.check_matches()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if not loaded.origin.run:  # what says nothing of its run is called by its own name
+        loaded.origin = replace(loaded.origin, run=path.name)
     return loaded
 
 

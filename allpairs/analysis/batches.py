@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from allpairs.analysis.embeddings import Embeddings
+from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
 
 
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
         return normalize(self.queries, dim=1) @ normalize(self.candidates, dim=1).T
 
 
-def batches(embeddings: Embeddings, *, size: int = 128, captions: int = 1, seed: int = 0) -> Iterator[Batch]:
+def batches(embeddings: EmbeddingSet, *, size: int = 128, captions: int = 1, seed: int = 0) -> Iterator[Batch]:
     """Yield one pass over all images in batches of `size`, in an order and with captions that `seed` decides.
 
     Each image comes with `captions` of its captions, distinct, or with all where it has fewer. Images that fill no
@@ -45,7 +45,7 @@ def batches(embeddings: Embeddings, *, size: int = 128, captions: int = 1, seed:
     Raises:
         UserError: a batch that is larger than the data, or smaller than two.
     """
-    total = len(embeddings.queries)
+    total = len(embeddings.images)
     if not 2 <= size <= total:
         raise UserError(f"batch size {size} is impossible; accepted: 2 to {total}, the number of queries")
     if captions < 1:
@@ -53,12 +53,12 @@ def batches(embeddings: Embeddings, *, size: int = 128, captions: int = 1, seed:
     return _batches(embeddings, size, captions, np.random.default_rng(seed))
 
 
-def _batches(embeddings: Embeddings, size: int, captions: int, draws: np.random.Generator) -> Iterator[Batch]:
-    total = len(embeddings.queries)
-    by_id = np.argsort(embeddings.candidate_ids, kind="stable")
-    sorted_ids = embeddings.candidate_ids[by_id]
-    first = np.searchsorted(sorted_ids, embeddings.query_ids)
-    last = np.searchsorted(sorted_ids, embeddings.query_ids, side="right")
+def _batches(embeddings: EmbeddingSet, size: int, captions: int, draws: np.random.Generator) -> Iterator[Batch]:
+    total = len(embeddings.images)
+    by_id = np.argsort(embeddings.caption_ids, kind="stable")
+    sorted_ids = embeddings.caption_ids[by_id]
+    first = np.searchsorted(sorted_ids, embeddings.image_ids)
+    last = np.searchsorted(sorted_ids, embeddings.image_ids, side="right")
     order = draws.permutation(total)
     for start in range(0, total - size + 1, size):
         images = order[start : start + size]
@@ -68,8 +68,8 @@ def _batches(embeddings: Embeddings, size: int, captions: int, draws: np.random.
             drawn.append(draws.choice(own, size=min(captions, len(own)), replace=False))
         texts = np.concatenate(drawn)
         yield Batch(
-            torch.from_numpy(embeddings.queries[images]).double(),
-            torch.from_numpy(embeddings.candidates[texts]).double(),
-            torch.from_numpy(embeddings.query_ids[images]),
-            torch.from_numpy(embeddings.candidate_ids[texts]),
+            torch.from_numpy(embeddings.images[images]).double(),
+            torch.from_numpy(embeddings.captions[texts]).double(),
+            torch.from_numpy(embeddings.image_ids[images]),
+            torch.from_numpy(embeddings.caption_ids[texts]),
         )

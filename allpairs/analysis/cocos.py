@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 from allpairs.analysis.batches import batches
 from allpairs.analysis.contributing import EPSILON, KEYS, count_contributing
-from allpairs.analysis.embeddings import Embeddings
 from allpairs.analysis.variants import Variant
 from allpairs.analysis.weights import Direction
+from allpairs.embeddings import EmbeddingSet
 from allpairs.engine.contract import Family
 
 DIRECTIONS: tuple[Direction, Direction] = ("i2t", "t2i")
@@ -74,7 +74,7 @@ class Cocos:
         return cls(**(values | {"setup": Setup(**values["setup"]), "counts": counts}))
 
 
-def count_over_batches(embeddings: Embeddings, variant: Variant, setup: Setup) -> Cocos:
+def count_over_batches(embeddings: EmbeddingSet, variant: Variant, setup: Setup) -> Cocos:
     """Count the contributing samples of `variant` in batches over all of `embeddings`.
 
     Source: C §5 (COCOS): one pass over the training set, frozen weights, mean ± standard deviation over the batches.
@@ -108,13 +108,13 @@ def count_over_batches(embeddings: Embeddings, variant: Variant, setup: Setup) -
         run=origin.run,
         checkpoint=origin.checkpoint,
         step=origin.step,
-        split=origin.split,
+        split=embeddings.split,
         objective=variant.label,
         family=objective.family,
         setup=setup,
         captions=captions,
         batches=number,
-        left_out=len(embeddings.queries) - number * setup.batch_size,
+        left_out=len(embeddings.images) - number * setup.batch_size,
         counts={
             direction: {key: MeanStd(fmean(values), pstdev(values)) for key, values in of_direction.items()}
             for direction, of_direction in found.items()

@@ -7,10 +7,10 @@ from statistics import fmean
 from typing import Any
 
 from allpairs.analysis.batches import batches
-from allpairs.analysis.embeddings import Embeddings, Origin
 from allpairs.analysis.gradients import Spread, TangentialNorms, spread, tangential_norms
 from allpairs.analysis.synthetic import GENERATORS, NOISE_LEVELS, Scenario
 from allpairs.analysis.variants import Variant, all_variants, kind_of
+from allpairs.embeddings import EmbeddingSet, Origin
 from allpairs.objectives import PairObjective
 
 
@@ -52,7 +52,7 @@ def on_synthetic(scenario: Scenario, *, size: int, dim: int, seed: int) -> list[
     return points
 
 
-def on_embeddings(embeddings: Embeddings, variants: Sequence[Variant], *, size: int, seed: int) -> Point:
+def on_embeddings(embeddings: EmbeddingSet, variants: Sequence[Variant], *, size: int, seed: int) -> Point:
     """Return the mean over the batches of one pass; every objective sees pairs of an image and one of its captions.
 
     Raises:
@@ -66,7 +66,7 @@ def on_embeddings(embeddings: Embeddings, variants: Sequence[Variant], *, size: 
         for label, objective in objectives.items():
             norms[label].append(tangential_norms(objective, queries, candidates, ids=ids))
     origin = embeddings.origin
-    source = " ".join(str(part) for part in (origin.run, origin.checkpoint, origin.split) if part) or "embeddings"
+    source = " ".join(str(part) for part in (origin.run, origin.checkpoint, embeddings.split) if part) or "embeddings"
     return Point(
         source,
         Spread(*_means(spreads)),

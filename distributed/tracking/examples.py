@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval_eval.embeddings import EmbeddingSet
-from retrieval_eval.evaluation import Report
+from allpairs.embeddings import EmbeddingSet
+from retrieval_eval.evaluate import Report
 from retrieval_eval.shortlist import shortlist
 
 SHOWN = 3

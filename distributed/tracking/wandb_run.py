@@ -5,12 +5,12 @@ from typing import Any
 
 from PIL import Image
 
+from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
 from distributed.config import Config
 from distributed.run_directory import RunDirectory
 from distributed.tracking.examples import Example
 from distributed.tracking.redact import redact
-from retrieval_eval.embeddings import EmbeddingSet
 
 
 class WandbRun:

@@ -9,8 +9,8 @@ import torch
 
 from retrieval_eval.approximate.indexes import build, check_kind, plan, search
 from retrieval_eval.cross_check import rounding_bound
-from retrieval_eval.evaluation import Report
-from retrieval_eval.inputs import BLOCK, Embeddings, pair_where_they_lie
+from retrieval_eval.evaluate import Report
+from retrieval_eval.inputs import BLOCK, Matrix, pair_where_they_lie
 from retrieval_eval.shortlist import Shortlist, shortlist
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Compared:
+class RecallGap:
     """One recall, exact and approximate, in percent."""
 
     exact: float
@@ -33,7 +33,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltIndex:
     """One direction's index, in words, and its seconds; `exact_seconds` is what exact search took for the same."""
 
     parameters: str
@@ -47,9 +47,9 @@ class Gap:
     """What `measure_gap` found."""
 
     kind: str
-    recalls: dict[str, Compared]
+    recalls: dict[str, RecallGap]
     """Per recall: ``i2t/r1`` …"""
-    indexes: dict[str, Built]
+    indexes: dict[str, BuiltIndex]
     """Per direction."""
     notes: list[str] = field(default_factory=list)
     """What was used instead where a gallery was small."""
@@ -70,7 +70,7 @@ class Gap:
         return "; ".join([line, *self.notes])
 
 
-def measure_gap(queries: Embeddings, gallery: Embeddings, report: Report, kind: str) -> Gap:
+def measure_gap(queries: Matrix, gallery: Matrix, report: Report, kind: str) -> Gap:
     """Search `gallery` [M, D] with `queries` [N, D], the ones of `report`, by an index of `kind`, and compare.
 
     `kind` is one of ``ivf``, ``hnsw``, ``pq``, ``ivfpq``. Each direction of the report has an index of its own. The
@@ -82,30 +82,30 @@ def measure_gap(queries: Embeddings, gallery: Embeddings, report: Report, kind: 
     Q, G = pair_where_they_lie(queries, gallery)
     forward, *backward = report.directions
     sides = {forward: (Q, G), **dict.fromkeys(backward, (G, Q))}
-    plans = {
+    parameters = {
         direction: plan(kind, len(answering), f"the gallery of {direction}")
         for direction, (_, answering) in sides.items()
     }
-    recalls: dict[str, Compared] = {}
-    indexes: dict[str, Built] = {}
+    recalls: dict[str, RecallGap] = {}
+    indexes: dict[str, BuiltIndex] = {}
     for direction, (asking, answering) in sides.items():
         depth = min(max(report.ks), len(answering))
         times = [perf_counter()]
-        index = build(answering, plans[direction])
+        index = build(answering, parameters[direction])
         times.append(perf_counter())
         found = search(index, asking, depth)
         times.append(perf_counter())
         exact = shortlist(asking, answering, depth)
         times.append(perf_counter())
-        indexes[direction] = Built(str(plans[direction]), *np.diff(times).tolist())
+        indexes[direction] = BuiltIndex(str(parameters[direction]), *np.diff(times).tolist())
         # No item is -1: such a place holds no positive.
         is_positive = report.positives[direction].contain(np.maximum(found, 0)) & (found >= 0)
         for k in report.ks:
             name = f"{direction}/r{k}"
             share = _share_found(asking, answering, found[:, :k], exact)
             approximate = 100.0 * int(is_positive[:, :k].any(1).sum()) / len(found)
-            recalls[name] = Compared(report.metrics[name], approximate, share)
-    return Gap(kind, recalls, indexes, [chosen.note for chosen in plans.values() if chosen.note])
+            recalls[name] = RecallGap(report.metrics[name], approximate, share)
+    return Gap(kind, recalls, indexes, [chosen.note for chosen in parameters.values() if chosen.note])
 
 
 def gap_table(gap: Gap) -> "Table":

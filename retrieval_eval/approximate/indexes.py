@@ -27,7 +27,7 @@ NEIGHBOURS, BUILD_WIDTH, SEARCH_WIDTH = 32, 200, 128  # M, efConstruction and ef
 
 
 @dataclass(frozen=True)
-class Plan:
+class IndexParameters:
     """What is built for a gallery, and what its size does not allow."""
 
     kind: str
@@ -51,7 +51,7 @@ def check_kind(kind: str) -> str:
     return kind
 
 
-def plan(kind: str, items: int, name: str = "the gallery") -> Plan:
+def plan(kind: str, items: int, name: str = "the gallery") -> IndexParameters:
     """Choose parameters for a gallery of `items`; UserError if k-means has too few points for this kind."""
     check_kind(kind)
     lists = probes = bits = 0
@@ -70,10 +70,10 @@ def plan(kind: str, items: int, name: str = "the gallery") -> Plan:
         if bits < BITS:
             notes.append(f"{bits}-bit codes are used instead of {BITS}-bit ones, which take {NEEDED * 2**BITS:,} items")
     note = f"{name} is small for {kind} ({items:,} items): {', and '.join(notes)}" if notes else ""
-    return Plan(kind, lists, probes, bits, note)
+    return IndexParameters(kind, lists, probes, bits, note)
 
 
-def build(gallery: torch.Tensor, chosen: Plan) -> Any:
+def build(gallery: torch.Tensor, chosen: IndexParameters) -> Any:
     """Return a FAISS index of `gallery` [M, D] for inner products, trained on a seeded sample and filled in blocks.
 
     The same index each time, but for ``hnsw`` where several threads insert: then the graph depends on their timing.

@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from allpairs.embeddings import EmbeddingSet
 from allpairs.files import write_text
-from retrieval_eval.embeddings import EmbeddingSet
-from retrieval_eval.evaluation import Report
-from retrieval_eval.page.asked import Asked, asked
+from retrieval_eval.evaluate import Report
+from retrieval_eval.metrics import is_better, metric_of
 from retrieval_eval.page.assets import render
 from retrieval_eval.page.figures import compared_figures
 from retrieval_eval.page.payload import Items, embedded, items_payload, pictures_payload, queries_payload
-from retrieval_eval.page.write import columns, decimals, script_directions, title_of
+from retrieval_eval.page.query_results import QueryResults, query_results
+from retrieval_eval.page.write import columns, script_directions, title_of
 
 if TYPE_CHECKING:
     from retrieval_eval.comparison import Change, Comparison
@@ -39,7 +40,11 @@ def write_comparison(
     has checked; without them no queries are shown. `rows` gives, per direction, the rows that asked, where only some
     did.
     """
-    runs = [asked(one, report, rows) for one, report in zip(embeddings, reports, strict=True)] if embeddings else []
+    runs = (
+        [query_results(one, report, rows) for one, report in zip(embeddings, reports, strict=True)]
+        if embeddings
+        else []
+    )
     data, pictures = _data(embeddings[0], runs, comparison.names) if embeddings else ("", "")
     page = render(
         "comparison.html",
@@ -77,19 +82,19 @@ def _rows(report: Report, comparison: "Comparison") -> list[dict[str, str]]:
 
 
 def _change(name: str, change: "Change") -> dict[str, str]:
-    places = decimals(name)
+    places = metric_of(name).decimals
 
     def signed(value: float) -> str:
         return f"{value:+.{places}f}".replace("-", "−")
 
-    better = (change.difference < 0) == name.endswith("_rank")  # a lower rank is better
+    uncertain = change.p >= 0.05 or change.difference == 0
     return {
         "first": f"{change.first:.{places}f}",
         "second": f"{change.second:.{places}f}",
         "difference": signed(change.difference),
         "interval": f"{signed(change.low)} to {signed(change.high)}",
         "p": f"{change.p:.4f}" if change.p >= 0.0001 else "< 0.0001",
-        "sign": "" if change.p >= 0.05 or change.difference == 0 else "better" if better else "worse",
+        "sign": "" if uncertain else "better" if is_better(name, change.difference) else "worse",
     }
 
 
@@ -111,7 +116,7 @@ def _moves(direction: str, first: np.ndarray, second: np.ndarray) -> dict[str, A
     }
 
 
-def _data(embeddings: EmbeddingSet, runs: list[dict[str, Asked]], names: tuple[str, str]) -> tuple[str, str]:
+def _data(embeddings: EmbeddingSet, runs: list[dict[str, QueryResults]], names: tuple[str, str]) -> tuple[str, str]:
     items = Items.of(runs, (), ())
     first, second = runs
     change = {name: second[name].rank_Q - one.rank_Q for name, one in first.items()}

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from retrieval_eval.evaluation import Report
-from retrieval_eval.page.asked import Asked
+from retrieval_eval.evaluate import Report
+from retrieval_eval.page.query_results import QueryResults
 
 # matplotlib wants real colours: each stands for a CSS colour of the page, put in its place in the finished SVG.
 INK, GRID = "#010101", "#010102"
@@ -101,22 +101,22 @@ def rank_figures(report: Report) -> list[Figure]:
     ]
 
 
-def similarity_figures(directions: Mapping[str, Asked]) -> list[Figure]:
+def similarity_figures(directions: Mapping[str, QueryResults]) -> list[Figure]:
     """Draw per direction how the scores of all positives and of each query's hardest negative are distributed."""
     return [
         Figure(
             f"Similarity, {direction}",
             "percent of all positives, and of each query's hardest negative",
-            _draw(_histogram(asked), f"similarity {direction}"),
+            _draw(_histogram(results), f"similarity {direction}"),
         )
-        for direction, asked in directions.items()
+        for direction, results in directions.items()
     ]
 
 
-def _histogram(asked: Asked) -> Callable[[Any], None]:
-    kinds = [("positives", asked.positive_scores_P, BLUE)]
-    if np.isfinite(asked.hardest_Q).any():  # a gallery of positives alone has no negatives
-        kinds.append(("hardest negatives", asked.hardest_Q[np.isfinite(asked.hardest_Q)], ORANGE))
+def _histogram(results: QueryResults) -> Callable[[Any], None]:
+    kinds = [("positives", results.positive_scores_P, BLUE)]
+    if np.isfinite(results.hardest_Q).any():  # a gallery of positives alone has no negatives
+        kinds.append(("hardest negatives", results.hardest_Q[np.isfinite(results.hardest_Q)], ORANGE))
     edges = np.histogram_bin_edges(np.concatenate([scores for _, scores, _ in kinds]).astype(np.float64), BINS)
 
     def draw(axes: Any) -> None:

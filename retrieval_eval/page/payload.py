@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from retrieval_eval.embeddings import EmbeddingSet
-from retrieval_eval.page.asked import SHOWN, Asked
+from allpairs.embeddings import EmbeddingSet
+from retrieval_eval.page.query_results import SHOWN, QueryResults
 
 POSITIVES = 10  # positives listed per query, the best ones
 PICTURES = 32 << 20  # bytes of thumbnails in a page, at most
@@ -25,16 +25,16 @@ class Items:
     captions: np.ndarray
 
     @classmethod
-    def of(cls, runs: Iterable[Mapping[str, Asked]], images: Iterable[int], captions: Iterable[int]) -> "Items":
+    def of(cls, runs: Iterable[Mapping[str, QueryResults]], images: Iterable[int], captions: Iterable[int]) -> "Items":
         """Collect what the queries of `runs` mention, and these `images` and `captions`."""
         rows: dict[bool, list[np.ndarray]] = {
             True: [np.fromiter(images, np.int64)],
             False: [np.fromiter(captions, np.int64)],
         }
         for run in runs:
-            for asked in run.values():
-                rows[asked.from_images].append(asked.rows_Q)
-                rows[not asked.from_images] += [asked.answers_QK[:, :SHOWN].ravel(), _best_positives(asked)[0]]
+            for results in run.values():
+                rows[results.from_images].append(results.rows_Q)
+                rows[not results.from_images] += [results.answers_QK[:, :SHOWN].ravel(), _best_positives(results)[0]]
         return cls(np.unique(np.concatenate(rows[True])), np.unique(np.concatenate(rows[False])))
 
     def place(self, rows: Any, is_image: bool) -> list[int]:
@@ -71,38 +71,38 @@ def pictures_payload(embeddings: EmbeddingSet, items: Items, first: Iterable[int
     return pictures
 
 
-def queries_payload(asked: Asked, items: Items) -> dict[str, Any]:
+def queries_payload(results: QueryResults, items: Items) -> dict[str, Any]:
     """Return the queries of a direction, the answers flat (5 per query), the positives as lists."""
-    found = asked.answers_QK[:, :SHOWN]
-    positives, ranks, offsets = _best_positives(asked)
-    tied = np.flatnonzero(asked.first_Q != asked.last_Q)
-    places = items.place(positives, not asked.from_images)
+    found = results.answers_QK[:, :SHOWN]
+    positives, ranks, offsets = _best_positives(results)
+    tied = np.flatnonzero(results.first_Q != results.last_Q)
+    places = items.place(positives, not results.from_images)
     bounds = list(zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True))
     return {
-        "rows": items.place(asked.rows_Q, asked.from_images),
-        "rank": [int(rank) if rank == int(rank) else round(rank, 2) for rank in asked.rank_Q.tolist()],
-        "tied": {int(query): [int(asked.first_Q[query]), int(asked.last_Q[query])] for query in tied},
+        "rows": items.place(results.rows_Q, results.from_images),
+        "rank": [int(rank) if rank == int(rank) else round(rank, 2) for rank in results.rank_Q.tolist()],
+        "tied": {int(query): [int(results.first_Q[query]), int(results.last_Q[query])] for query in tied},
         "width": found.shape[1],
-        "answers": items.place(found.ravel(), not asked.from_images),
-        "scores": _rounded(asked.scores_QK[:, :SHOWN].ravel()),
-        "right": "".join("01"[hit] for hit in asked.right_QK[:, :SHOWN].ravel().tolist()),
+        "answers": items.place(found.ravel(), not results.from_images),
+        "scores": _rounded(results.scores_QK[:, :SHOWN].ravel()),
+        "right": "".join("01"[hit] for hit in results.right_QK[:, :SHOWN].ravel().tolist()),
         "positives": [places[low:high] for low, high in bounds],
         "ranks": [ranks[0][low:high].tolist() for low, high in bounds],
         "similarities": [_rounded(ranks[1][low:high]) for low, high in bounds],
-        "counts": asked.positives.counts.tolist(),
+        "counts": results.positives.counts.tolist(),
     }
 
 
-def _best_positives(asked: Asked) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray]:
+def _best_positives(results: QueryResults) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], np.ndarray]:
     """Return each query's best positives, best first, as (items, (ranks, scores), offsets)."""
-    order = np.lexsort((-asked.positive_scores_P, asked.positives.owners))
-    counts = asked.positives.counts
-    place = np.arange(len(order)) - np.repeat(asked.positives.offsets[:-1], counts)
+    order = np.lexsort((-results.positive_scores_P, results.positives.owners))
+    counts = results.positives.counts
+    place = np.arange(len(order)) - np.repeat(results.positives.offsets[:-1], counts)
     order = order[place < POSITIVES]
     offsets = np.concatenate([[0], np.cumsum(np.minimum(counts, POSITIVES))])
     return (
-        asked.positives.indices[order],
-        (asked.positive_ranks_P[order], asked.positive_scores_P[order]),
+        results.positives.indices[order],
+        (results.positive_ranks_P[order], results.positive_scores_P[order]),
         offsets,
     )
 

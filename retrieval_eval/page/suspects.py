@@ -19,8 +19,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from retrieval_eval.embeddings import EmbeddingSet
-from retrieval_eval.page.asked import REACH, Asked
+from allpairs.embeddings import EmbeddingSet
+from retrieval_eval.page.query_results import REACH, QueryResults
 
 SIMILAR = 0.9  # Dice's coefficient of the pairs of neighbouring words
 REASONS = ("same text", "similar text", "score")
@@ -45,7 +45,7 @@ class Suspect:
     alike: int | None  # caption of the image
 
 
-def suspects(embeddings: EmbeddingSet, directions: dict[str, Asked]) -> list[Suspect]:
+def suspects(embeddings: EmbeddingSet, directions: dict[str, QueryResults]) -> list[Suspect]:
     """Return the suspected pairs: by reason, then by how far they are ahead of the best positive."""
     captions_of: dict[int, list[int]] = defaultdict(list)
     for caption, image_id in enumerate(embeddings.caption_ids.tolist()):
@@ -53,8 +53,8 @@ def suspects(embeddings: EmbeddingSet, directions: dict[str, Asked]) -> list[Sus
     of_image = [captions_of[image_id] for image_id in embeddings.image_ids.tolist()]
     words = [_pairs_of_words(text) for text in embeddings.texts]
     best: dict[tuple[int, int], Suspect] = {}
-    for asked in directions.values():
-        for suspect in _of_direction(asked, of_image, words):
+    for results in directions.values():
+        for suspect in _of_direction(results, of_image, words):
             pair = suspect.image, suspect.caption
             if pair not in best or _order(suspect) < _order(best[pair]):
                 best[pair] = suspect
@@ -66,13 +66,13 @@ def _order(suspect: Suspect) -> tuple[int, float]:
 
 
 def _of_direction(
-    asked: Asked, of_image: list[list[int]], words: list[frozenset[tuple[str, str]]]
+    results: QueryResults, of_image: list[list[int]], words: list[frozenset[tuple[str, str]]]
 ) -> Iterator[Suspect]:
-    wide = 2 * float(np.std(asked.positive_scores_P, dtype=np.float64))
-    ahead_QK = asked.scores_QK[:, :REACH] - asked.best_Q[:, None]
-    for query, place in np.argwhere(~asked.right_QK[:, :REACH]).tolist():
-        row, item = int(asked.rows_Q[query]), int(asked.answers_QK[query, place])
-        image, caption = (row, item) if asked.from_images else (item, row)
+    wide = 2 * float(np.std(results.positive_scores_P, dtype=np.float64))
+    ahead_QK = results.scores_QK[:, :REACH] - results.best_Q[:, None]
+    for query, place in np.argwhere(~results.right_QK[:, :REACH]).tolist():
+        row, item = int(results.rows_Q[query]), int(results.answers_QK[query, place])
+        image, caption = (row, item) if results.from_images else (item, row)
         likeness, alike = max(((_dice(words[caption], words[own]), -own) for own in of_image[image]), default=(0.0, 0))
         ahead = float(ahead_QK[query, place])
         if likeness >= SIMILAR:
@@ -81,9 +81,9 @@ def _of_direction(
             reason = "score"
         else:
             continue
-        score = float(asked.scores_QK[query, place])
+        score = float(results.scores_QK[query, place])
         twin = None if reason == "score" else -alike
-        yield Suspect(reason, image, caption, asked.direction, query, score, ahead, twin)
+        yield Suspect(reason, image, caption, results.direction, query, score, ahead, twin)
 
 
 def _pairs_of_words(text: str) -> frozenset[tuple[str, str]]:

@@ -1,21 +1,30 @@
 """`write_report`: everything about one evaluation in one HTML file that needs no network."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from allpairs.embeddings import EmbeddingSet
 from allpairs.files import write_text
 from retrieval_eval.cross_check import CrossCheck
-from retrieval_eval.embeddings import EmbeddingSet
-from retrieval_eval.evaluation import RSUM, Report
-from retrieval_eval.page.asked import REACH, Asked, asked
+from retrieval_eval.evaluate import Report
+from retrieval_eval.metrics import RECALLS, Metric, metric_of, of_direction, with_rsum
 from retrieval_eval.page.assets import render
-from retrieval_eval.page.examples import best_first, hubs, never_found, of_different_images, worst_first
 from retrieval_eval.page.figures import rank_figures, similarity_figures, training_figures
 from retrieval_eval.page.payload import Items, embedded, items_payload, pictures_payload, queries_payload
+from retrieval_eval.page.query_results import (
+    REACH,
+    QueryResults,
+    best_first,
+    hubs,
+    never_found,
+    of_different_images,
+    query_results,
+    worst_first,
+)
 from retrieval_eval.page.suspects import REASONS, RULE, Suspect, suspects
 from retrieval_eval.ties import TREATMENTS, Ranks
 
@@ -23,16 +32,6 @@ SIDES = {"i": "image", "t": "text", "v": "video", "q": "query", "g": "gallery"}
 SCRIPTS = ("dom.js", "explorer.js", "report.js")
 ORDERS = (("worst", "worst first"), ("best", "best first"), ("data", "as in the data"))
 SUSPECTS = 240  # suspected pairs a page lists
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the headline table: a metric's name, its heading and how its values are written."""
-
-    name: str
-    heading: str
-    format: str = "%.3f"
-    is_recall: bool = False
 
 
 def write_report(
@@ -59,7 +58,7 @@ def write_report(
     """
     import yaml
 
-    directions = asked(embeddings, report, rows) if embeddings is not None else {}
+    directions = query_results(embeddings, report, rows) if embeddings is not None else {}
     found = suspects(embeddings, directions) if embeddings is not None else []
     data, pictures = _data(embeddings, directions, found) if embeddings is not None else ("", "")
     page = render(
@@ -89,31 +88,16 @@ def write_report(
     return write_text(Path(path), page)
 
 
-def columns(report: Report) -> list[Column]:
-    """Return the headline's columns: the recalls first, then what the report has of the others."""
-    others = [
-        Column("average_recall", "Average", "%.1f"),
-        Column("median_rank", "Median", "%g"),
-        Column("mean_rank", "Mean", "%.1f"),
-        Column("map5", "mAP@5"),
-        Column("mrr", "MRR"),
-        Column("ndcg", "nDCG"),
-        Column("r_precision", "R-Prec."),
-        Column("map_r", "mAP@R"),
-    ]
-    recalls = [Column(f"r{k}", f"R@{k}", "%.1f", is_recall=True) for k in report.ks]
-    return recalls + [column for column in others if f"{report.directions[0]}/{column.name}" in report.metrics]
-
-
-def decimals(name: str) -> int:
-    """Return how many decimals a metric is written with: three in 0..1, one for percents and ranks."""
-    return 3 if name.rsplit("/", 1)[-1] in ("map5", "mrr", "ndcg", "r_precision", "map_r") else 1
+def columns(report: Report) -> list[Metric]:
+    """Return the headline's columns."""
+    return [metric for metric in of_direction(report.ks) if f"{report.directions[0]}/{metric.name}" in report.metrics]
 
 
 def interval(name: str, low: float, high: float) -> str:
     """Return an interval as text, with the decimals of its metric and, to be short, no zero ahead of the point."""
-    ends = [f"{value:.{decimals(name)}f}" for value in (low, high)]
-    return "–".join(end.removeprefix("0") if decimals(name) == 3 else end for end in ends)
+    decimals = metric_of(name).decimals
+    ends = [f"{value:.{decimals}f}" for value in (low, high)]
+    return "–".join(end.removeprefix("0") if decimals == 3 else end for end in ends)
 
 
 def title_of(direction: str) -> str:
@@ -122,7 +106,7 @@ def title_of(direction: str) -> str:
     return f"{SIDES.get(asking, asking).capitalize()} → {SIDES.get(answering, answering)}"
 
 
-def script_directions(directions: Mapping[str, Asked]) -> list[dict[str, Any]]:
+def script_directions(directions: Mapping[str, QueryResults]) -> list[dict[str, Any]]:
     """Return what the script must know of each direction."""
     return [
         {"name": name, "title": title_of(name), "fromImages": one.from_images, "total": one.total}
@@ -130,7 +114,7 @@ def script_directions(directions: Mapping[str, Asked]) -> list[dict[str, Any]]:
     ]
 
 
-def _direction(one: Asked) -> dict[str, Any]:
+def _direction(one: QueryResults) -> dict[str, Any]:
     gallery = one.positives.gallery
     return {
         "name": one.direction,
@@ -142,7 +126,7 @@ def _direction(one: Asked) -> dict[str, Any]:
     }
 
 
-def _data(embeddings: EmbeddingSet, directions: Mapping[str, Asked], found: list[Suspect]) -> tuple[str, str]:
+def _data(embeddings: EmbeddingSet, directions: Mapping[str, QueryResults], found: list[Suspect]) -> tuple[str, str]:
     """Return the two blocks of JSON: queries and texts, and pictures (parsed only when the first one is shown)."""
     listed = found[:SUSPECTS]
     popular = {name: hubs(one) for name, one in directions.items()}
@@ -222,11 +206,9 @@ def _chance(report: Report, direction: str) -> Ranks:
 
 
 def _chance_rsum(report: Report) -> float:
-    return sum(
-        100.0 * float(_chance(report, direction).hits(k)["expected"].mean())
-        for direction in report.directions
-        for k in RSUM
-    )
+    hits = {direction: _chance(report, direction).hits for direction in report.directions}
+    recalls = {f"{name}/r{k}": 100.0 * float(of(k)["expected"].mean()) for name, of in hits.items() for k in RECALLS}
+    return with_rsum(recalls, report.directions, RECALLS).get("rsum", 0.0)
 
 
 def _facts(embeddings: EmbeddingSet | None, cross_check: CrossCheck | None) -> dict[str, str]:

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 
 from allpairs.errors import UserError
-from retrieval_eval.counting import Assembly, Shard
-from retrieval_eval.evaluation import Report, refuse_orphans, report_fields
-from retrieval_eval.layout import Layout
+from retrieval_eval.counting import Assembly, GallerySlice
+from retrieval_eval.evaluate import Report, refuse_orphans, report_fields
 from retrieval_eval.positives import Positives
 from retrieval_eval.rerank.result import Reranked
 from retrieval_eval.rerank.scoring import BATCH, Form, Job, Map, Progress, Score, answers, check_form
-from retrieval_eval.tiles import Blocks, Tiles
+from retrieval_eval.tiles import TileLayout, Tiles
 
 Place = tuple[int, int]
 """Row and column at which a tile of the grid begins."""
@@ -55,10 +54,9 @@ def score_all(
         refuse_orphans(of, direction, None)
 
     rows, columns = range(len(positives)), range(positives.gallery)
-    layout, side = Layout(positives), isqrt(batch)
-    Q, G = (torch.empty(len(places), 0) for places in (rows, columns))  # a scorer needs no vectors
-    shard = Shard(Q, G, layout, columns, both=both_directions, side=side, device=torch.device("cpu"))
-    shard.tiles = tiles = _Scored(layout, side)
+    layout, side = TileLayout(positives), isqrt(batch)
+    tiles = _Scored(layout, side)
+    whole = GallerySlice(tiles, layout, columns, both=both_directions)
     first = tiles.with_positives()
     walk = chain(first, product(rows[::side], columns[::side]))
     total = len(rows) * len(columns) + sum(n * m for n, m in (tiles.filled(*place) for place in first))
@@ -66,10 +64,10 @@ def score_all(
     tiles.answers = answers(score, jobs, form=form, map=map, progress=progress, total=total)
 
     assembly = Assembly(layout, both=both_directions)
-    assembly.add_scores(rows, columns, shard.positive_scores(rows))
+    assembly.add_scores(rows, columns, whole.positive_scores(rows))
     tiles.known = assembly.scores
-    shard.take(assembly.scores)
-    assembly.add_part(rows, columns, shard.count(rows))
+    whole.take(assembly.scores)
+    assembly.add_part(rows, columns, whole.count(rows))
     for _ in tiles.answers:
         raise AssertionError("a tile was left over")
     fields = report_fields(dict(zip(sets, assembly.counts(), strict=True)), sets, accepted_ks)
@@ -84,11 +82,9 @@ class _Scored(Tiles):
     known: np.ndarray | None = None
     """Scores [P] of all positives, once they are known: they stay what they are in tiles that come again."""
 
-    def __init__(self, layout: Layout, side: int) -> None:
-        orders = layout.forward.order, layout.backward.order
-        rows, columns = (Blocks(torch.empty(len(order), 0), order, side, torch.device("cpu")) for order in orders)
-        super().__init__(rows, columns)
-        self.orders = orders
+    def __init__(self, layout: TileLayout, side: int) -> None:
+        self.orders = layout.forward.order, layout.backward.order
+        super().__init__(len(self.orders[0]), len(self.orders[1]), side, torch.device("cpu"))
         # The pairs by tile, row after row of tiles.
         pairs = layout.forward.positives
         place = np.stack([layout.row_of[pairs.owners], layout.column_of[pairs.indices]])  # (2, P)

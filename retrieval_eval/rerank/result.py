@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from retrieval_eval.counting import Counts
-from retrieval_eval.evaluation import Report
+from retrieval_eval.evaluate import Report
 from retrieval_eval.positives import Positives
 
 

@@ -1,7 +1,8 @@
-"""Counting a gallery of any size: in shards, in this process or over Ray actors, resumable, always with the same bits.
+"""Counting a gallery of any size: in slices, in this process or over Ray actors, resumable, always with the same bits.
 
-The grid of score tiles is fixed by the input. A shard is a range of its tile columns, a unit of work a shard's range of
-tile rows; units give integers that add up. So neither the number of shards nor who counts them changes a result.
+The grid of score tiles is fixed by the input. A gallery slice is a range of its tile columns, a unit of work a slice's
+range of tile rows; units give integers that add up. So neither the number of slices nor who counts them changes a
+result.
 """
 
 from retrieval_eval.sharded.problem import Problem

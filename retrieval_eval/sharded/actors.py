@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from allpairs.errors import UserError
-from retrieval_eval.inputs import Embeddings
+from retrieval_eval.inputs import Matrix
 from retrieval_eval.positives import Positives
 from retrieval_eval.ray_cluster import cluster, gpu_share, require_cpus, result
 from retrieval_eval.sharded.problem import Problem, Result, Unit, work
@@ -32,7 +32,7 @@ class MappedFile:
     offset: int
 
     @classmethod
-    def of(cls, values: Embeddings) -> "MappedFile | None":
+    def of(cls, values: Matrix) -> "MappedFile | None":
         """Find the file behind an array, a view of rows included; None if it has none or is not contiguous."""
         root: Any = values
         while isinstance(root, np.ndarray) and not isinstance(root.base, mmap.mmap):
@@ -69,8 +69,8 @@ class _Actor:
         return work(self.shard, unit)
 
 
-class _Actors:
-    """The crew of all shards' actors."""
+class RayActors:
+    """The executor of all shards' actors."""
 
     def __init__(self, handles: list[Any]) -> None:
         self.handles = handles
@@ -99,7 +99,7 @@ class _Actors:
 
 
 @contextmanager
-def actors(problem: Problem, columns: list[range]) -> Iterator[_Actors]:
+def actors(problem: Problem, columns: list[range]) -> Iterator[RayActors]:
     """Start an actor per range of columns, and end them all; UserError if the cluster has no room for them."""
     import ray
 
@@ -123,13 +123,13 @@ def actors(problem: Problem, columns: list[range]) -> Iterator[_Actors]:
             for own in columns:
                 remote = ray.remote(**needs, max_restarts=RESTARTS, max_task_retries=RESTARTS)(_Actor)
                 handles.append(remote.remote(*sources, shared, own, torch.get_num_threads()))
-            yield _Actors(handles)
+            yield RayActors(handles)
         finally:
             for handle in handles:
                 ray.kill(handle)
 
 
-def _source(values: Embeddings) -> Any:
+def _source(values: Matrix) -> Any:
     """What an actor opens the matrix from: a file, or a reference to the array that all of them share."""
     import ray
 

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 
 from allpairs.errors import UserError
-from retrieval_eval.counting import Part, Shard
-from retrieval_eval.inputs import Embeddings, as_tensor
-from retrieval_eval.layout import Layout
+from retrieval_eval.counting import GallerySlice, SliceCounts
+from retrieval_eval.inputs import Matrix, as_tensor
 from retrieval_eval.positives import Positives
-from retrieval_eval.tiles import tile_side
+from retrieval_eval.tiles import TileLayout, tile_side
 
 ROW_BLOCKS = 32  # at most, per shard: each stores the counts of the shard's columns once
 
@@ -22,8 +21,8 @@ ROW_BLOCKS = 32  # at most, per shard: each stores the counts of the shard's col
 class Problem:
     """Queries [N, D] and gallery [M, D], wherever they lie, and their positives."""
 
-    queries: Embeddings
-    gallery: Embeddings
+    queries: Matrix
+    gallery: Matrix
     positives: Positives
     both: bool
     device: torch.device
@@ -37,9 +36,9 @@ class Problem:
         return tile_side(self.device, self.tile)
 
     @cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> TileLayout:
         """The order on the grid."""
-        return Layout(self.positives)
+        return TileLayout(self.positives)
 
     def shard_columns(self, shards: int) -> list[range]:
         """Cut the tile columns into `shards` ranges as even as may be; UserError if there are not enough of them."""
@@ -58,10 +57,10 @@ class Problem:
         step = -(-tiles // ROW_BLOCKS) * self.side
         return [range(start, min(start + step, len(self.queries))) for start in range(0, len(self.queries), step)]
 
-    def shard(self, columns: range) -> Shard:
+    def shard(self, columns: range) -> GallerySlice:
         """Make the shard that counts these columns."""
         Q, G = as_tensor(self.queries), as_tensor(self.gallery)
-        return Shard(Q, G, self.layout, columns, both=self.both, side=self.side, device=self.device)
+        return GallerySlice.of_matrices(Q, G, self.layout, columns, both=self.both, side=self.side, device=self.device)
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,10 @@ class Unit:
         return f"{self.kind}-{self.shard}-{self.rows.start}"
 
 
-Result = Part | np.ndarray
+Result = SliceCounts | np.ndarray
 """Of a unit: counts, or the positives' scores."""
 
 
-def work(shard: Shard, unit: Unit) -> Result:
+def work(shard: GallerySlice, unit: Unit) -> Result:
     """Do a unit of `shard`."""
     return shard.positive_scores(unit.rows) if unit.kind == "scores" else shard.count(unit.rows)

@@ -1,4 +1,4 @@
-"""Runs a problem's units, here or by a crew of actors, keeps what is finished, and puts the counts together."""
+"""Runs a problem's units, here or by Ray actors, keeps what is finished, and puts the counts together."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -7,19 +7,19 @@ from typing import Protocol
 
 import numpy as np
 
-from retrieval_eval.counting import Assembly, Counts, Part
+from retrieval_eval.counting import Assembly, Counts, SliceCounts
 from retrieval_eval.sharded.problem import Problem, Result, Unit, work
 from retrieval_eval.sharded.state import State
 
 
-class Crew(Protocol):
+class Executor(Protocol):
     """Who does the units of all shards."""
 
     def run(self, units: Sequence[Unit], scores: np.ndarray | None) -> Iterator[tuple[Unit, Result]]:
         """Do the units, in any order; `scores` [P] of all positives are there for counting."""
 
 
-class Here:
+class InProcess:
     """All shards in this process, one unit after the other."""
 
     def __init__(self, problem: Problem, columns: list[range]) -> None:
@@ -39,9 +39,9 @@ class Here:
 
 
 @contextmanager
-def here(problem: Problem, columns: list[range]) -> Iterator[Crew]:
-    """The crew of this process alone."""
-    yield Here(problem, columns)
+def in_process(problem: Problem, columns: list[range]) -> Iterator[Executor]:
+    """The executor of this process alone."""
+    yield InProcess(problem, columns)
 
 
 def count(
@@ -50,18 +50,19 @@ def count(
     shards: int | None = None,
     state: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
-    crew: Callable[[Problem, list[range]], AbstractContextManager[Crew]] | None = None,
+    executor: Callable[[Problem, list[range]], AbstractContextManager[Executor]] | None = None,
 ) -> tuple[Counts, ...]:
     """Count both directions of `problem` (the forward one alone where that is asked), every positive exactly.
 
-    `crew` makes who counts the `shards`: this process (`here`) if they are None, else Ray actors. Units that `state`
-    holds are not done again. `progress` is told the units done and all of them, before the first and after each.
+    `executor` makes who counts the `shards`: this process (`in_process`) if they are None, else Ray actors. Units that
+    `state` holds are not done again. `progress` is told the units done and all of them, before the first one and after
+    each.
     """
     columns = problem.shard_columns(1 if shards is None else shards)
-    if crew is None:
+    if executor is None:
         from retrieval_eval.sharded.actors import actors
 
-        crew = here if shards is None else actors
+        executor = in_process if shards is None else actors
     kept = None if state is None else State.open(Path(state), problem, len(columns))
     layout, blocks = problem.layout, problem.row_blocks()
     every = [
@@ -78,7 +79,7 @@ def count(
 
     def add(unit: Unit, result: Result) -> None:
         nonlocal done
-        if isinstance(result, Part):
+        if isinstance(result, SliceCounts):
             assembly.add_part(unit.rows, columns[unit.shard], result)
         else:
             assembly.add_scores(unit.rows, columns[unit.shard], result)
@@ -96,7 +97,7 @@ def count(
     if progress is not None:
         progress(done, total)
     if any(todo):
-        with crew(problem, columns) as workers:
+        with executor(problem, columns) as workers:
             for units, scores in zip(todo, (None, assembly.scores), strict=True):
                 for unit, result in workers.run(units, scores):
                     if kept is not None:

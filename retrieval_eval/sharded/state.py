@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import numpy as np
 import torch
 
 from allpairs.errors import UserError
-from retrieval_eval.counting import Part
-from retrieval_eval.inputs import BLOCK, Embeddings, as_tensor
+from allpairs.files import replacing, write_json
+from retrieval_eval.counting import SliceCounts
+from retrieval_eval.inputs import BLOCK, Matrix, as_tensor
 from retrieval_eval.sharded.problem import Problem, Result, Unit
 
 FORMAT = 1
@@ -47,7 +47,7 @@ class State:
             raise UserError(f"{folder} is not a folder of an evaluation's state; accepted: a new or an empty folder")
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            state._replace(file, lambda part: part.write_text(json.dumps(fingerprint, indent=2) + "\n"))
+            write_json(file, fingerprint)
         return state
 
     def read(self, unit: Unit) -> Result | None:
@@ -60,30 +60,19 @@ class State:
                 if unit.kind == "scores":
                     scores: np.ndarray = found["scores"]
                     return scores
-                return Part(found["forward"].astype(np.int64), found["backward"].astype(np.int64))
+                return SliceCounts(found["forward"].astype(np.int64), found["backward"].astype(np.int64))
         except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile):
             raise UserError(f"{file} is damaged; delete it, and its part is counted again") from None
 
     def write(self, unit: Unit, result: Result) -> None:
         """Keep the result of a unit: its file is there whole, or not at all."""
-        if isinstance(result, Part):
+        if isinstance(result, SliceCounts):
             # A count is at most the size of a gallery.
             arrays = {name: _narrow(getattr(result, name)) for name in ("forward", "backward")}
         else:
             arrays = {"scores": result}
-        self._replace(self.folder / f"{unit.name}.npz", lambda part: _save(part, arrays))
-
-    def _replace(self, file: Path, write: Any) -> None:
-        part = file.with_name(f".{file.name}.partial")
-        write(part)
-        with part.open("rb+") as written:
-            os.fsync(written.fileno())
-        part.replace(file)
-
-
-def _save(file: Path, arrays: dict[str, np.ndarray]) -> None:
-    with file.open("wb") as out:
-        np.savez(out, **arrays)  # type: ignore[arg-type]
+        with replacing(self.folder / f"{unit.name}.npz") as partial, partial.open("wb") as out:
+            np.savez(out, **arrays)  # type: ignore[arg-type]
 
 
 def _narrow(counts: np.ndarray) -> np.ndarray:
@@ -110,7 +99,7 @@ def _fingerprint(problem: Problem, shards: int) -> dict[str, Any]:
     }
 
 
-def _hash(values: Embeddings) -> str:
+def _hash(values: Matrix) -> str:
     X = as_tensor(values)
     found = hashlib.blake2b(f"{list(X.shape)} {X.dtype}".encode())
     step = max(1, BLOCK // X.shape[1])

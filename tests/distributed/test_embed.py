@@ -9,14 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from allpairs import models
-from allpairs.analysis import Embeddings
 from allpairs.command import run as run_command
+from allpairs.embeddings import EmbeddingSet
 from distributed.data import open_dataset
 from distributed.finish import complete
 from distributed.launch import set_up
 from distributed.loop import Training
 from distributed.world import World
-from retrieval_eval.embeddings import EmbeddingSet
 
 
 @pytest.fixture
@@ -44,18 +43,18 @@ def command(capsys):
 
 def test_a_split_under_a_checkpoint(trained, command, tmp_path):
     config, directory = trained
-    code, out, _ = command("--run", directory.root, "--split", "train", "--out", tmp_path / "t.safetensors")
+    code, out, _ = command("--run", directory.root, "--split", "train", "--out", tmp_path / "t")
     assert code == 0
     assert "103 images and 206 captions" in out
-    found = Embeddings.read(tmp_path / "t.safetensors")
-    assert found.queries.shape == (103, config.model.dim)
-    np.testing.assert_allclose(np.linalg.norm(found.queries, axis=1), 1, rtol=1e-5)
+    found = EmbeddingSet.read(tmp_path / "t")
+    assert found.images.shape == (103, config.model.dim)
+    np.testing.assert_allclose(np.linalg.norm(found.images, axis=1), 1, rtol=1e-5)
     # Each row is what the model makes of that sample: encoded here one caption at a time, in another order.
     encoder, vocabulary = models.load(directory.checkpoints / "best")
     dataset = open_dataset(config.data.folder("train"))
     for row in (102, 0, 57):
-        captions = dataset.read(int(found.query_ids[row])).captions
-        mine = found.candidates[found.candidate_ids == found.query_ids[row]]
+        captions = dataset.read(int(found.image_ids[row])).captions
+        mine = found.captions[found.caption_ids == found.image_ids[row]]
         assert len(mine) == len(captions) == 2
         for text, embedding in zip(captions, mine, strict=True):
             with torch.inference_mode():
@@ -67,11 +66,12 @@ def test_the_file_says_where_it_comes_from(trained, command, tmp_path):
     _, directory = trained
     for checkpoint in ("best", "last"):
         arguments = ("--run", directory.root, "--split", "val", "--checkpoint", checkpoint)
-        assert command(*arguments, "--out", tmp_path / "v.safetensors")[0] == 0
-        origin = Embeddings.read(tmp_path / "v.safetensors").origin
+        assert command(*arguments, "--out", tmp_path / "v")[0] == 0
+        written = EmbeddingSet.read(tmp_path / "v")
+        origin = written.origin
         folder = directory.checkpoints / checkpoint
         assert origin.step == json.loads((folder / "position.json").read_text())["step"]
-        assert (origin.run, origin.checkpoint, origin.split) == ("small", checkpoint, "val")
+        assert (origin.run, origin.checkpoint, written.split) == ("small", checkpoint, "val")
         learned = float(load_file(folder / "objective.safetensors")["log_scale"].exp())
         assert origin.objective == "vlc"
         assert origin.arguments == {"learn_scale": False, "scale": pytest.approx(learned, rel=1e-6)}
@@ -81,21 +81,21 @@ def test_the_file_says_where_it_comes_from(trained, command, tmp_path):
 
 def test_the_embeddings_are_those_the_run_was_evaluated_with(trained, command, tmp_path):
     _, directory = trained
-    command("--run", directory.root, "--split", "test", "--out", tmp_path / "t.safetensors")
-    found, evaluated = Embeddings.read(tmp_path / "t.safetensors"), EmbeddingSet.read(directory.embeddings("test"))
-    np.testing.assert_array_equal(found.query_ids, evaluated.image_ids)
-    np.testing.assert_allclose(found.queries, evaluated.images, atol=1e-6)
-    np.testing.assert_allclose(found.candidates, evaluated.captions, atol=1e-6)
+    command("--run", directory.root, "--split", "test", "--out", tmp_path / "t")
+    found, evaluated = EmbeddingSet.read(tmp_path / "t"), EmbeddingSet.read(directory.embeddings("test"))
+    np.testing.assert_array_equal(found.image_ids, evaluated.image_ids)
+    np.testing.assert_allclose(found.images, evaluated.images, atol=1e-6)
+    np.testing.assert_allclose(found.captions, evaluated.captions, atol=1e-6)
 
 
 def test_counts_follow_with_one_command(trained, command, tmp_path):
     _, directory = trained
-    command("--run", directory.root, "--split", "train", "--out", tmp_path / "t.safetensors")
+    command("--run", directory.root, "--split", "train", "--out", tmp_path / "t")
     app = importlib.import_module("allpairs.analysis.__main__").make_app()
     with pytest.raises(SystemExit) as exit_:
         run_command(
             app,
-            ["counts", "--embeddings", str(tmp_path / "t.safetensors"), "--out", str(tmp_path), "--batch-size", "50"],
+            ["counts", "--embeddings", str(tmp_path / "t"), "--out", str(tmp_path), "--batch-size", "50"],
         )
     assert exit_.value.code == 0
     [row] = json.loads((tmp_path / "counts.json").read_text())["rows"]
@@ -105,7 +105,7 @@ def test_counts_follow_with_one_command(trained, command, tmp_path):
 
 def test_mistakes_are_one_line(trained, command, tmp_path):
     _, directory = trained
-    out = ("--out", tmp_path / "x.safetensors")
+    out = ("--out", tmp_path / "x")
     for arguments, message in (
         (("--run", directory.root.parent / "smal", "--split", "val"), "did you mean 'small'"),
         (("--run", directory.root, "--split", "vall"), "did you mean 'val'"),
@@ -118,4 +118,4 @@ def test_mistakes_are_one_line(trained, command, tmp_path):
     code, _, err = command("--run", directory.root, "--split", "val", *out)
     assert code == 2
     assert "'best'" in err
-    assert not (tmp_path / "x.safetensors").exists()
+    assert not (tmp_path / "x").exists()

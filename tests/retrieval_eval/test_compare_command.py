@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from allpairs.command import run
+from allpairs.embeddings import EmbeddingSet
 from retrieval_eval import evaluate
 from retrieval_eval.compare import app
-from retrieval_eval.embeddings import EmbeddingSet
 
 
 @pytest.fixture

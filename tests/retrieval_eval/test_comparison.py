@@ -7,8 +7,8 @@ import pytest
 
 from retrieval_eval import evaluate
 from retrieval_eval.comparison import _exchanged, compare
-from retrieval_eval.evaluation import Report
-from retrieval_eval.parts import Part
+from retrieval_eval.evaluate import Report
+from retrieval_eval.folds import MeasuredFold
 from retrieval_eval.uncertainty import clusters_of
 
 
@@ -20,7 +20,7 @@ def one_way(hits, clusters):
         "t2i/mean_rank": float(values["rank"].mean()),
     }
     report = Report(metrics, {}, {"t2i": None}, {}, {}, (1,), {}, {"t2i": values})
-    return [Part(report, {}, {}, {"t2i": clusters})]
+    return [MeasuredFold(report, {}, {}, {"t2i": clusters})]
 
 
 def embedded(noise, seed=0, images=60):
@@ -29,7 +29,7 @@ def embedded(noise, seed=0, images=60):
     X = data.normal(size=(images, 8))
     ids = data.permutation(np.repeat(np.arange(images), 3))
     report = evaluate(X, X[ids] + noise * model.normal(size=(len(ids), 8)), np.arange(images), ids)
-    return [Part(report, {}, {}, clusters_of(report))]
+    return [MeasuredFold(report, {}, {}, clusters_of(report))]
 
 
 def test_a_p_value_known_by_counting():

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
-from retrieval_eval.embeddings import EmbeddingSet
 from retrieval_eval.ensemble import ensemble
 from retrieval_eval.measure import measure
 from retrieval_eval.protocols import PROTOCOLS, Protocol
@@ -98,13 +98,13 @@ def test_a_subset_asks_the_full_gallery(tmp_path, kind):
             if name not in ("rank",):
                 assert found.report.metrics[f"{direction}/{name}"] == pytest.approx(values[rows].mean())
         assert found.report.gallery(direction) == whole.gallery(direction)
-        assert (found.parts[0].rows[direction] == rows).all()
+        assert (found.folds[0].rows[direction] == rows).all()
     recalls = [found.report.metrics[f"{way}/r{k}"] for way in ("i2t", "t2i") for k in (1, 5, 10)]
     assert found.report.metrics["rsum"] == pytest.approx(sum(recalls))
     assert set(found.report.metrics) == set(whole.metrics)
     assert found.manifest["subset"]["file"] == file.name
     assert found.manifest["queries"] == {"i2t": len(images), "t2i": len(captions)}
-    clusters = found.parts[0].clusters
+    clusters = found.folds[0].clusters
     assert (given.image_ids[images][clusters["t2i"]] == given.caption_ids[captions]).all()
     low, high = intervals([found.report], [clusters])["rsum"]
     assert low <= found.report.metrics["rsum"] <= high

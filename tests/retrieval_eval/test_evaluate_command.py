@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from allpairs.command import run
+from allpairs.embeddings import EmbeddingSet
 from retrieval_eval import evaluate
-from retrieval_eval.embeddings import EmbeddingSet
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def command(capsys):
     """Run the command inside this process, up to its exit."""
     import importlib
 
-    app = importlib.import_module("retrieval_eval.evaluate").app
+    app = importlib.import_module("retrieval_eval.evaluate.__main__").app
 
     def call(*arguments):
         with pytest.raises(SystemExit) as exit_:

@@ -7,9 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 import pytrec_eval
 
-from retrieval_eval.embeddings import EmbeddingSet
-from retrieval_eval.exports import write_exports
-from retrieval_eval.exports.rows import latex, markdown
+from allpairs.embeddings import EmbeddingSet
+from retrieval_eval.exports import latex, markdown, write_exports
 from retrieval_eval.measure import measure
 from retrieval_eval.protocols import PROTOCOLS, Protocol
 from retrieval_eval.subset import Subset
@@ -34,7 +33,7 @@ def read_trec(folder, direction):
 
 def test_trec_files_give_the_same_metrics(tmp_path):
     found = measure(embeddings(), CUSTOM)
-    files = write_exports(tmp_path / "new" / "folder", "my run", found.report, found.parts)
+    files = write_exports(tmp_path / "new" / "folder", "my run", found.report, found.folds)
     assert all(file.stat().st_size for file in files)
     assert len(files) == 8
     measures = {"recip_rank", "success_1", "success_5", "success_10", "ndcg", "Rprec"}
@@ -42,7 +41,7 @@ def test_trec_files_give_the_same_metrics(tmp_path):
         run, qrels = read_trec(tmp_path / "new" / "folder", direction)
         scored = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run)
         values = found.report.per_query[direction]
-        side = found.parts[0].asking[direction]
+        side = found.folds[0].asking[direction]
         assert list(scored) == [side.name(row) for row in range(len(side))]
         ours = {"recip_rank": "mrr", "ndcg": "ndcg", "Rprec": "r_precision"} | {
             f"success_{k}": f"r{k}" for k in (1, 5, 10)
@@ -63,7 +62,7 @@ def test_trec_files_give_the_same_metrics(tmp_path):
 def test_the_table_of_queries(tmp_path):
     given = embeddings()
     found = measure(given, CUSTOM)
-    write_exports(tmp_path, "run", found.report, found.parts)
+    write_exports(tmp_path, "run", found.report, found.folds)
     scores = given.images @ given.captions.T
     for direction, S in (("i2t", scores), ("t2i", scores.T)):
         table = pq.read_table(tmp_path / f"queries_{direction}.parquet").to_pylist()
@@ -92,7 +91,7 @@ def test_the_table_of_queries(tmp_path):
 def test_tied_positives_have_the_mean_place_of_their_tie(tmp_path):
     given = replace(embeddings(), images=np.ones((30, 6)), captions=np.ones((90, 6)))
     found = measure(given, CUSTOM)
-    write_exports(tmp_path, "run", found.report, found.parts)
+    write_exports(tmp_path, "run", found.report, found.folds)
     line = pq.read_table(tmp_path / "queries_i2t.parquet").to_pylist()[0]
     assert (line["positive_greater"], line["positive_equal"]) == ([0] * 3, [90] * 3)
     assert line["positive_ranks"] == [45.5] * 3
@@ -102,7 +101,7 @@ def test_tied_positives_have_the_mean_place_of_their_tie(tmp_path):
 def test_folds_and_subsets_keep_the_names(tmp_path):
     given = embeddings()
     halves = measure(given, Protocol("halves", "two blocks", folds=2))
-    write_exports(tmp_path / "halves", "run", halves.report, halves.parts)
+    write_exports(tmp_path / "halves", "run", halves.report, halves.folds)
     run, qrels = read_trec(tmp_path / "halves", "t2i")
     assert len(run) == 90
     first = {f"i{i}" for i in given.image_ids[:15]}
@@ -113,7 +112,7 @@ def test_folds_and_subsets_keep_the_names(tmp_path):
     captions = np.array([3, 80])
     owners = np.flatnonzero(np.isin(given.image_ids, given.caption_ids[captions]))
     some = measure(given, CUSTOM, Subset(captions, {"file": "none"}))
-    write_exports(tmp_path / "some", "run", some.report, some.parts)
+    write_exports(tmp_path / "some", "run", some.report, some.folds)
     run, qrels = read_trec(tmp_path / "some", "t2i")
     assert set(run) == set(qrels) == {"t3", "t80"}
     assert len(run["t3"]) == 30

@@ -1,4 +1,4 @@
-"""`retrieval_eval.evaluate` is the function, whatever was imported before it; the import costs no torch."""
+"""`retrieval_eval.evaluate` is the function, whatever was imported before it, and the command beside it."""
 
 import subprocess
 import sys
@@ -11,10 +11,9 @@ SIX_HUNDRED = "; import numpy as np; assert evaluate(np.eye(3), np.eye(3), [0, 1
 @pytest.mark.parametrize(
     "program",
     [
-        "import retrieval_eval, allpairs.command, sys; assert 'torch' not in sys.modules"
-        "; import retrieval_eval.evaluate; from retrieval_eval import evaluate" + SIX_HUNDRED,
-        "from retrieval_eval import evaluate; import importlib; m = importlib.import_module('retrieval_eval.evaluate')"
-        "; assert m.app; from retrieval_eval import evaluate" + SIX_HUNDRED,
+        "import retrieval_eval.evaluate; from retrieval_eval import evaluate" + SIX_HUNDRED,
+        "import importlib; m = importlib.import_module('retrieval_eval.evaluate.__main__'); assert m.app"
+        "; from retrieval_eval import evaluate" + SIX_HUNDRED,
     ],
 )
 def test_the_function_stays_in_place(program):
@@ -22,8 +21,9 @@ def test_the_function_stays_in_place(program):
     assert done.returncode == 0, done.stderr
 
 
-def test_it_cannot_be_replaced_by_accident():
-    import retrieval_eval
-
-    with pytest.raises(AttributeError, match="cannot be replaced"):
-        retrieval_eval.evaluate = print
+def test_the_command_beside_it_starts_without_a_warning():
+    command = [sys.executable, "-W", "error", "-m", "retrieval_eval.evaluate", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "--run" in done.stdout

@@ -13,17 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
 from retrieval_eval import evaluate
 from retrieval_eval.comparison import compare
 from retrieval_eval.cross_check import cross_check
-from retrieval_eval.embeddings import EmbeddingSet
-from retrieval_eval.page import asked as asked_module
+from retrieval_eval.folds import MeasuredFold
 from retrieval_eval.page import payload, write_comparison, write_report
-from retrieval_eval.page.asked import asked
-from retrieval_eval.page.examples import hubs, never_found
+from retrieval_eval.page import query_results as query_results_module
+from retrieval_eval.page.query_results import hubs, never_found, query_results
 from retrieval_eval.page.suspects import suspects
-from retrieval_eval.parts import Part
 from retrieval_eval.uncertainty import clusters_of
 
 NASTY = "<script>alert('caption')</script><img src=x onerror=alert(1)>\u2028&"
@@ -291,10 +290,10 @@ def test_the_hardest_negative_of_a_query_with_many_positives():
     # Image 0 has 60 captions nearer than any other image's: more than the shortlist is deep.
     angles = np.concatenate([np.arange(60) / 60, [50.0, 120.0]])
     made = ring(([0.0, 90.0], angles), [0, 1], ["text"] * 62, [0] * 60 + [1, 1])
-    found = asked(made, measured(made))["i2t"]
+    found = query_results(made, measured(made))["i2t"]
     assert found.hardest_Q == pytest.approx([np.cos(np.radians(50)), np.cos(np.radians(90 - 59 / 60))], abs=1e-6)
     alone = ring(([0.0], [10.0, 20.0]), [0], ["a", "b"], [0, 0])
-    assert asked(alone, measured(alone))["i2t"].hardest_Q.tolist() == [-np.inf]
+    assert query_results(alone, measured(alone))["i2t"].hardest_Q.tolist() == [-np.inf]
 
 
 def test_a_page_of_positives_alone(tmp_path):
@@ -313,7 +312,7 @@ def test_hubs_are_counted_over_all_queries():
         images, captions, np.arange(24), np.arange(24), [f"i{i}" for i in range(24)], [f"t{i}" for i in range(24)]
     )
     report = measured(made)
-    found = asked(made, report)["i2t"]
+    found = query_results(made, report)["i2t"]
     top = np.argsort(-(images @ captions.T), axis=1)[:, :10]
     counts = np.bincount(top.ravel(), minlength=24)
     first = hubs(found)[0]
@@ -333,7 +332,7 @@ def test_suspects_by_text_and_by_score():
         "a cat left of a dog",  # the same words in another order: not alike
     ]
     made = ring(([0, 2, 90, 92, 180, 182], [0, 2, 90, 92, 180, 182]), np.arange(6), texts, np.arange(6))
-    found = suspects(made, asked(made, measured(made)))
+    found = suspects(made, query_results(made, measured(made)))
     by_pair = {(one.image, one.caption): one for one in found}
     assert {pair: one.reason for pair, one in by_pair.items()} == {
         (0, 1): "same text",
@@ -351,14 +350,14 @@ def test_suspects_by_text_and_by_score():
     names = [f"{name} alone" for name in "abcdefghijkl"]
     moved = ring((angles, shifted), np.arange(12), names, np.arange(12))
     scores = np.cos(np.radians(angles - shifted))
-    one = next(one for one in suspects(moved, asked(moved, measured(moved))) if one.direction == "t2i")
+    one = next(one for one in suspects(moved, query_results(moved, measured(moved))) if one.direction == "t2i")
     assert (one.reason, one.image, one.caption) == ("score", 0, 1)
     assert one.ahead == pytest.approx(1.0 - scores[1], abs=1e-5)
     assert one.ahead > 2 * scores.std()
 
 
 def test_of_too_many_queries_every_other_one_is_shown(embeddings, report, tmp_path, monkeypatch):
-    monkeypatch.setattr(asked_module, "LISTED", 13)
+    monkeypatch.setattr(query_results_module, "LISTED", 13)
     page = Page(write_report(tmp_path / "report.html", embeddings, report).read_text(encoding="utf-8"))
     data = page.json("data")
     assert [direction["total"] for direction in data["directions"]] == [12, 24]
@@ -390,7 +389,7 @@ def compared(embeddings, report, tmp_path_factory):
     images[0] = -images[0]
     worse = replace(embeddings, images=images)
     reports = report, measured(worse)
-    parts = [[Part(one, {}, {}, clusters_of(one))] for one in reports]
+    parts = [[MeasuredFold(one, {}, {}, clusters_of(one))] for one in reports]
     found = compare(*parts, ("a <b>run</b>", "another"))
     path = tmp_path_factory.mktemp("compared") / "page.html"
     write_comparison(path, found, (embeddings, worse), reports, facts={"Split": "test"})

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from allpairs.embeddings import EmbeddingSet
 from retrieval_eval import evaluate
 from retrieval_eval.compare import main as compare
-from retrieval_eval.embeddings import EmbeddingSet
 from retrieval_eval.page import write_report
 from retrieval_eval.uncertainty import intervals
 

@@ -2,7 +2,7 @@
 
 import itertools
 
-from retrieval_eval.progress import shown_progress
+from retrieval_eval.evaluate.__main__ import shown_progress
 
 
 def test_a_line_every_ten_seconds(monkeypatch, capsys):

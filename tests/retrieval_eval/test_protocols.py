@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
 from retrieval_eval import evaluate
-from retrieval_eval.embeddings import EmbeddingSet
 from retrieval_eval.measure import measure
 from retrieval_eval.protocols import PROTOCOLS, find_protocol
 
@@ -117,7 +117,7 @@ def test_missing_captions_of_videos_are_left_out_and_counted():
     assert list(found.report.metrics.values()) == list(expected.metrics.values())
     assert found.manifest["missing_captions"] == 40
     assert found.manifest["gallery"]["v2t"] == 2990 * 3 - 40
-    assert (found.parts[0].asking["t2v"].numbers == kept).all()  # rows keep the numbers they were given with
+    assert (found.folds[0].asking["t2v"].numbers == kept).all()  # rows keep the numbers they were given with
 
 
 def test_a_video_without_any_caption_is_refused():

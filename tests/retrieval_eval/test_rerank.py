@@ -13,7 +13,7 @@ import torch
 from allpairs.errors import UserError
 from retrieval_eval import evaluate, inputs
 from retrieval_eval.positives import Positives
-from retrieval_eval.rerank import over_actors, placement, rerank, score_all
+from retrieval_eval.rerank import over_actors, rerank, score_all, shortlisted
 
 IMAGES, CAPTIONS = 30, 90
 
@@ -231,7 +231,7 @@ def test_ties_of_the_first_stage_stay_behind_the_shortlist():
 
 def test_small_strips_and_blocks_change_nothing(scene, monkeypatch):
     whole = scene.rerank(k=7)
-    monkeypatch.setattr(placement, "STRIP", 200)  # two queries together
+    monkeypatch.setattr(shortlisted, "STRIP", 200)  # two queries together
     monkeypatch.setattr(inputs, "BLOCK", 12 * 11)
     cut = scene.rerank(k=7)
     assert cut.metrics == whole.metrics

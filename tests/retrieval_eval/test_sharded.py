@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from allpairs.errors import UserError
 from retrieval_eval import evaluate
-from retrieval_eval.counting import Shard
+from retrieval_eval.counting import GallerySlice
 from retrieval_eval.inputs import as_tensor, pair_of_matrices
 from retrieval_eval.positives import Positives
 from retrieval_eval.sharded import Problem, count
 from retrieval_eval.sharded.actors import MappedFile
-from retrieval_eval.sharded.run import here
+from retrieval_eval.sharded.run import in_process
 from retrieval_eval.tiles import Blocks
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ def test_the_twin_in_this_process_gives_the_same_bits(shards, both, seed):
     lists = [[q, q + 58] for q in range(70)]
     pairs = Positives.from_lists(lists, 128)
     problem = Problem(queries, gallery, pairs, both, torch.device("cpu"), tile=16)
-    found = count(problem, shards=shards, crew=here)
+    found = count(problem, shards=shards, executor=in_process)
     whole = count(problem)
     assert len(found) == len(whole) == 1 + both
     for one, other in zip(found, whole, strict=True):
@@ -109,13 +109,13 @@ def test_work_that_was_stopped_is_not_done_again(data, tmp_path, monkeypatch, af
         evaluate(*data, **arguments, progress=stop_after(after))
     counted = []
     for name in ("count", "positive_scores"):
-        original = getattr(Shard, name)
+        original = getattr(GallerySlice, name)
 
         def spy(shard, rows, original=original):
             counted.append(rows)
             return original(shard, rows)
 
-        monkeypatch.setattr(Shard, name, spy)
+        monkeypatch.setattr(GallerySlice, name, spy)
     seen = []
     resumed = evaluate(*data, **arguments, progress=lambda *at: seen.append(at))
     total = seen[0][1]

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from allpairs.analysis import Embeddings, Origin
+from allpairs.embeddings import EmbeddingSet, Origin
 
 
 @pytest.fixture
 def make_embeddings():
     """Make embeddings of images with three captions each; `Origin` fields as keywords."""
 
-    def make(images: int = 50, captions: int = 3, dim: int = 16, seed: int = 0, noise: float = 0.7, **origin):
-        draws = np.random.default_rng(seed)
+    def make(*, images: int = 50, captions: int = 3, dim: int = 16, noise: float = 0.7, split: str = "test", **origin):
+        draws = np.random.default_rng(0)
         ids = 100 + draws.permutation(images)
         caption_ids = draws.permutation(np.repeat(ids, captions))
         queries = draws.normal(size=(images, dim))
@@ -19,12 +19,15 @@ def make_embeddings():
         candidates = np.stack([by_id[i] for i in caption_ids.tolist()]) + noise * draws.normal(
             size=(len(caption_ids), dim)
         )
-        return Embeddings(
-            queries.astype(np.float32),
-            candidates.astype(np.float32),
-            ids.astype(np.int64),
-            caption_ids.astype(np.int64),
-            Origin(**origin),
+        return EmbeddingSet(
+            images=queries,
+            captions=candidates,
+            image_ids=ids,
+            caption_ids=caption_ids,
+            image_keys=[f"image {i}" for i in ids],
+            texts=[f"caption {row} of {i}" for row, i in enumerate(caption_ids)],
+            split=split,
+            origin=Origin(**origin),
         )
 
     return make

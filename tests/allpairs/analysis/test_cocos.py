@@ -25,10 +25,10 @@ def test_one_pass_sees_each_image_once_with_a_caption_of_its_own(make_embeddings
     for batch in found:
         assert torch.equal(batch.query_ids, batch.candidate_ids)
         for query, candidate, each in zip(batch.queries, batch.candidates, batch.query_ids.tolist(), strict=True):
-            rows = np.flatnonzero(embeddings.candidate_ids == each)
-            assert any(np.array_equal(embeddings.candidates[row], candidate.float().numpy()) for row in rows)
-            [row] = np.flatnonzero(embeddings.query_ids == each)
-            assert np.array_equal(embeddings.queries[row], query.float().numpy())
+            rows = np.flatnonzero(embeddings.caption_ids == each)
+            assert any(np.array_equal(embeddings.captions[row], candidate.float().numpy()) for row in rows)
+            [row] = np.flatnonzero(embeddings.image_ids == each)
+            assert np.array_equal(embeddings.images[row], query.float().numpy())
 
 
 def test_the_seed_decides_order_and_captions(make_embeddings):

@@ -158,8 +158,8 @@ def test_real_embeddings_are_measured_batch_by_batch(make_embeddings):
     embeddings = make_embeddings(images=40, captions=1, run="r", objective="vlc", arguments={"scale": 7.0})
     variants = compared([embeddings.origin])
     point = on_embeddings(embeddings, variants, size=40, seed=0)
-    order = embeddings.query_ids.argsort(), embeddings.candidate_ids.argsort()
-    q, c = torch.from_numpy(embeddings.queries[order[0]]), torch.from_numpy(embeddings.candidates[order[1]])
+    order = embeddings.image_ids.argsort(), embeddings.caption_ids.argsort()
+    q, c = torch.from_numpy(embeddings.images[order[0]]), torch.from_numpy(embeddings.captions[order[1]])
     assert point.norms["unified"] == pytest.approx(tangential_norms(make("unified"), q.double(), c.double()))
     assert point.spread == pytest.approx(spread(q.double(), c.double()))
     assert "vlc(scale=7.0)" in point.norms  # the objective it was trained with joins the others

@@ -1,4 +1,6 @@
-"""The hand-over from training to evaluation: a folder with two matrices, two tables and a manifest.
+"""Embeddings of a split under a checkpoint, as training hands them to evaluation and analysis: one folder.
+
+Two matrices, two tables and a manifest:
 
 ``images.npy`` [N, D] and ``captions.npy`` [M, D] float32; ``images.parquet`` (id int64, key, thumbnail bytes or null);
 ``captions.parquet`` (id int64 = its image's id, text); ``manifest.json``. Nothing in it is pickled.
@@ -6,7 +8,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,23 @@ import numpy as np
 from allpairs.errors import UserError, nearest
 from allpairs.files import existing, read_json
 
-FORMAT = 1
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where embeddings come from; empty where nobody said."""
+
+    run: str = ""
+    checkpoint: str = ""
+    """Name of the checkpoint: best or last."""
+    step: int | None = None
+    objective: str = ""
+    """Name of the objective it was trained with, as `allpairs.objectives.make` takes it."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Its arguments, a learned scale as the number learned."""
+    captions_per_image: int = 1
+    """Captions of each image in its training batches."""
 
 
 @dataclass(eq=False)
@@ -40,6 +58,7 @@ class EmbeddingSet:
     data_hash: str = ""
     """Hash of the split's data manifest."""
     protocol: str = "custom"
+    origin: Origin = field(default_factory=Origin)
 
     def __post_init__(self) -> None:
         # Mapped files stay mapped: a float32 array is not copied.
@@ -62,6 +81,20 @@ class EmbeddingSet:
         if (counts > 1).any():
             raise UserError(f"image ids must be distinct; id {values[counts > 1][0]} occurs {counts.max()} times")
 
+    def check_matches(self) -> None:
+        """Raise UserError for a number that is not finite, or an image or caption that nothing belongs to."""
+        for name, rows in (("images", self.images), ("captions", self.captions)):
+            bad = ~np.isfinite(rows).all(axis=1)
+            if bad.any():
+                raise UserError(f"{name}[{int(bad.argmax())}] holds a number that is not finite")
+        for name, ids, other, others in (
+            ("image_ids", self.image_ids, "caption", self.caption_ids),
+            ("caption_ids", self.caption_ids, "image", self.image_ids),
+        ):
+            alone = ~np.isin(ids, others)
+            if alone.any():
+                raise UserError(f"{name}[{int(alone.argmax())}] = {ids[alone.argmax()]}: no {other} has this id")
+
     @property
     def manifest(self) -> dict[str, Any]:
         """Facts that belong into every report: split, data hash, sizes, protocol."""
@@ -70,6 +103,7 @@ class EmbeddingSet:
             "split": self.split,
             "data_hash": self.data_hash,
             "protocol": self.protocol,
+            "origin": asdict(self.origin),
             "images": len(self.images),
             "captions": len(self.captions),
             "dim": int(self.images.shape[1]),
@@ -104,9 +138,15 @@ class EmbeddingSet:
         The matrices are memory-mapped, read-only: they may be larger than memory.
         """
         folder = Path(folder)
+        if folder.is_file():
+            raise UserError(f"{folder} is a file; accepted: a folder that `python -m distributed.embed` writes")
         manifest = read_json(folder / "manifest.json")
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise UserError(f"{folder / 'manifest.json'} is not a manifest of embeddings in format {FORMAT}")
+        found_format = manifest.get("format") if isinstance(manifest, dict) else None
+        if found_format != FORMAT:
+            raise UserError(
+                f"{folder / 'manifest.json'} is not a manifest of embeddings in format {FORMAT} ({found_format});"
+                " `python -m distributed.embed --run RUN --split SPLIT --out FOLDER` writes them anew"
+            )
         images = _read_columns(folder / "images.parquet", ("id", "key", "thumbnail"))
         captions = _read_columns(folder / "captions.parquet", ("id", "text"))
         try:
@@ -121,9 +161,12 @@ class EmbeddingSet:
                 split=str(manifest.get("split", "")),
                 data_hash=str(manifest.get("data_hash", "")),
                 protocol=str(manifest.get("protocol", "custom")),
+                origin=Origin(**manifest.get("origin", {})),
             )
         except UserError as error:
             raise UserError(f"{folder}: {error}") from None
+        except TypeError as error:
+            raise UserError(f"{folder / 'manifest.json'}: origin is not what `write` writes ({error})") from None
         wrong = [key for key in ("images", "captions", "dim") if manifest.get(key) != found.manifest[key]]
         if wrong:
             key = wrong[0]

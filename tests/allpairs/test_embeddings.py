@@ -2,14 +2,15 @@
 
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
-from retrieval_eval.embeddings import EmbeddingSet
 
 
 def picture(kind="PNG", colour="red"):
@@ -43,7 +44,7 @@ def test_round_trip(tmp_path):
     for name in ("image_keys", "texts", "thumbnails", "split", "data_hash", "protocol"):
         assert getattr(found, name) == getattr(written, name)
     facts = {"split": "test", "data_hash": "sha256:abc", "protocol": "custom", "images": 3, "captions": 5, "dim": 4}
-    assert json.loads((folder / "manifest.json").read_text()) == {"format": 1} | facts
+    assert json.loads((folder / "manifest.json").read_text()) == {"format": 2, "origin": asdict(written.origin)} | facts
     assert sorted(entry.name for entry in folder.parent.iterdir()) == ["test"]  # nothing half-written stays
 
 
@@ -111,10 +112,10 @@ def test_pickles_are_not_opened(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
-        ("manifest.json", b'{"format": 1,', "manifest.json, line 1, column"),
+        ("manifest.json", b'{"format": 2,', "manifest.json, line 1, column"),
         ("manifest.json", b"[]", "not a manifest"),
-        ("manifest.json", b'{"format": 99}', "not a manifest of embeddings in format 1"),
-        ("manifest.json", b'{"format": 1, "images": 4, "captions": 5, "dim": 4}', "says images = 4, the files hold 3"),
+        ("manifest.json", b'{"format": 99}', "not a manifest of embeddings in format 2"),
+        ("manifest.json", b'{"format": 2, "images": 4, "captions": 5, "dim": 4}', "says images = 4, the files hold 3"),
         ("images.npy", b"", "images.npy is not a .npy array"),
         ("images.parquet", b"none", "images.parquet is not a Parquet file"),
     ],
@@ -124,3 +125,28 @@ def test_damaged_files_are_named(tmp_path, file, content, said):
     (folder / file).write_bytes(content)
     with pytest.raises(UserError, match=said):
         EmbeddingSet.read(folder)
+
+
+BROKEN = {
+    r"images\[1\] holds a number that is not finite": ("images", np.array([[1, 2], [np.nan, 1], [0, 1]], np.float32)),
+    r"captions\[0\] holds": ("captions", np.full((5, 2), np.inf, np.float32)),
+    r"image_ids\[2\] = 9: no caption has this id": ("image_ids", np.array([4, 7, 9])),
+    r"caption_ids\[4\] = 8: no image has this id": ("caption_ids", np.array([4, 7, 5, 5, 8])),
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_what_does_not_match_is_named(message):
+    sizes = {"images": np.ones((3, 2)), "captions": np.ones((5, 2))}
+    ids = {"image_ids": np.array([4, 7, 5]), "caption_ids": np.array([4, 7, 5, 5, 4])}
+    names = {"image_keys": ["a", "b", "c"], "texts": ["t"] * 5}
+    EmbeddingSet(**sizes, **ids, **names).check_matches()
+    field, value = BROKEN[message]
+    with pytest.raises(UserError, match=message):
+        EmbeddingSet(**(sizes | ids | names | {field: value})).check_matches()
+
+
+def test_the_file_of_an_earlier_version_says_how_to_write_it_anew(tmp_path):
+    (tmp_path / "old.safetensors").write_bytes(b"old")
+    with pytest.raises(UserError, match=r"is a file; accepted: a folder that `python -m distributed\.embed` writes"):
+        EmbeddingSet.read(tmp_path / "old.safetensors")

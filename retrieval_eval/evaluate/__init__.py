@@ -11,13 +11,12 @@ import torch
 
 from allpairs.errors import UserError
 from retrieval_eval.counting import Counts
-from retrieval_eval.inputs import Embeddings, pair_where_they_lie, rows
-from retrieval_eval.metrics import Treatment, whole_ranking_metrics
+from retrieval_eval.inputs import Matrix, pair_where_they_lie, rows
+from retrieval_eval.metrics import metrics_of
 from retrieval_eval.positives import Positives
 from retrieval_eval.sharded import Problem, count
 from retrieval_eval.ties import TREATMENTS, Levels, Ranks, average_precision
-
-RSUM = (1, 5, 10)  # the recalls that RSUM and the average recall are made of
+from retrieval_eval.whole_ranking import Treatment, whole_ranking_metrics
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +27,7 @@ class Report:
     """``i2t/r1``, ``/r5``, ``/r10``, ``/average_recall``, ``/median_rank``, ``/mean_rank``, ``/map5``, ``/mrr``,
     ``/ndcg``, ``/r_precision``, ``/map_r``, the same under ``t2i``, and ``rsum``.
 
-    Recalls, their average and RSUM in percent, the others but the ranks in 0..1 (`retrieval_eval.metrics` defines
+    Recalls, their average and RSUM in percent, the others but the ranks in 0..1 (`retrieval_eval.whole_ranking` defines
     them); the expected values over all orders of tied items."""
     ties: dict[str, dict[str, float]]
     """The same metrics under ``optimistic``, ``expected`` (equal to `metrics`) and ``pessimistic``."""
@@ -61,8 +60,8 @@ class Report:
 
 
 def evaluate(
-    queries: Embeddings,
-    gallery: Embeddings,
+    queries: Matrix,
+    gallery: Matrix,
     query_ids: Any = None,
     gallery_ids: Any = None,
     *,
@@ -115,7 +114,7 @@ def report_fields(counts: dict[str, Counts], positives: dict[str, Positives], ks
     """Return the fields of a `Report` on these counts per direction, whose scores need only order positives."""
     ranks: dict[str, Ranks] = {}
     per_query: dict[str, dict[str, np.ndarray]] = {}
-    ties: dict[str, dict[str, float]] = {treatment: {} for treatment in TREATMENTS}
+    means: dict[Treatment, dict[str, dict[str, float]]] = {treatment: {} for treatment in TREATMENTS}
     for direction, found in counts.items():
         levels = Levels.of(positives[direction], found)
         ranks[direction] = Ranks.of(levels)
@@ -124,12 +123,10 @@ def report_fields(counts: dict[str, Counts], positives: dict[str, Positives], ks
             values = _values(
                 positives[direction], found, ranks[direction], precision[treatment], treatment=treatment, ks=ks
             )
-            ties[treatment].update(_means(direction, values, ks))
+            means[treatment][direction] = _means(values)
             if treatment == "expected":
                 per_query[direction] = values
-    if len(counts) > 1 and set(RSUM) <= set(ks):
-        for metrics in ties.values():
-            metrics["rsum"] = fsum(metrics[f"{direction}/r{k}"] for direction in counts for k in RSUM)
+    ties = {treatment: metrics_of(of_directions, ks) for treatment, of_directions in means.items()}
     return {
         "metrics": ties["expected"],
         "ties": ties,
@@ -180,12 +177,7 @@ def _values(
     }
 
 
-def _means(direction: str, values: dict[str, np.ndarray], ks: tuple[int, ...]) -> dict[str, float]:
+def _means(values: dict[str, np.ndarray]) -> dict[str, float]:
     # Sums that no order of the queries changes.
     means = {name: fsum(each.tolist()) / len(each) for name, each in values.items()}
-    found = {f"r{k}": means.pop(f"r{k}") for k in ks}
-    if set(RSUM) <= set(ks):
-        found["average_recall"] = fsum(found[f"r{k}"] for k in RSUM) / len(RSUM)
-    found["median_rank"] = float(np.median(values["rank"]))
-    found["mean_rank"] = means.pop("rank")
-    return {f"{direction}/{name}": value for name, value in (found | means).items()}
+    return means | {"median_rank": float(np.median(values["rank"]))}

@@ -1,4 +1,4 @@
-"""What is measured at once: two galleries with what names their rows, and the report on them."""
+"""What is measured at once, a fold: two galleries with what names their rows, and the report on them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from retrieval_eval.evaluation import RSUM, Report
+from retrieval_eval.evaluate import Report
+from retrieval_eval.metrics import with_rsum
 from retrieval_eval.positives import Positives
 from retrieval_eval.uncertainty import Clusters
 
 
 @dataclass(frozen=True, eq=False)
-class Side:
-    """Images or captions that ask or answer: embeddings with what names their rows."""
+class Gallery:
+    """Images or captions, which ask or answer: embeddings with what names their rows."""
 
     letter: str
     """``i``, ``v``, or ``t``: with `numbers`, a name that no other row has."""
@@ -26,9 +27,9 @@ class Side:
     def __len__(self) -> int:
         return len(self.embeddings)
 
-    def take(self, rows: np.ndarray) -> "Side":
+    def take(self, rows: np.ndarray) -> "Gallery":
         """Return some of the rows."""
-        return Side(
+        return Gallery(
             self.letter, self.embeddings[rows], self.ids[rows], self.numbers[rows], [self.labels[r] for r in rows]
         )
 
@@ -38,12 +39,12 @@ class Side:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class MeasuredFold:
     """A report with, per direction, who asks whom, and which queries the bootstrap draws together."""
 
     report: Report
-    asking: dict[str, Side]
-    answering: dict[str, Side]
+    asking: dict[str, Gallery]
+    answering: dict[str, Gallery]
     clusters: Clusters
     rows: Mapping[str, np.ndarray] | None = None
     """Where only some queries ask: per direction their rows among all that could."""
@@ -66,7 +67,7 @@ class Part:
             if isinstance(value := getattr(self.report, field.name), dict) and set(value) == set(self.report.directions)
         }
         ours = {name: value for name, value in self.report.metrics.items() if name.startswith(f"{direction}/")}
-        ties = {how: {name: metrics[name] for name in ours} for how, metrics in self.report.ties.items()}
+        ties = {treatment: {name: metrics[name] for name in ours} for treatment, metrics in self.report.ties.items()}
         return replace(self.report, metrics=ours, ties=ties, **chosen)
 
 
@@ -76,11 +77,9 @@ def join(forward: Report, backward: Report) -> Report:
     for field in fields(Report):
         ours, theirs = getattr(forward, field.name), getattr(backward, field.name)
         merged[field.name] = ours | theirs if isinstance(ours, dict) else ours
-    ties = {how: metrics | backward.ties[how] for how, metrics in forward.ties.items()}
-    if set(RSUM) <= set(forward.ks):
-        directions = (*forward.directions, *backward.directions)
-        for metrics in ties.values():
-            metrics["rsum"] = fsum(metrics[f"{direction}/r{k}"] for direction in directions for k in RSUM)
+    ties = {treatment: metrics | backward.ties[treatment] for treatment, metrics in forward.ties.items()}
+    for metrics in ties.values():
+        with_rsum(metrics, (*forward.directions, *backward.directions), forward.ks)
     return replace(forward, **merged | {"metrics": dict(ties["expected"]), "ties": ties})
 
 
@@ -92,7 +91,7 @@ def average(reports: Sequence[Report]) -> Report:
     first = reports[0]
     if len(reports) == 1:
         return first
-    ties = {how: _mean([report.ties[how] for report in reports]) for how in first.ties}
+    ties = {treatment: _mean([report.ties[treatment] for report in reports]) for treatment in first.ties}
     return replace(
         first,
         metrics=ties["expected"],

@@ -9,6 +9,10 @@ of gallery indices per query.
 """
 
 import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -16,17 +20,15 @@ import numpy as np
 from cyclopts import App, Parameter
 
 from allpairs.command import run as run_command
+from allpairs.embeddings import EmbeddingSet, read_matrix
 from allpairs.errors import UserError
 from allpairs.files import existing, read_json
-from retrieval_eval.device import default_device
-from retrieval_eval.embeddings import EmbeddingSet, read_matrix
 from retrieval_eval.ensemble import ensemble
-from retrieval_eval.evaluation import evaluate as measure_arrays
+from retrieval_eval.evaluate import evaluate as evaluate_matrices
+from retrieval_eval.folds import Gallery, MeasuredFold
 from retrieval_eval.manifest import manifest_of
-from retrieval_eval.measure import How, measure
-from retrieval_eval.outcome import Outcome
-from retrieval_eval.parts import Part, Side
-from retrieval_eval.progress import shown_progress
+from retrieval_eval.measure import CountingOptions, default_device, measure
+from retrieval_eval.output import EvaluationOutput
 from retrieval_eval.protocols import find_protocol
 from retrieval_eval.run_files import read_config, read_history
 from retrieval_eval.subset import read_subset
@@ -87,25 +89,31 @@ def evaluate(
 
         check_kind(approximate)
     with shown_progress("counting") as progress:
-        how = How(default_device(), shards, state, progress)
+        options = CountingOptions(default_device(), shards, state, progress)
         if run:
-            outcome = _of_runs(run, split=split, protocol=protocol, subset=subset, how=how, out=out)
+            output = _of_runs(run, split=split, protocol=protocol, subset=subset, options=options, out=out)
         elif queries is not None and gallery is not None and positives is not None:
             for flag, given in (("--subset", subset), (f"--protocol {protocol}", protocol not in (None, "custom"))):
                 if given:
                     raise UserError(f"{flag} is for --run: two .npy files are measured as custom, with all queries")
-            outcome = _of_arrays(queries, gallery, positives, one_way=one_way, how=how, out=out)
+            output = _of_matrices(queries, gallery, positives, one_way=one_way, options=options, out=out)
         else:
             raise UserError(
                 f"nothing to evaluate: {', '.join(missing)} missing; accepted: --run, or all three of"
                 f" {', '.join(arrays)}"
             )
-    outcome.finish(with_intervals=intervals, export=export, approximate=approximate)
+    output.finish(with_intervals=intervals, export=export, approximate=approximate)
 
 
 def _of_runs(
-    folders: list[Path], *, split: str, protocol: str | None, subset: Path | None, how: How, out: Path | None
-) -> Outcome:
+    folders: list[Path],
+    *,
+    split: str,
+    protocol: str | None,
+    subset: Path | None,
+    options: CountingOptions,
+    out: Path | None,
+) -> EvaluationOutput:
     names = [str(folder) for folder in folders]
     sets = [EmbeddingSet.read(existing(folder / "embeddings" / split)) for folder in folders]
     joined = ensemble(sets, names)
@@ -117,45 +125,47 @@ def _of_runs(
     chosen = find_protocol(protocol or joined.protocol)
     joined.protocol = chosen.name
     asked = read_subset(subset, joined) if subset is not None else None
-    measured = measure(joined, chosen, asked, how, names)
+    measured = measure(joined, chosen, asked, options, names)
     alone = len(folders) == 1
     name = " + ".join(folder.resolve().name for folder in folders)
     # A run's own folder holds the report on the whole run, nothing else.
     folder = out or (folders[0] if alone and asked is None else None)
-    return Outcome(
+    return EvaluationOutput(
         name,
         f"{name} · {split} · {chosen.name}" + (f" · {subset.name}" if subset is not None else ""),
         measured.report,
-        measured.parts,
+        measured.folds,
         measured.manifest,
         folder,
-        embeddings=measured.embeddings if len(measured.parts) == 1 else None,
+        embeddings=measured.embeddings if len(measured.folds) == 1 else None,
         history=read_history(folders[0] / "metrics.jsonl") if alone else [],
         config=read_config(folders[0] / "config.yaml") if alone else None,
     )
 
 
-def _of_arrays(queries: Path, gallery: Path, positives: Path, *, one_way: bool, how: How, out: Path | None) -> Outcome:
+def _of_matrices(
+    queries: Path, gallery: Path, positives: Path, *, one_way: bool, options: CountingOptions, out: Path | None
+) -> EvaluationOutput:
     lists = read_json(positives)
     if not isinstance(lists, list) or not all(isinstance(row, list) for row in lists):
         raise UserError(f"{positives} must be a list with one list of gallery indices per query, as [[0, 1], [2]]")
     Q, G = read_matrix(queries), read_matrix(gallery)
-    report = measure_arrays(
+    report = evaluate_matrices(
         Q,
         G,
         positives=lists,
         both_directions=not one_way,
-        device=how.device,
-        shards=how.shards,
-        state=how.state,
-        progress=how.progress,
+        device=options.device,
+        shards=options.shards,
+        state=options.state,
+        progress=options.progress,
     )
     asking, answering = (
-        Side(letter, matrix, np.arange(len(matrix)), np.arange(len(matrix)), [""] * len(matrix))
+        Gallery(letter, matrix, np.arange(len(matrix)), np.arange(len(matrix)), [""] * len(matrix))
         for letter, matrix in (("i", Q), ("t", G))
     )
     forward, *backward = report.directions
-    part = Part(
+    fold = MeasuredFold(
         report,
         {forward: asking} | dict.fromkeys(backward, answering),
         {forward: answering} | dict.fromkeys(backward, asking),
@@ -164,7 +174,37 @@ def _of_arrays(queries: Path, gallery: Path, positives: Path, *, one_way: bool, 
     digest = f"sha256:{hashlib.sha256(positives.read_bytes()).hexdigest()}"
     manifest = manifest_of("custom", [report], split=positives.name, data_hash=digest)
     name = f"{queries.name} · {gallery.name}"
-    return Outcome(name, name, report, (part,), manifest, out)
+    return EvaluationOutput(name, name, report, (fold,), manifest, out)
+
+
+EVERY = 10.0  # seconds between two lines of a log
+
+
+@contextmanager
+def shown_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Give a function to call with (done, total); what is done in less than ten seconds leaves no trace in a log."""
+    if not sys.stderr.isatty():
+        yield _Lines(what)
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class _Lines:
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.started = self.last = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.last >= EVERY:
+            self.last = now
+            share = f"{100 * done / max(total, 1):.0f} %"
+            print(f"{self.what}: {done:,} of {total:,} ({share}) after {now - self.started:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,48 +1,48 @@
 """What the evaluate command does with a measurement: intervals, checks, files, and one table at the end."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
-from retrieval_eval.embeddings import EmbeddingSet
-from retrieval_eval.evaluation import Report
+from allpairs.files import write_json
+from retrieval_eval.cross_check import verify
+from retrieval_eval.evaluate import Report
 from retrieval_eval.exports import write_exports
+from retrieval_eval.folds import MeasuredFold
 from retrieval_eval.manifest import facts_of
 from retrieval_eval.page import write_report
-from retrieval_eval.parts import Part
 from retrieval_eval.summary import table
 from retrieval_eval.uncertainty import LEVEL, RESAMPLES, SEED, Intervals, intervals
-from retrieval_eval.verify import verify
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class EvaluationOutput:
     """A measurement and where its record goes."""
 
     name: str
     """The model's, in tables and runs."""
     title: str
     report: Report
-    parts: Sequence[Part]
+    folds: Sequence[MeasuredFold]
     manifest: Mapping[str, Any]
     folder: Path | None
     """For report.html and metrics.json; None writes neither."""
     embeddings: EmbeddingSet | None = None
-    """The embeddings behind a report on one part, for its examples."""
+    """The embeddings behind a report on one fold, for its examples."""
     history: Sequence[Mapping[str, Any]] = ()
     config: Mapping[str, Any] | None = None
 
     def finish(self, *, with_intervals: bool, export: Path | None, approximate: str | None) -> None:
         """Write the files and print the table, then what was written where."""
-        checked = verify(self.parts)
+        checked = verify(self.folds)
         lines = [str(checked)]
         found = None
         if with_intervals:
             try:
-                found = intervals([part.report for part in self.parts], [part.clusters for part in self.parts])
+                found = intervals([fold.report for fold in self.folds], [fold.clusters for fold in self.folds])
             except UserError as error:  # one image alone still has metrics
                 lines.append(str(error))
         if approximate is not None:
@@ -60,20 +60,19 @@ class Outcome:
                 facts=facts_of(self.manifest),
                 cross_check=checked,
                 intervals=found,
-                rows=self.parts[0].rows,
+                rows=self.folds[0].rows,
             )
-            metrics = self.folder / "metrics.json"
-            metrics.write_text(json.dumps(self._record(found), indent=2) + "\n", encoding="utf-8")
+            metrics = write_json(self.folder / "metrics.json", self._record(found))
             lines += [f"report: {page}", f"metrics: {metrics}"]
         else:
             lines.append("no report: give --out FOLDER for report.html and metrics.json")
         if export is not None:
-            files = write_exports(export, self.name, self.report, self.parts, found)
+            files = write_exports(export, self.name, self.report, self.folds, found)
             lines.append(f"export: {export} ({', '.join(file.name for file in files)})")
         self._print(found, lines)
 
     def _searches(self) -> list[tuple[Any, Any, Report]]:
-        return [(queries, gallery, report) for part in self.parts for report, queries, gallery in part.searches()]
+        return [(queries, gallery, report) for fold in self.folds for report, queries, gallery in fold.searches()]
 
     def _record(self, found: Intervals | None) -> dict[str, Any]:
         manifest = dict(self.manifest)
@@ -83,7 +82,7 @@ class Outcome:
                 "method": "percentile bootstrap over images",
                 "resamples": RESAMPLES,
                 "seed": SEED,
-                "clusters": sum(1 + max(int(own.max()) for own in part.clusters.values()) for part in self.parts),
+                "clusters": sum(1 + max(int(own.max()) for own in fold.clusters.values()) for fold in self.folds),
             }
         record = {
             "manifest": manifest,

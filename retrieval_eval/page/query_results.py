@@ -3,14 +3,14 @@
 Legend: Q queries shown, K answers found per query, M gallery items, D embedding.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
-from retrieval_eval.embeddings import EmbeddingSet
-from retrieval_eval.evaluation import Report
+from retrieval_eval.evaluate import Report
 from retrieval_eval.positives import Positives
 from retrieval_eval.shortlist import shortlist
 
@@ -22,7 +22,7 @@ BLOCK = 256  # queries whose whole row of scores is looked at, 1 MB per 1,000 ga
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class QueryResults:
     """The queries of one direction that a page shows, [Q] each; answers best first."""
 
     direction: str
@@ -52,7 +52,9 @@ class Asked:
         return self.best_Q - self.hardest_Q
 
 
-def asked(embeddings: EmbeddingSet, report: Report, rows: Mapping[str, np.ndarray] | None = None) -> dict[str, Asked]:
+def query_results(
+    embeddings: EmbeddingSet, report: Report, rows: Mapping[str, np.ndarray] | None = None
+) -> dict[str, QueryResults]:
     """Return what to show per direction; the first one asks with images, the second with captions.
 
     `rows` gives a direction's queries their rows in the embeddings, where only a subset was asked.
@@ -68,13 +70,13 @@ def asked(embeddings: EmbeddingSet, report: Report, rows: Mapping[str, np.ndarra
                 f" gallery items, the embeddings have {len(asking)} and {len(gallery)}:"
                 " they are not the ones it measured"
             )
-        found[direction] = _ask(queries, gallery, asking, report, direction, from_images=place == 0)
+        found[direction] = _of_direction(queries, gallery, asking, report, direction, from_images=place == 0)
     return found
 
 
-def _ask(
+def _of_direction(
     queries: np.ndarray, gallery: np.ndarray, rows: np.ndarray, report: Report, direction: str, *, from_images: bool
-) -> Asked:
+) -> QueryResults:
     total = len(rows)
     kept = np.arange(0, total, -(-total // LISTED))
     rows = rows[kept]
@@ -89,7 +91,7 @@ def _ask(
         for row, query in zip(scores, block, strict=True):
             row[positives.of(query)] = -np.inf
         hardest[block] = scores.max(1)
-    return Asked(
+    return QueryResults(
         direction=direction,
         from_images=from_images,
         rows_Q=rows,
@@ -114,3 +116,55 @@ def _subset(positives: Positives, kept: np.ndarray) -> tuple[Positives, np.ndarr
     offsets = np.concatenate([[0], np.cumsum(counts)])
     entries = np.arange(offsets[-1]) + np.repeat(positives.offsets[kept] - offsets[:-1], counts)
     return Positives(offsets, positives.indices[entries], positives.gallery), entries
+
+
+PER_KIND = 6  # queries per direction, worst and best each
+HUBS = 8  # gallery items per direction
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A gallery item among the first answers of many queries, and of how many of these it is a right answer."""
+
+    item: int
+    queries: int
+    right: int
+
+
+def worst_first(results: QueryResults) -> np.ndarray:
+    """Return the queries [Q] by falling rank of the best positive, then by how far it is behind."""
+    return np.lexsort((results.margin, -results.rank_Q))
+
+
+def best_first(results: QueryResults) -> np.ndarray:
+    """Return the queries [Q] by rank of the best positive, then by how far it is ahead."""
+    return np.lexsort((-results.margin, results.rank_Q))
+
+
+def of_different_images(order: np.ndarray, image_of_Q: np.ndarray) -> list[int]:
+    """Return the first queries of `order` that belong to different images: five captions of one would say little."""
+
+    def chosen() -> Iterator[int]:
+        seen: set[int] = set()
+        for query in order:
+            if len(seen) == PER_KIND:
+                return
+            if image_of_Q[query] not in seen:
+                seen.add(image_of_Q[query])
+                yield int(query)
+
+    return list(chosen())
+
+
+def hubs(results: QueryResults) -> list[Hub]:
+    """Return the gallery items that are in the top 10 of the most queries, the worst first."""
+    first, right = results.answers_QK[:, :REACH], results.right_QK[:, :REACH]
+    queries = np.bincount(first.ravel(), minlength=results.positives.gallery)
+    hits = np.bincount(first[right], minlength=results.positives.gallery)
+    order = np.argsort(-queries, kind="stable")[:HUBS]
+    return [Hub(int(item), int(queries[item]), int(hits[item])) for item in order if queries[item]]
+
+
+def never_found(results: QueryResults) -> int:
+    """Return how many gallery items are in no query's top 10."""
+    return results.positives.gallery - len(np.unique(results.answers_QK[:, :REACH]))
