@@ -56,13 +56,10 @@ def encode(
     encoder.eval()
     reader = evaluation_batches(
         dataset,
+        config.data,
         batch=config.eval.batch,
         rank=world.rank,
         world=world.size,
-        image_size=config.data.image_size,
-        max_image_pixels=config.data.max_image_pixels,
-        max_bad_fraction=config.data.max_bad_fraction,
-        threads=config.data.threads,
         tokenize=lambda texts: vocabulary.encode(texts, config.data.max_caption_tokens),
     )
     bf16 = config.train.precision == "bf16"

@@ -59,18 +59,11 @@ class Training:
         data = self.config.data
         return TrainReader(
             open_dataset(data.folder("train")),
+            data,
             global_batch=self.config.train.global_batch,
             seed=self.config.train.seed,
             rank=self.world.rank,
             world=self.world.size,
-            image_size=data.image_size,
-            captions_per_image=data.captions_per_image,
-            shuffle_window=data.shuffle_window,
-            augment=data.augment,
-            max_image_pixels=data.max_image_pixels,
-            max_bad_fraction=data.max_bad_fraction,
-            cache_mb=data.cache_mb,
-            threads=data.threads,
             tokenize=lambda texts: self.vocabulary.encode(texts, data.max_caption_tokens),
         )
 

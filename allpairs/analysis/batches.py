@@ -15,7 +15,7 @@ from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
 
 
-class Batch(NamedTuple):
+class EmbeddingBatch(NamedTuple):
     """A batch in float64, where differences of nearly equal similarities are still exact."""
 
     queries: Tensor
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
         return normalize(self.queries, dim=1) @ normalize(self.candidates, dim=1).T
 
 
-def batches(embeddings: EmbeddingSet, *, size: int = 128, captions: int = 1, seed: int = 0) -> Iterator[Batch]:
+def batches(embeddings: EmbeddingSet, *, size: int = 128, captions: int = 1, seed: int = 0) -> Iterator[EmbeddingBatch]:
     """Yield one pass over all images in batches of `size`, in an order and with captions that `seed` decides.
 
     Each image comes with `captions` of its captions, distinct, or with all where it has fewer. Images that fill no
@@ -53,7 +53,9 @@ def batches(embeddings: EmbeddingSet, *, size: int = 128, captions: int = 1, see
     return _batches(embeddings, size, captions, np.random.default_rng(seed))
 
 
-def _batches(embeddings: EmbeddingSet, size: int, captions: int, draws: np.random.Generator) -> Iterator[Batch]:
+def _batches(
+    embeddings: EmbeddingSet, size: int, captions: int, draws: np.random.Generator
+) -> Iterator[EmbeddingBatch]:
     total = len(embeddings.images)
     by_id = np.argsort(embeddings.caption_ids, kind="stable")
     sorted_ids = embeddings.caption_ids[by_id]
@@ -67,7 +69,7 @@ def _batches(embeddings: EmbeddingSet, size: int, captions: int, draws: np.rando
             own = by_id[first[image] : last[image]]
             drawn.append(draws.choice(own, size=min(captions, len(own)), replace=False))
         texts = np.concatenate(drawn)
-        yield Batch(
+        yield EmbeddingBatch(
             torch.from_numpy(embeddings.images[images]).double(),
             torch.from_numpy(embeddings.captions[texts]).double(),
             torch.from_numpy(embeddings.image_ids[images]),

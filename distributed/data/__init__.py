@@ -2,13 +2,20 @@
 
 ``python -m distributed.data build|validate|describe`` makes and inspects data sets; training and evaluation read them
 with `open_dataset`, `TrainReader` and `evaluation_batches`.
+
+- `manifest`, `index`, `shards`: what a data set folder holds, where each member of each sample lies, walking a tar.
+- `dataset`: a folder open for reading.
+- `draws`, `order`: seeded draws, and the global order of an epoch.
+- `images`: decoding and augmentation.
+- `batch`, `reader`, `prefetch`: batches, the two readers, work ahead in a thread.
+- `writer`, `build`, `sources`, `scenes`: making data sets.
+- `build_commands`, `validate`, `describe`: the commands.
 """
 
 from distributed.data.batch import Batch, TrainBatch
 from distributed.data.dataset import Dataset, RawSample, open_dataset
-from distributed.data.evaluation import evaluation_batches
-from distributed.data.position import Position
-from distributed.data.reader import TrainReader
+from distributed.data.order import Position
+from distributed.data.reader import TrainReader, evaluation_batches
 
 __all__ = [
     "Batch",

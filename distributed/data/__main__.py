@@ -13,8 +13,8 @@ from allpairs.command import run
 from allpairs.errors import UserError
 from distributed.data.build_commands import app as build_app
 from distributed.data.describe import describe_folder
-from distributed.data.folders import split_folders
-from distributed.data.validate import SHARD_PROBLEMS, Report, validate_folder
+from distributed.data.manifest import split_folders
+from distributed.data.validate import SHARD_PROBLEMS, ValidationReport, validate_folder
 
 app = App(name="python -m distributed.data", help="Build, check and describe image–text data sets.", version_flags=[])
 app.command(build_app)
@@ -62,7 +62,7 @@ def describe(folder: Path, *, json: Path | None = None) -> None:
     _write_json(json, descriptions)
 
 
-def _print_report(report: Report) -> None:
+def _print_report(report: ValidationReport) -> None:
     console = Console()
     causes = [cause for cause in SHARD_PROBLEMS if any(shard.problems[cause] for shard in report.shards)]
     table = Table("shard", "samples", *causes, "faults", title=report.folder, title_justify="left")

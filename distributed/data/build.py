@@ -1,19 +1,21 @@
 """Building a data set: every source becomes one folder per split, whole or not at all, and a table of what is there."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from allpairs.errors import UserError
-from distributed.data.manifest import Manifest
+from distributed.data.draws import Purpose, permutation
+from distributed.data.manifest import SPLIT_ORDER, Manifest
 from distributed.data.writer import Sample, new_folder, write_split
-
-SPLIT_ORDER = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -86,3 +88,44 @@ def print_built(built: Built) -> None:
 def _shown(samples: Iterable[Sample], split: str) -> Iterator[Sample]:
     console = Console(stderr=True)
     yield from track(samples, description=split, console=console, transient=True, disable=not console.is_terminal)
+
+
+class Incomplete:
+    """Strict by default; with `skip` it counts what the sources leave out.
+
+    Attributes:
+        counts: samples left out, by cause.
+    """
+
+    def __init__(self, *, skip: bool) -> None:
+        self._skip = skip
+        self.counts: Counter[str] = Counter()
+
+    def report(self, cause: str, detail: str) -> None:
+        """Count one sample that is left out, or raise UserError when none may be."""
+        if not self._skip:
+            raise UserError(f"{detail}: {cause}; complete it, or leave such samples out with --skip-incomplete")
+        self.counts[cause] += 1
+
+
+def split_by_seed(names: Sequence[str], *, seed: int, val: float, test: float) -> dict[str, list[str]]:
+    """Give each of `names` to train, val or test by a seeded hash of the name; the order within a split is kept.
+
+    Args:
+        names: what to split, without duplicates.
+        seed: another seed is another split.
+        val: fraction of the names that is for validation.
+        test: fraction for testing; train gets the rest.
+
+    Raises:
+        UserError: fractions that leave nothing to train on.
+    """
+    if not (val >= 0 and test >= 0 and val + test < 1):
+        raise UserError(f"--val {val:g} and --test {test:g}: both at least 0 and together below 1")
+    ids = np.array(
+        [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") for name in names], dtype=np.uint64
+    )
+    order = permutation(seed, 0, Purpose.SPLIT, ids).tolist()
+    tests, vals = round(test * len(names)), round(val * len(names))
+    parts = {"train": order[tests + vals :], "val": order[tests : tests + vals], "test": order[:tests]}
+    return {split: [names[i] for i in sorted(part)] for split, part in parts.items() if part}

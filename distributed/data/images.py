@@ -1,15 +1,18 @@
-"""Decoding what a stranger's shard holds: three image formats and plain float arrays, checked before they are unpacked.
+"""Decoding what a stranger's shard holds, checked before it is unpacked, and augmenting images by seeded draws.
 
-Shapes: S side in pixels · R regions · F features.
+Three image formats and plain float arrays. Shapes: S side in pixels handed to the model · M side of the cached image, a
+seventh larger than S when crops are drawn · R regions · F features.
 """
 
 import io
 import math
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from distributed.data.dataset import BadSampleError
+from distributed.data.draws import Purpose, draw, draw_unit
 
 # No other format is tried: some of Pillow's readers start programs or parse rarely checked formats.
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -89,3 +92,33 @@ def decode_regions(data: bytes) -> np.ndarray:
         )
     array = np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
     return np.ascontiguousarray(array, dtype=np.float32)
+
+
+Augment = Literal["none", "crop", "crop_flip"]
+# The crop window's side is drawn between 7/8 of the picture (VSE++'s 224 of 256) and all of it, as evaluation sees it.
+_SMALLEST_WINDOW = 7 / 8
+
+
+def cached_side(side: int, augment: Augment) -> int:
+    """Return M: large enough that the smallest crop still has `side` pixels."""
+    return side if augment == "none" else round(side / _SMALLEST_WINDOW)
+
+
+def augment_image(image: np.ndarray, side: int, augment: Augment, *, seed: int, epoch: int, row: int) -> np.ndarray:
+    """Return ``[3, S, S]`` uint8 from the cached ``[3, M, M]``: a drawn window, resized, mirrored for half the rows."""
+    if augment == "none":
+        return image
+    ids = np.array([row])
+    scale, x, y = (
+        float(draw_unit(seed, epoch, purpose, ids)[0])
+        for purpose in (Purpose.CROP_SCALE, Purpose.CROP_X, Purpose.CROP_Y)
+    )
+    full = image.shape[-1]
+    window = full * (_SMALLEST_WINDOW + (1 - _SMALLEST_WINDOW) * scale)
+    left, top = (full - window) * x, (full - window) * y
+    picture = Image.fromarray(image.transpose(1, 2, 0))
+    picture = picture.resize((side, side), Image.Resampling.BILINEAR, box=(left, top, left + window, top + window))
+    pixels = np.asarray(picture).transpose(2, 0, 1)
+    if augment == "crop_flip" and int(draw(seed, epoch, Purpose.FLIP, ids)[0]) >> 63:
+        pixels = pixels[:, :, ::-1]
+    return pixels

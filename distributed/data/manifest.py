@@ -1,4 +1,4 @@
-"""The manifest of a data set folder: what it holds, in which shards, with which hashes."""
+"""The manifest of a data set folder: what it holds, in which shards, with which hashes; and which folders hold one."""
 
 import dataclasses
 import hashlib
@@ -13,6 +13,7 @@ from allpairs.errors import UserError
 FORMAT = 1
 MANIFEST = "manifest.json"
 INDEX = "index.arrow"
+SPLIT_ORDER = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -103,3 +104,19 @@ def sha256(file: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def split_folders(folder: Path) -> list[Path]:
+    """Return the data set folders under `folder`: itself when it holds a manifest or shards, otherwise its splits.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    if (folder / MANIFEST).is_file() or any(folder.glob("*.tar")):
+        return [folder]
+    splits = sorted({file.parent for file in (*folder.glob(f"*/{MANIFEST}"), *folder.glob("*/*.tar"))})
+    if not splits:
+        raise UserError(f"{folder}: neither {MANIFEST} nor shards (*.tar), in it or in its subfolders")
+    return sorted(splits, key=lambda path: (SPLIT_ORDER.index(path.name) if path.name in SPLIT_ORDER else 9, path.name))

@@ -5,6 +5,7 @@ within a few shards at a time however large the data is. Memory is one window, w
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -83,3 +84,15 @@ def rank_slice(rows: int, *, rank: int, world: int) -> slice:
     base, extra = divmod(rows, world)
     start = rank * base + min(rank, extra)
     return slice(start, start + base + (rank < extra))
+
+
+@dataclass(frozen=True)
+class Position:
+    """The next sample to read is number `sample` of epoch `epoch`'s order, which `seed` alone determines.
+
+    It counts samples of the *global* order, so the same position resumes exactly at any world size.
+    """
+
+    seed: int
+    epoch: int = 0
+    sample: int = 0

@@ -1,4 +1,4 @@
-"""The training reader: one global seeded order, cut evenly over the ranks, resumable at any sample and any world size.
+"""The readers: one global seeded order to train, cut evenly over the ranks and resumable; every image once to evaluate.
 
 Global batch t is places [tB, (t+1)B) of the epoch's order whatever the world size; rank r reads an even contiguous
 slice of it. So every rank takes the same number of steps and every sample is read exactly once per epoch.
@@ -13,14 +13,12 @@ from contextlib import nullcontext
 import numpy as np
 
 from allpairs.errors import UserError
-from distributed.data.augment import Augment, augment_image, cached_side
-from distributed.data.batch import Tokenize, TrainBatch
-from distributed.data.collate import collate, refuse_too_bad, refuse_too_few
-from distributed.data.dataset import Dataset
+from distributed.config.tree import Data
+from distributed.data.batch import Batch, Tokenize, TrainBatch, collate, refuse_too_bad, refuse_too_few
+from distributed.data.dataset import BadSampleError, Dataset
 from distributed.data.draws import Purpose, choose
-from distributed.data.loader import Loader
-from distributed.data.order import EpochOrder, batch_sizes, rank_slice
-from distributed.data.position import Position
+from distributed.data.images import Augment, augment_image, cached_side, decode_image, decode_regions
+from distributed.data.order import EpochOrder, Position, batch_sizes, rank_slice
 from distributed.data.prefetch import prefetch
 
 
@@ -29,20 +27,13 @@ class TrainReader:
 
     Args:
         dataset: what to read.
+        data: how it is read; the section `data` of the configuration.
         global_batch: samples per step over all ranks.
         seed: decides order, captions and augmentation, together with the epoch.
         rank, world: this reader's place among `world` readers.
-        image_size: S, the side of the images in pixels (unused for regions).
-        captions_per_image: k captions per image and step, distinct where the image has as many.
-        shuffle_window: samples are shuffled within this many (see order.py).
-        augment: ``none``, ``crop`` or ``crop_flip`` (images only; a flip makes captions with left and right untrue).
-        max_image_pixels: larger images are bad samples; checked before decoding.
-        max_bad_fraction: what `check_bad_fraction` allows.
-        cache_mb: decoded samples kept in memory, in MiB.
-        prefetch: batches prepared ahead; 0 prepares in the calling thread.
-        threads: threads that decode.
-        min_rows: no rank ever gets fewer rows per step.
         tokenize: makes `tokens` from a batch's captions, in the background thread.
+        ahead: batches prepared in the background; 0 prepares in the calling thread.
+        min_rows: no rank ever gets fewer rows per step.
 
     Attributes:
         steps_per_epoch: steps from the start of an epoch, the same on every rank.
@@ -56,33 +47,24 @@ class TrainReader:
     def __init__(
         self,
         dataset: Dataset,
+        data: Data,
         *,
         global_batch: int,
         seed: int,
         rank: int = 0,
         world: int = 1,
-        image_size: int = 64,
-        captions_per_image: int = 1,
-        shuffle_window: int = 16384,
-        augment: Augment = "none",
-        max_image_pixels: int = 50_000_000,
-        max_bad_fraction: float = 0.01,
-        cache_mb: int = 512,
-        prefetch: int = 2,
-        threads: int = 2,
-        min_rows: int = 2,
         tokenize: Tokenize | None = None,
+        ahead: int = 2,
+        min_rows: int = 2,
     ) -> None:
         assert 0 <= rank < world
         self.dataset = dataset
+        self._data = data
         self._global_batch, self._rank, self._world, self._min_rows = global_batch, rank, world, min_rows
-        self._seed, self._window, self._captions_per_image = seed, shuffle_window, captions_per_image
-        self._side = image_size
-        self._augment: Augment = augment if dataset.kind == "image" else "none"
-        self._max_bad_fraction = max_bad_fraction
-        self._depth, self._threads, self._tokenize = prefetch, threads, tokenize
-        side = cached_side(image_size, self._augment)
-        self._loader = Loader(dataset, side=side, max_pixels=max_image_pixels, cache_mb=cache_mb)
+        self._seed, self._ahead, self._tokenize = seed, ahead, tokenize
+        self._augment: Augment = data.augment if dataset.kind == "image" else "none"
+        side = cached_side(data.image_size, self._augment)
+        self._loader = Loader(dataset, side=side, max_pixels=data.max_image_pixels, cache_mb=data.cache_mb)
         self.steps_per_epoch = self.steps_left(self.start)
         self.seen = 0
         self.bad: Counter[str] = Counter()
@@ -101,14 +83,14 @@ class TrainReader:
 
         The last batch's `position` is the start of the next epoch. Leaving the loop stops the background threads.
         """
-        for batch in prefetch(self._produce(position), self._depth):
+        for batch in prefetch(self._produce(position), self._ahead):
             self.seen += batch.seen
             self.bad.update(batch.bad)
             yield batch
 
     def check_bad_fraction(self) -> None:
         """Raise UserError when more than `max_bad_fraction` of what this rank has seen was bad."""
-        refuse_too_bad(self.dataset, self.seen, self.bad, self._max_bad_fraction)
+        refuse_too_bad(self.dataset, self.seen, self.bad, self._data.max_bad_fraction)
 
     def _sizes(self, position: Position) -> list[int]:
         if position.seed != self._seed:
@@ -125,15 +107,17 @@ class TrainReader:
 
     def _produce(self, position: Position) -> Iterator[TrainBatch]:
         seed, epoch, sample = position.seed, position.epoch, position.sample
-        order = EpochOrder(self.dataset.shard_samples, seed=seed, epoch=epoch, window=self._window)
+        order = EpochOrder(self.dataset.shard_samples, seed=seed, epoch=epoch, window=self._data.shuffle_window)
 
         def load(row: int) -> tuple[np.ndarray, list[str]]:
             image, captions = self._loader.load(row)
-            image = augment_image(image, self._side, self._augment, seed=seed, epoch=epoch, row=row)
-            drawn = choose(seed, epoch, Purpose.CAPTIONS, row, available=len(captions), count=self._captions_per_image)
+            image = augment_image(image, self._data.image_size, self._augment, seed=seed, epoch=epoch, row=row)
+            drawn = choose(
+                seed, epoch, Purpose.CAPTIONS, row, available=len(captions), count=self._data.captions_per_image
+            )
             return image, [captions[i] for i in drawn]
 
-        with ThreadPoolExecutor(self._threads) if self._threads > 1 else nullcontext() as pool:
+        with ThreadPoolExecutor(self._data.threads) if self._data.threads > 1 else nullcontext() as pool:
             for size in self._sizes(position):
                 part = rank_slice(size, rank=self._rank, world=self._world)
                 rows = [int(row) for row in order.rows(sample + part.start, sample + part.stop)]
@@ -142,3 +126,87 @@ class TrainReader:
                 batch = collate(self.dataset, rows, load, tokenize=self._tokenize, pool=pool)
                 refuse_too_few(self.dataset, rows, batch)
                 yield TrainBatch(**vars(batch), position=after, global_rows=size)
+
+
+class Loader:
+    """Reads and decodes single samples; safe to call from several threads.
+
+    Args:
+        dataset: the samples.
+        side: image side in pixels (unused for regions).
+        max_pixels: larger images are bad samples.
+        cache_mb: keep decoded samples up to this many MiB.
+    """
+
+    def __init__(self, dataset: Dataset, *, side: int, max_pixels: int, cache_mb: int = 0) -> None:
+        self.dataset = dataset
+        self._side, self._max_pixels = side, max_pixels
+        # First come, first kept, never evicted: each epoch visits every row once, and under such cycles a cache that
+        # evicts the oldest would never hit at all.
+        self._cache: dict[int, tuple[np.ndarray, list[str]] | BadSampleError] = {}
+        self._room = cache_mb * 2**20
+
+    def load(self, row: int) -> tuple[np.ndarray, list[str]]:
+        """Return the sample's array (``[3, S, S]`` uint8 or ``[R, F]`` float32; not to be written to) and its captions.
+
+        Raises:
+            BadSampleError: it cannot be used.
+        """
+        known = self._cache.get(row)
+        if known is None:
+            try:
+                known = self._read(row)
+            except BadSampleError as bad:
+                known = bad
+            self._keep(row, known)
+        if isinstance(known, BadSampleError):
+            raise BadSampleError(known.cause)
+        return known
+
+    def _read(self, row: int) -> tuple[np.ndarray, list[str]]:
+        sample = self.dataset.read(row)
+        if self.dataset.kind == "regions":
+            return decode_regions(sample.data), sample.captions
+        return decode_image(sample.data, self._side, self._max_pixels), sample.captions
+
+    def _keep(self, row: int, entry: tuple[np.ndarray, list[str]] | BadSampleError) -> None:
+        size = 64 if isinstance(entry, BadSampleError) else entry[0].nbytes + sum(map(len, entry[1]))
+        if size <= self._room:  # two threads may both pass here: the bound is off by a sample at most
+            self._room -= size
+            self._cache[row] = entry
+
+
+def evaluation_batches(
+    dataset: Dataset,
+    data: Data,
+    *,
+    batch: int,
+    rank: int = 0,
+    world: int = 1,
+    tokenize: Tokenize | None = None,
+    ahead: int = 2,
+) -> Generator[Batch, None, None]:
+    """Yield this rank's contiguous slice of the data set in batches of at most `batch` images.
+
+    Ranks may get different numbers of batches (none, when there are fewer images than ranks): no collective belongs
+    inside the loop. Bad samples are left out and counted; a batch without a good one is not yielded.
+
+    Raises:
+        UserError: after the last batch, when more than `data.max_bad_fraction` of this rank's samples were bad.
+    """
+    seen, bad = 0, Counter[str]()
+    loader = Loader(dataset, side=data.image_size, max_pixels=data.max_image_pixels)
+
+    def produce() -> Iterator[Batch]:
+        mine = rank_slice(len(dataset), rank=rank, world=world)
+        with ThreadPoolExecutor(data.threads) if data.threads > 1 else nullcontext() as pool:
+            for start in range(mine.start, mine.stop, batch):
+                rows = range(start, min(start + batch, mine.stop))
+                yield collate(dataset, rows, loader.load, tokenize=tokenize, pool=pool)
+
+    for part in prefetch(produce(), ahead):
+        seen += part.seen
+        bad.update(part.bad)
+        if part.keys:
+            yield part
+    refuse_too_bad(dataset, seen, bad, data.max_bad_fraction)

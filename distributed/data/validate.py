@@ -38,7 +38,7 @@ class ShardReport:
 
 
 @dataclass
-class Report:
+class ValidationReport:
     """What `validate` found in one folder.
 
     Attributes:
@@ -66,7 +66,7 @@ class Report:
         return {**vars(self), "shards": shards, "ok": self.ok}
 
 
-def validate_folder(folder: Path, *, world: int, max_image_pixels: int) -> Report:
+def validate_folder(folder: Path, *, world: int, max_image_pixels: int) -> ValidationReport:
     """Check every sample of a folder of shards, with or without a manifest.
 
     Raises:
@@ -90,7 +90,7 @@ def validate_folder(folder: Path, *, world: int, max_image_pixels: int) -> Repor
             f"{samples:,} samples over {world} ranks: {samples % world} ranks read one more per epoch; the reader cuts "
             "every batch evenly, so all take the same number of steps"
         )
-    return Report(str(folder), samples, shards, faults, notes)
+    return ValidationReport(str(folder), samples, shards, faults, notes)
 
 
 def _check_folder(folder: Path, manifest: Manifest | None) -> list[str]:

@@ -1,4 +1,8 @@
 """``python -m distributed.doctor``: what this machine has, what it lacks, and the one line that mends it.
 
-Each module holds the checks of one subject; :mod:`distributed.doctor.examination` lists them and runs them in order.
+- `finding`: what one check says, and probes in a process of their own.
+- `packages`: Python, packages, FAISS and torchvision wheels, names on the import path, the compiler.
+- `machine`: cores, memory, disk, shared memory, GPUs.
+- `services`: Ray's token and cluster, Weights & Biases.
+- `examination`: the list of checks, run in order.
 """

@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 from distributed.doctor.examination import examine
 from distributed.doctor.finding import Finding
-from distributed.doctor.versions import INSTALL
+from distributed.doctor.packages import INSTALL
 
 try:
     from cyclopts import App

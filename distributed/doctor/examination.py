@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Sequence
 
-from distributed.doctor.accelerator import check_gpu
-from distributed.doctor.cluster import check_authentication, check_cluster
 from distributed.doctor.finding import Finding
-from distributed.doctor.machine import check_disk, check_machine, check_shared_memory
-from distributed.doctor.names import check_names
-from distributed.doctor.toolchain import check_toolchain
-from distributed.doctor.tracker import check_wandb
-from distributed.doctor.versions import check_packages, check_python
-from distributed.doctor.wheels import check_faiss, check_torchvision
+from distributed.doctor.machine import check_disk, check_gpu, check_machine, check_shared_memory
+from distributed.doctor.packages import (
+    check_faiss,
+    check_names,
+    check_packages,
+    check_python,
+    check_toolchain,
+    check_torchvision,
+)
+from distributed.doctor.services import check_authentication, check_cluster, check_wandb
 
 Check = Callable[[], Finding | list[Finding]]
 

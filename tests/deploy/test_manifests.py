@@ -13,7 +13,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.runtime_env import RuntimeEnv
 
 from distributed.config import load
-from distributed.doctor.versions import read_pins
+from distributed.doctor.packages import read_pins
 from tune.runner import DRIVER
 
 ROOT = Path(__file__).resolve().parents[2]

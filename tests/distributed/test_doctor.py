@@ -12,15 +12,11 @@ from threading import Thread
 
 import pytest
 
-from distributed.doctor import versions
-from distributed.doctor.cluster import check_authentication, check_cluster
+from distributed.doctor import packages
 from distributed.doctor.examination import examine
-from distributed.doctor.finding import Finding
-from distributed.doctor.probe import ProbeError, ask
-from distributed.doctor.toolchain import check_toolchain
-from distributed.doctor.tracker import check_wandb
-from distributed.doctor.versions import check_packages, read_pins
-from distributed.doctor.wheels import check_faiss
+from distributed.doctor.finding import Finding, ProbeError, ask
+from distributed.doctor.packages import check_faiss, check_packages, check_toolchain, read_pins
+from distributed.doctor.services import check_authentication, check_cluster, check_wandb
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "b6d1c2f0a9e84775b1c2"
@@ -251,7 +247,7 @@ def test_missing_compiler_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_version_than_the_tested_one_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "constraints.txt").write_text("rich==13.0.0\nnumpy==" + version("numpy") + "\n")
-    monkeypatch.setattr(versions, "PINS", tmp_path / "constraints.txt")
+    monkeypatch.setattr(packages, "PINS", tmp_path / "constraints.txt")
     findings = {finding.check: finding for finding in check_packages()}
     assert findings["rich"].status == "warning"
     assert findings["rich"].remedy == "pip install rich==13.0.0"

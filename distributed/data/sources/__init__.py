@@ -7,12 +7,11 @@ UserError for a source that is not what it should be.
 from pathlib import Path
 
 from allpairs.errors import UserError
-from distributed.data.build import Built, write_splits
+from distributed.data.build import Built, Incomplete, write_splits
 from distributed.data.scenes import scene_splits
 from distributed.data.sources.emoji import emoji_splits
 from distributed.data.sources.folder import folder_splits
 from distributed.data.sources.img2dataset import find_shards, index_shards
-from distributed.data.sources.incomplete import Incomplete
 from distributed.data.sources.karpathy import karpathy_splits
 from distributed.data.sources.regions import region_splits
 from distributed.data.writer import new_folder

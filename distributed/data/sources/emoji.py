@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from allpairs.errors import UserError
+from distributed.data.build import Incomplete, split_by_seed
 from distributed.data.draws import Purpose, choose
-from distributed.data.sources.incomplete import Incomplete
-from distributed.data.sources.splits import split_by_seed
 from distributed.data.writer import Sample
 
 ANNOTATIONS = (

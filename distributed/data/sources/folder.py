@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from allpairs.errors import UserError
+from distributed.data.build import Incomplete, split_by_seed
 from distributed.data.index import parse_captions
 from distributed.data.shards import IMAGE_SUFFIXES
-from distributed.data.sources.incomplete import Incomplete
-from distributed.data.sources.splits import split_by_seed
 from distributed.data.writer import Sample
 
 SPLITS = ("train", "val", "test")

@@ -10,8 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from allpairs.errors import UserError, nearest
+from distributed.data.build import Incomplete
 from distributed.data.shards import IMAGE_SUFFIXES
-from distributed.data.sources.incomplete import Incomplete
 from distributed.data.writer import Sample
 
 # restval are the images of COCO's validation set that everyone trains on as well.

@@ -1,7 +1,7 @@
 import pytest
 
 from allpairs.errors import UserError
-from distributed.data import evaluation_batches
+from tests.distributed.data.readers import evaluation_batches
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 20])

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from allpairs.errors import UserError
-from distributed.data import Position, TrainReader, open_dataset
+from distributed.data import Position, open_dataset
 from distributed.data.writer import write_manifest
+from tests.distributed.data.readers import train_reader
 
 SHARDS = [31, 40, 1, 30]  # 102 samples; batches of 32 leave a tail of 6
 
@@ -17,7 +18,7 @@ SHARDS = [31, 40, 1, 30]  # 102 samples; batches of 32 leave a tail of 6
 def read_epoch(dataset, position, *, world, global_batch=32, **options):
     """Per step, the batches of all ranks."""
     readers = [
-        TrainReader(
+        train_reader(
             dataset,
             global_batch=global_batch,
             seed=3,
@@ -88,7 +89,7 @@ def test_positions_lead_into_the_next_epoch(numbered):
 
 def test_epochs_differ_in_order_and_a_reader_counts_its_steps(numbered):
     dataset = numbered(SHARDS)
-    reader = TrainReader(dataset, global_batch=32, seed=0, image_size=8)
+    reader = train_reader(dataset, global_batch=32, seed=0, image_size=8)
     assert reader.steps_per_epoch == 4
     assert reader.steps_left(Position(0, 5, 64)) == 2
     first, second = ([b.keys for b in reader.batches(Position(0, epoch))] for epoch in (0, 1))
@@ -102,9 +103,9 @@ def test_epochs_differ_in_order_and_a_reader_counts_its_steps(numbered):
 @pytest.mark.parametrize("cache_mb", [0, 1])
 def test_threads_prefetch_and_cache_change_nothing(numbered, threads, prefetch, cache_mb):
     dataset = numbered([40])
-    plain = TrainReader(dataset, global_batch=16, seed=0, image_size=8, threads=1, prefetch=0, cache_mb=0)
-    reader = TrainReader(
-        dataset, global_batch=16, seed=0, image_size=8, threads=threads, prefetch=prefetch, cache_mb=cache_mb
+    plain = train_reader(dataset, global_batch=16, seed=0, image_size=8, threads=1, ahead=0, cache_mb=0)
+    reader = train_reader(
+        dataset, global_batch=16, seed=0, image_size=8, threads=threads, ahead=prefetch, cache_mb=cache_mb
     )
     for epoch in range(2):
         for ours, theirs in zip(reader.batches(Position(0, epoch)), plain.batches(Position(0, epoch)), strict=True):
@@ -114,7 +115,7 @@ def test_threads_prefetch_and_cache_change_nothing(numbered, threads, prefetch, 
 
 def test_the_cache_saves_reading_again(numbered, tmp_path):
     dataset = numbered([20])
-    reader = TrainReader(dataset, global_batch=10, seed=0, image_size=8)
+    reader = train_reader(dataset, global_batch=10, seed=0, image_size=8)
     first = {k: i for b in reader.batches(Position(0, 0)) for k, i in zip(b.keys, b.images, strict=True)}
     shard = next((tmp_path / "shards").glob("*.tar"))
     shard.write_bytes(bytes(shard.stat().st_size))  # gone from the disk
@@ -141,7 +142,7 @@ def lines_dataset(tmp_path, tar_shard, png):
 
 def test_captions_are_distinct_joined_by_id_and_change_over_epochs(lines_dataset):
     dataset = lines_dataset([5] * 12)
-    reader = TrainReader(dataset, global_batch=6, seed=0, image_size=8, captions_per_image=3)
+    reader = train_reader(dataset, global_batch=6, seed=0, image_size=8, captions_per_image=3)
     drawn = []
     for epoch in range(2):
         for batch in reader.batches(Position(0, epoch)):
@@ -154,7 +155,7 @@ def test_captions_are_distinct_joined_by_id_and_change_over_epochs(lines_dataset
 
 
 def test_an_image_with_fewer_captions_repeats_them(lines_dataset):
-    reader = TrainReader(lines_dataset([1, 2]), global_batch=2, seed=0, image_size=8, captions_per_image=3)
+    reader = train_reader(lines_dataset([1, 2]), global_batch=2, seed=0, image_size=8, captions_per_image=3)
     (batch,) = reader.batches(Position(0))
     counts = Counter(batch.captions)
     assert counts["0 caption 0"] == 3
@@ -168,7 +169,7 @@ def test_tokens_are_made_in_the_background(numbered):
         threads.append(threading.current_thread())
         return [len(caption) for caption in captions]
 
-    reader = TrainReader(numbered([8]), global_batch=4, seed=0, image_size=8, tokenize=tokenize)
+    reader = train_reader(numbered([8]), global_batch=4, seed=0, image_size=8, tokenize=tokenize)
     for batch in reader.batches(Position(0)):
         assert batch.tokens == [len(caption) for caption in batch.captions]
     assert threading.main_thread() not in threads
@@ -191,7 +192,9 @@ def broken_shard(png):
 
 def test_bad_samples_are_dropped_and_counted_by_cause(shards_dataset, png):
     dataset = shards_dataset(broken_shard(png))
-    reader = TrainReader(dataset, global_batch=25, seed=0, image_size=8, max_image_pixels=80 * 80, max_bad_fraction=0.1)
+    reader = train_reader(
+        dataset, global_batch=25, seed=0, image_size=8, max_image_pixels=80 * 80, max_bad_fraction=0.1
+    )
     for epoch in range(2):  # the second time from the cache
         (batch,) = reader.batches(Position(0, epoch))
         assert len(batch.keys) == len(batch.images) == len(batch.captions) == 20
@@ -204,7 +207,9 @@ def test_bad_samples_are_dropped_and_counted_by_cause(shards_dataset, png):
 
 
 def test_a_tolerated_fraction_passes(shards_dataset, png):
-    reader = TrainReader(shards_dataset(broken_shard(png)), global_batch=25, seed=0, image_size=8, max_bad_fraction=0.2)
+    reader = train_reader(
+        shards_dataset(broken_shard(png)), global_batch=25, seed=0, image_size=8, max_bad_fraction=0.2
+    )
     list(reader.batches(Position(0)))
     reader.check_bad_fraction()
 
@@ -212,11 +217,11 @@ def test_a_tolerated_fraction_passes(shards_dataset, png):
 def test_a_batch_without_negatives_names_its_samples(shards_dataset, png):
     dataset = shards_dataset([[("a.png", png()), ("a.txt", b"x"), ("b.png", b"?"), ("b.txt", b"x")]])
     with pytest.raises(UserError, match=r"1 undecodable image.*00000\.tar: [ab]"):
-        list(TrainReader(dataset, global_batch=2, seed=0, image_size=8).batches(Position(0)))
+        list(train_reader(dataset, global_batch=2, seed=0, image_size=8).batches(Position(0)))
 
 
 def test_positions_of_other_data_are_refused(numbered):
-    reader = TrainReader(numbered([20]), global_batch=10, seed=0, image_size=8)
+    reader = train_reader(numbered([20]), global_batch=10, seed=0, image_size=8)
     with pytest.raises(UserError, match="seed 5"):
         reader.steps_left(Position(5))
     with pytest.raises(UserError, match="sample 20 of an epoch"):
@@ -225,7 +230,7 @@ def test_positions_of_other_data_are_refused(numbered):
 
 def test_more_ranks_than_rows_are_refused(numbered):
     with pytest.raises(UserError, match="use fewer workers"):
-        TrainReader(numbered([6]), global_batch=6, seed=0, world=4)
+        train_reader(numbered([6]), global_batch=6, seed=0, world=4)
 
 
 def test_augmentation_is_drawn_by_epoch_and_leaves_the_cache_alone(numbered, shards_dataset):
@@ -236,7 +241,7 @@ def test_augmentation_is_drawn_by_epoch_and_leaves_the_cache_alone(numbered, sha
     dataset = shards_dataset([members])
 
     def pictures(augment, epoch):
-        reader = TrainReader(dataset, global_batch=4, seed=0, image_size=16, augment=augment)
+        reader = train_reader(dataset, global_batch=4, seed=0, image_size=16, augment=augment)
         (batch,) = reader.batches(Position(0, epoch))
         return dict(zip(batch.image_ids.tolist(), batch.images, strict=True))
 
@@ -259,7 +264,7 @@ def data_threads():
 
 
 def test_leaving_the_loop_stops_the_threads(numbered):
-    reader = TrainReader(numbered([60]), global_batch=4, seed=0, image_size=8, threads=2, prefetch=2)
+    reader = train_reader(numbered([60]), global_batch=4, seed=0, image_size=8, threads=2, ahead=2)
     for _ in reader.batches(Position(0)):
         assert data_threads()
         break
@@ -274,7 +279,7 @@ def test_an_error_in_the_background_reaches_the_consumer(numbered):
     def tokenize(captions):
         raise RuntimeError("tokeniser failed")
 
-    reader = TrainReader(numbered([60]), global_batch=4, seed=0, image_size=8, tokenize=tokenize)
+    reader = train_reader(numbered([60]), global_batch=4, seed=0, image_size=8, tokenize=tokenize)
     with pytest.raises(RuntimeError, match="tokeniser failed"):
         list(reader.batches(Position(0)))
     assert not data_threads()

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from allpairs.errors import UserError
+from distributed.data.build import Incomplete
 from distributed.data.sources.emoji import emoji_captions, emoji_splits
-from distributed.data.sources.incomplete import Incomplete
 
 WAVE, LIGHT = "\U0001f44b", "\U0001f3fb"
 

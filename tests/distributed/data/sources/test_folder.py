@@ -1,9 +1,8 @@
 import pytest
 
 from allpairs.errors import UserError
+from distributed.data.build import Incomplete, split_by_seed
 from distributed.data.sources.folder import folder_splits
-from distributed.data.sources.incomplete import Incomplete
-from distributed.data.sources.splits import split_by_seed
 
 
 def put(folder, png, name, text="one\n\ntwo\n"):

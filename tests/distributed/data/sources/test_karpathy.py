@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from allpairs.errors import UserError
-from distributed.data import Position, TrainReader, open_dataset
+from distributed.data import Position, open_dataset
+from distributed.data.build import Incomplete
 from distributed.data.sources import build_karpathy
-from distributed.data.sources.incomplete import Incomplete
 from distributed.data.sources.karpathy import karpathy_splits
+from tests.distributed.data.readers import train_reader
 
 
 @pytest.mark.realdata
@@ -34,7 +35,7 @@ def test_a_karpathy_data_set_survives_the_road(tmp_path, karpathy_json, record_p
             texts = [s.get("raw") or " ".join(s["tokens"]) for s in entry["sentences"]]
             assert sample.captions == [" ".join(text.split()) for text in texts]
     train = open_dataset(tmp_path / "out" / "train")
-    reader = TrainReader(train, global_batch=256, seed=0, image_size=32)
+    reader = train_reader(train, global_batch=256, seed=0, image_size=32)
     ids = Counter(i for batch in reader.batches(Position(0)) for i in batch.image_ids.tolist())
     assert ids == Counter(range(len(train)))
     assert not reader.bad

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from allpairs.errors import UserError
-from distributed.data import Position, TrainReader, open_dataset
+from distributed.data import Position, open_dataset
 from distributed.data.sources.regions import region_splits
 from distributed.data.writer import write_split
+from tests.distributed.data.readers import train_reader
 
 
 def put(folder, stem, regions, captions):
@@ -32,7 +33,7 @@ def test_regions_are_read_as_float32_batches(tmp_path):
     regions = np.random.default_rng(0).random((6, 4, 3))
     put(tmp_path, "train", regions, 30)
     write_split(tmp_path / "d", region_splits(tmp_path)["train"], name="r", split="train", source={}, kind="regions")
-    reader = TrainReader(open_dataset(tmp_path / "d"), global_batch=6, seed=0, augment="crop")
+    reader = train_reader(open_dataset(tmp_path / "d"), global_batch=6, seed=0, augment="crop")
     (batch,) = reader.batches(Position(0))
     assert batch.images.shape == (6, 4, 3)
     assert np.array_equal(batch.images.numpy(), regions.astype(np.float32)[batch.image_ids.numpy()])
