@@ -1,7 +1,9 @@
 """Start a run on Ray and bring its result home."""
 
 import json
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +17,7 @@ from distributed.config import Config
 from distributed.data import Dataset, open_dataset
 from distributed.progress import Follower
 from distributed.provenance import provenance
-from distributed.run_directory import RunDirectory, prepare
+from distributed.run_directory import RunDirectory, prepare, read_rows
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
@@ -67,7 +69,7 @@ def train_on_ray(
     """
     if not run.summary.exists():
         with follower.following(run) if follower is not None else nullcontext():
-            _run_on_ray(config, run, callbacks)
+            _run_on_ray(config, run, callbacks, tell=follower.say if follower is not None else None)
         if run.stopped.exists():
             raise RunFailed(json.loads(run.stopped.read_text(encoding="utf-8"))["reason"])
     return Result(_last_metrics(run) | (run.read_summary() or {}), run.root, finished=run.summary.exists())
@@ -88,11 +90,21 @@ def set_up(config: Config, *, resume: bool) -> RunDirectory:
     return run
 
 
-def _run_on_ray(config: Config, run: RunDirectory, callbacks: Sequence["UserCallback"]) -> None:
+def _run_on_ray(
+    config: Config, run: RunDirectory, callbacks: Sequence["UserCallback"], tell: Callable[[str], None] | None
+) -> None:
     from ray.train import FailureConfig, RunConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
+    from distributed.supervision import Supervisor
     from distributed.worker import train_worker
+
+    cluster = config.cluster
+    # Ray reads these in this process. It asks for the workers anew after this time, and gives them up after that one,
+    # which is ours to decide.
+    if cluster.wait_minutes is not None:
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{min(60.0, cluster.wait_minutes * 60):g}"
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = f"{2 * cluster.stuck_after * 60:g}"
 
     settings = config.model_dump(mode="json")
     settings["run"]["dir"] = str(run.root.parent)  # workers live in other folders: every path is made absolute here
@@ -103,19 +115,22 @@ def _run_on_ray(config: Config, run: RunDirectory, callbacks: Sequence["UserCall
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"config": settings},
-        scaling_config=_scaling(config),
+        scaling_config=_scaling(config, tell),
         run_config=RunConfig(
             name=attempt,
             storage_path=str(run.root / "ray"),
             failure_config=FailureConfig(max_failures=config.cluster.max_failures),
-            callbacks=list(callbacks),  # type: ignore[arg-type]  # Ray picks between two RunConfigs when it runs
+            callbacks=[*callbacks, Supervisor(config)],  # type: ignore[list-item]  # Ray picks between two RunConfigs when it runs
             worker_runtime_env={"env_vars": QUIET},  # type: ignore[call-arg]
         ),
     )
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        raise RunFailed(f"after {config.cluster.max_failures} restarts: {error}") from None
+        failed = [row for row in read_rows(run.events) if row["event"] == "failed"]
+        raise RunFailed(failed[-1]["text"] if failed else str(error).splitlines()[0]) from None
+    finally:
+        shutil.rmtree(run.heartbeats, ignore_errors=True)
 
 
 def check_data(config: Config) -> dict[str, Dataset]:
@@ -151,7 +166,7 @@ def _make_vocabulary(dataset: Dataset, config: Config) -> Vocabulary:
     )
 
 
-def _scaling(config: Config) -> "ScalingConfig":
+def _scaling(config: Config, tell: Callable[[str], None] | None) -> "ScalingConfig":
     import ray
     from ray.train import ScalingConfig
 
@@ -160,6 +175,9 @@ def _scaling(config: Config) -> "ScalingConfig":
     if config.cluster.device == "gpu" and gpus < 1:
         raise UserError("cluster.device=gpu: this Ray cluster has no GPU; accepted: auto, cpu")
     use_gpu = config.cluster.device == "gpu" or (config.cluster.device == "auto" and gpus >= workers)
+    if config.cluster.device == "auto" and not use_gpu and tell is not None:
+        found = f"{gpus:g} GPU(s) for {workers} workers" if gpus else "no GPU"
+        tell(f"cluster.device=auto: {found} on this Ray cluster, so this run computes on CPUs")
     return ScalingConfig(
         num_workers=workers,
         use_gpu=use_gpu,

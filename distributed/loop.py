@@ -18,6 +18,7 @@ from distributed.checkpoints import Checkpoints, Progress
 from distributed.config import Config
 from distributed.data import Position, TrainBatch, TrainReader, open_dataset
 from distributed.evaluation import encode, loss_and_similarities
+from distributed.heartbeat import READING, STEPPING
 from distributed.interval import Interval
 from distributed.provenance import provenance
 from distributed.run_directory import RunDirectory
@@ -30,14 +31,20 @@ from distributed.world import World
 Report = Callable[[dict[str, float]], None]
 """Told the metrics of every evaluation, on every rank: `ray.train.report` or nothing."""
 
+Heartbeat = Callable[[int, str], None]
+"""Told where this rank stands, a step and what it does: `Heartbeat.at`, so that a rank that stands still is noticed."""
+
 
 class Training:
     """One rank's share of a run, from its first step (or its last checkpoint) to the report."""
 
-    def __init__(self, config: Config, world: World, report: Report) -> None:
+    def __init__(
+        self, config: Config, world: World, report: Report, heartbeat: Heartbeat = lambda step, doing: None
+    ) -> None:
         self.config = config
         self.world = world
         self.report = report
+        self.heartbeat = heartbeat
         self.run_dir = RunDirectory(config.run_dir)
         self.vocabulary = Vocabulary.load(self.run_dir.vocabulary)
         torch.manual_seed(config.train.seed)  # the same initial weights on every rank and for every world size
@@ -115,6 +122,7 @@ class Training:
                     self._end_epoch()
                     return
                 if progress.step == self.stop_step or (every and progress.step % every == 0):
+                    self.heartbeat(progress.step, "writing a checkpoint")
                     self.checkpoints.save(self.strategy, progress, best=False)
                 started = time.perf_counter()
         finally:
@@ -123,10 +131,12 @@ class Training:
     def _next(self, batches: Iterator[TrainBatch]) -> TrainBatch:
         """Read this rank's slice; all ranks learn of a failure, and of bad samples anywhere, before anyone goes on."""
         batch, reason = None, None
+        self.heartbeat(self.progress.step + 1, READING)
         try:
             batch = next(batches)
         except UserError as error:
             reason = str(error)
+        self.heartbeat(self.progress.step + 1, STEPPING)
         failed, bad, seen = self.world.sum([reason is not None, sum(self.reader.bad.values()), self.reader.seen])
         limit = self.config.data.max_bad_fraction
         if not failed and bad > limit * max(seen, min(1000, len(self.reader.dataset))):
@@ -209,6 +219,7 @@ class Training:
         last = progress.step == self.total_steps
         metrics: dict[str, float] = {}
         improved = False
+        self.heartbeat(progress.step, "evaluating and writing a checkpoint")
         if progress.epoch % self.config.eval.every == 0 or last:
             metrics, improved = self._evaluate()
         self.checkpoints.save(self.strategy, progress, best=improved)

@@ -1,26 +1,32 @@
 """Show a run while it goes on: the driver follows the run's metrics.jsonl and prints one line per row."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 
-from distributed.run_directory import RunDirectory
+from distributed.heartbeat import READING, STEPPING, read
+from distributed.run_directory import RunDirectory, read_rows
 
 
 class Follower:
-    """Prints rows of metrics as they are written; whoever runs the driver sees them, on a laptop as in a job's log."""
+    """Prints rows of metrics and what happens to the workers, as they are written: on a laptop as in a job's log."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
+    def say(self, text: str, style: str | None = None) -> None:
+        """Print one line."""
+        self._console.print(f"  {text}", style=style, highlight=False, markup=False, soft_wrap=True)
+
     @contextmanager
     def following(self, run: RunDirectory) -> Iterator[None]:
-        """Print new rows of `run` from a thread until the block ends."""
+        """Print what is new in `run` from a thread until the block ends."""
         done = threading.Event()
-        seen = len(run.history())
+        seen = len(run.history()), len(read_rows(run.events))
         thread = threading.Thread(target=self._follow, args=(run, seen, done), daemon=True)
         thread.start()
         try:
@@ -29,17 +35,63 @@ class Follower:
             done.set()
             thread.join()
 
-    def _follow(self, run: RunDirectory, seen: int, done: threading.Event) -> None:
+    def _follow(self, run: RunDirectory, seen: tuple[int, int], done: threading.Event) -> None:
+        measured, happened = seen
+        waiting: Waiting | None = None
+        doing: str | None = None
         last = False
         while not last:
             last = done.wait(0.5)
+            events = read_rows(run.events)
+            for event in events[happened:]:
+                waiting = Waiting(event) if event["event"] == "asked" else None
+                doing = None if event["event"] == "placed" else ""
+                if event["event"] != "failed":  # how the run ends is said by who started it
+                    self.say(event["text"], style="yellow" if event["event"] == "restart" else None)
+            happened = len(events)
+            if waiting is not None and not last and (text := waiting.look()):
+                self.say(text, style="yellow")
             rows = run.history()
-            if len(rows) < seen:  # a restart cut the steps it will do again
-                self._console.print(f"  continuing after step {rows[-1]['step'] if rows else 0}", style="yellow")
-                seen = len(rows)
-            for row in rows[seen:]:
+            if doing is None and (beat := read(run.heartbeat(0))) and beat["doing"] in (READING, STEPPING):
+                doing = beat["doing"]
+                if len(rows) == measured:
+                    self.say(f"first step ({beat['step']:,}) begins; lines follow every train.log_every steps")
+            if len(rows) < measured:  # a restart cut the steps it will do again
+                self.say(f"continuing after step {rows[-1]['step'] if rows else 0:,}", style="yellow")
+                measured = len(rows)
+            for row in rows[measured:]:
                 self._console.print(line(row), highlight=False, soft_wrap=True)
-            seen = len(rows)
+            measured = len(rows)
+
+
+class Waiting:
+    """Says that the cluster has no room for workers that were asked for: soon, then ever more seldom."""
+
+    def __init__(self, asked: dict[str, Any]) -> None:
+        self._count: int = asked["workers"]
+        self._each: dict[str, float] = asked["each"]
+        self._asked = asked["text"].removeprefix("asking for ")
+        self._pause = 5.0
+        self._next = time.monotonic() + self._pause
+
+    def look(self) -> str | None:
+        """Return what to say now, if anything."""
+        now = time.monotonic()
+        if now < self._next:
+            return None
+        self._next, self._pause = now + self._pause, min(2 * self._pause, 300.0)
+        import ray
+        from ray.util import placement_group_table
+
+        groups = placement_group_table().values()
+        if not any(group["state"] == "PENDING" and len(group["bundles"]) == self._count for group in groups):
+            return None  # there is room: the workers' processes start
+        free = ray.available_resources()
+        return f"waiting: {self._asked} asked, {', '.join(_free(name, free) for name in self._each)} free"
+
+
+def _free(name: str, free: dict[str, float]) -> str:
+    return f"{free.get(name, 0):g}" if name == "CPU" else f"{free.get(name, 0):g} {name}"
 
 
 def line(row: dict[str, Any]) -> str:

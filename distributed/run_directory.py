@@ -64,6 +64,20 @@ class RunDirectory:
         """The page to look at."""
         return self.root / "report.html"
 
+    @property
+    def events(self) -> Path:
+        """What happened to the workers, one JSON object per line: asked for, up, lost, restarted."""
+        return self.root / "events.jsonl"
+
+    @property
+    def heartbeats(self) -> Path:
+        """Signs of life of the ranks while the run goes on."""
+        return self.root / "heartbeats"
+
+    def heartbeat(self, rank: int) -> Path:
+        """The sign of life of one rank."""
+        return self.heartbeats / f"rank-{rank:05d}.json"
+
     def embeddings(self, split: str) -> Path:
         """Embeddings of `split` under the best checkpoint, the hand-over to `retrieval_eval`."""
         return self.root / "embeddings" / split
@@ -74,10 +88,15 @@ class RunDirectory:
 
     def history(self) -> list[dict[str, Any]]:
         """Return the rows of metrics.jsonl; a half-written last line (a killed run) is left out."""
-        if not self.metrics.exists():
-            return []
-        lines = self.metrics.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1] if line]
+        return read_rows(self.metrics)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file of JSON lines, none if there is no such file; a half-written last line is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
 
 
 def prepare(config: Config, *, resume: bool) -> RunDirectory:

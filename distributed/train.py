@@ -18,7 +18,7 @@ from distributed.config import load
 from distributed.launch import Result, RunFailed, set_up, train_on_ray
 from distributed.progress import Follower
 from distributed.summary import summary_lines, summary_table
-from retrieval_eval.ray_cluster import cluster
+from retrieval_eval.ray_cluster import cluster, joins_cluster
 
 app = App(name="python -m distributed.train", help=__doc__, version_flags=[])
 
@@ -47,10 +47,13 @@ def train(*overrides: str, config: Annotated[Path, Parameter(name="--config")], 
     surrogate = make(settings.objective.name, **settings.objective.arguments()).surrogate
     if surrogate:
         console.print(f"its loss is a surrogate, {surrogate}: the gradient is given directly, the value need not fall")
+    follower = Follower(console)
+    follower.say("checking the data and the run directory")
     directory = set_up(settings, resume=resume)
     try:
+        follower.say("joining the Ray cluster" if joins_cluster() else "starting Ray on this machine")
         with cluster(cpus=settings.cluster.workers * settings.cluster.cpus_per_worker):
-            result = train_on_ray(settings, directory, follower=Follower(console))
+            result = train_on_ray(settings, directory, follower=follower)
     except RunFailed as failure:
         print(f"stopped: {failure}", file=sys.stderr)
         return 1

@@ -9,7 +9,8 @@ import torch
 
 from allpairs.errors import UserError
 from allpairs.files import write_text
-from distributed.config import validate
+from distributed.config import Config, validate
+from distributed.heartbeat import Heartbeat
 from distributed.run_directory import RunDirectory
 from distributed.world import Stopped, World
 
@@ -21,20 +22,27 @@ def train_worker(settings: dict[str, Any]) -> None:
     that Ray doesn't restart what would fail again; the driver reads the reason from the run directory.
     """
     import ray.train
-    import ray.train.torch
 
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     config = validate(settings["config"])
     if config.train.strategy == "deepspeed":
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    path = RunDirectory(config.run_dir).heartbeat(ray.train.get_context().get_world_rank())
+    with Heartbeat(path, interval=min(10.0, config.cluster.stuck_after * 60 / 5)) as heartbeat:
+        _train(config, heartbeat)
+
+
+def _train(config: Config, heartbeat: Heartbeat) -> None:
+    import ray.train
+    import ray.train.torch
+
     from distributed.finish import complete
     from distributed.loop import Training
 
-    device = ray.train.torch.get_device()
-    world = World.join(device)
+    world = World.join(ray.train.torch.get_device())
     try:
         try:
-            training = Training(config, world, report=ray.train.report)
+            training = Training(config, world, report=ray.train.report, heartbeat=heartbeat.at)
         except UserError as error:
             # Raised while restoring, by all ranks or one: the others may wait in a collective, so this rank must fail.
             if world.size == 1:

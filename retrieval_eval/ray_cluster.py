@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ def cluster(cpus: int, *, resources: Mapping[str, float] | None = None, dashboar
     dashboard whether their controller is gone.
     """
     import ray
+    from ray._private.ray_logging import stdout_deduplicator
 
     if ray.is_initialized():
         yield
@@ -35,10 +37,17 @@ def cluster(cpus: int, *, resources: Mapping[str, float] | None = None, dashboar
             os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
             local |= {"dashboard_host": "127.0.0.1", "dashboard_port": port}
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    # Ray tells every driver of every dead worker, ten lines each, also with log_to_driver off; its files keep them.
+    stdout_deduplicator.skip_re = re.compile("")
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def joins_cluster() -> bool:
+    """Whether `cluster` joins a Ray that is there already; else it starts one on this machine."""
+    return os.environ.get("RAY_ADDRESS", "local") != "local"
 
 
 def require_cpus(count: int, what: str) -> None:

@@ -186,7 +186,12 @@ class Cluster(Section):
     cpus_per_worker: int = Field(1, ge=1)
     """CPUs, and torch threads, per worker."""
     max_failures: int = Field(2, ge=0)
-    """Restarts from the last checkpoint after a worker or node is lost."""
+    """Restarts from the last checkpoint after a worker or node is lost or stands still."""
+    wait_minutes: float | None = Field(60, gt=0)
+    """How long to wait for room on the cluster, at the start and after a loss, before the run ends (`--resume` goes
+    on); null: as long as it takes."""
+    stuck_after: float = Field(5, gt=0)
+    """Minutes without a sign of life from a rank, or without a step, after which the workers are restarted."""
 
 
 class Config(Section):

@@ -1,0 +1,236 @@
+"""Watches over the workers of a run, from Ray Train's controller: who is asked for, lost, or stands still.
+
+What it sees goes to the run's `events.jsonl`, one row per event with the line a person reads as `text`; the driver
+prints them (`distributed.progress`). Ray's own words, forty lines a lost worker, stay there under `detail`.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from ray.exceptions import NodeDiedError, RayActorError
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.controller.state import RestartingState, ShuttingDownState
+
+from allpairs.errors import UserError
+from allpairs.files import read_json
+from distributed.config import Config
+from distributed.heartbeat import READING, STEPPING, read
+from distributed.progress import duration
+from distributed.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from ray.train.v2._internal.execution.controller.state import TrainControllerState
+    from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGroupContext, WorkerGroupPollStatus
+
+
+class StandsStill(RuntimeError):  # noqa: N818 -- what happened to a rank, not what we did wrong
+    """A rank that gave no sign of life, or made no step, for `cluster.stuck_after` minutes."""
+
+
+class WaitedTooLong(RuntimeError):  # noqa: N818 -- a decision of the user's: cluster.wait_minutes
+    """The cluster had no room for the workers for `cluster.wait_minutes`."""
+
+
+class Supervisor(WorkerGroupCallback, ControllerCallback):
+    """One run's; Ray pickles it to the controller, so it is made of plain values."""
+
+    def __init__(self, config: Config) -> None:
+        self._run = RunDirectory(config.run_dir)
+        self._cluster = config.cluster
+        self._asked_since: float | None = None
+        self._nodes: dict[int, str] = {}
+        self._places: list[tuple[str, int]] = []
+        self._restarts = 0
+        self._watch = Watch(config.cluster.stuck_after * 60)
+
+    def before_worker_group_start(self, worker_group_context: "WorkerGroupContext") -> None:
+        """Say what is asked for; raise once it was asked for longer than the user would wait."""
+        count, each = worker_group_context.num_workers, worker_group_context.resources_per_worker
+        asked = f"{count}×{_amounts(each)}"
+        if self._asked_since is None:
+            self._asked_since = time.monotonic()
+            self._note("asked", f"asking for {asked}", workers=count, each=each)
+        limit = self._cluster.wait_minutes
+        # Ray asks anew every minute at the latest: a second less is the same round.
+        if limit is not None and time.monotonic() - self._asked_since > limit * 60 - 1:
+            raise WaitedTooLong(
+                f"{asked} asked, no room on this Ray cluster within cluster.wait_minutes={limit:g}; --resume goes on"
+            )
+        for path in self._run.heartbeats.glob("*.json"):
+            path.unlink(missing_ok=True)
+
+    def after_worker_group_start(self, worker_group: "WorkerGroup") -> None:
+        """Note which rank is on which node."""
+        workers = {worker.distributed_context.world_rank: worker.metadata for worker in worker_group.get_workers()}  # type: ignore[union-attr]
+        self._nodes = {rank: place.node_ip for rank, place in workers.items()}
+        self._places = [(place.node_id, place.pid) for place in workers.values()]
+        self._asked_since = None
+        nodes = len({place.node_id for place in workers.values()})
+        places = {rank: {"node": place.node_ip, "pid": place.pid} for rank, place in workers.items()}
+        text = f"{len(workers)} worker(s) up on {nodes} node(s); they read data, model and checkpoint"
+        self._note("placed", text, ranks=places)
+
+    def after_worker_group_training_start(self, worker_group: "WorkerGroup") -> None:
+        """Start to listen."""
+        self._watch.start(len(self._nodes))
+
+    def after_worker_group_poll_status(self, worker_group_status: "WorkerGroupPollStatus") -> None:
+        """Raise, as Ray Train's own detector of hangs does, once a rank stands still; Ray then restarts the group."""
+        if worker_group_status.errors:
+            return
+        statuses = worker_group_status.worker_statuses
+        running = [rank for rank, status in statuses.items() if status.running]
+        still = self._watch.look({rank: read(self._run.heartbeat(rank)) for rank in running})
+        if still:
+            # Ray would ask a stopped process, or one inside NCCL, to shut down, and wait for its answer for ever.
+            _kill(self._places)
+            raise WorkerGroupError("; ".join(still.values()), {rank: StandsStill(text) for rank, text in still.items()})
+
+    def after_controller_state_update(
+        self, previous_state: "TrainControllerState", current_state: "TrainControllerState"
+    ) -> None:
+        """Say in one line that workers were lost and what happens now."""
+        if isinstance(current_state, RestartingState):
+            error = current_state.training_failed_error
+            self._restarts += 1
+            after = f"restart {self._restarts} of {self._cluster.max_failures}, {self._from_where()}"
+            self._note("restart", f"{self.explain(error)}: {after}", detail=str(error))
+        elif isinstance(current_state, ShuttingDownState):
+            final = getattr(current_state.next_state, "training_failed_error", None)
+            if final is not None:
+                self._note("failed", self.explain(final), detail=str(final))
+
+    def explain(self, error: Exception) -> str:
+        """Say in one line which ranks failed, where, and why: the lost and the still first, for they take others down.
+
+        A rank whose peer is gone fails too, in its collective; that is the consequence and not told.
+        """
+        failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
+        if not failures:
+            cause = getattr(error, "controller_failure", error)
+            return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+        lost = {rank: why for rank, failure in failures.items() if (why := _lost(failure)) is not None}
+        if lost:
+            return "; ".join(f"rank {rank} on {self._nodes.get(rank, '?')} {why}" for rank, why in sorted(lost.items()))
+        rank, failure = min(failures.items())
+        first = next(iter(str(failure).strip().splitlines()), "")
+        name = "" if isinstance(failure, UserError) else f"{type(failure).__name__}: "
+        others = f" (and {len(failures) - 1} more rank(s))" if len(failures) > 1 else ""
+        return f"rank {rank} on {self._nodes.get(rank, '?')} failed{others}: {name}{first}"
+
+    def _from_where(self) -> str:
+        last = self._run.checkpoints / "last"
+        try:
+            return f"from step {read_json(last / 'position.json')['step']:,}" if last.exists() else "from the start"
+        except UserError as error:
+            return str(error)
+
+    def _note(self, event: str, text: str, **more: Any) -> None:
+        row = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, "text": text, **more}
+        with self._run.events.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+class Watch:
+    """Tells from heartbeats which rank stands still; compares them with a clock of its own, never clocks of nodes."""
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._alive: dict[int, tuple[int, float]] = {}
+        self._place: dict[int, tuple[tuple[int, str], float]] = {}
+
+    def start(self, ranks: int, now: float | None = None) -> None:
+        """Begin with `ranks` ranks that have not been heard yet."""
+        now = time.monotonic() if now is None else now
+        self._alive = dict.fromkeys(range(ranks), (0, now))
+        self._place = dict.fromkeys(range(ranks), ((0, "not heard yet"), now))
+
+    def look(self, beats: Mapping[int, dict[str, Any] | None], now: float | None = None) -> dict[int, str]:
+        """Take the newest `beats` of the running ranks; return the ranks that stand still, each with what to say.
+
+        A silent process is to blame alone. Where all live, a step that takes longer than the limit is: one that still
+        reads samples keeps the others waiting; else nobody can say who. Evaluation and checkpoints may take their time.
+        """
+        now = time.monotonic() if now is None else now
+        for rank, beat in beats.items():
+            if beat is None:
+                continue
+            if beat["beat"] != self._alive[rank][0]:
+                self._alive[rank] = (beat["beat"], now)
+            if (place := (beat["step"], beat["doing"])) != self._place[rank][0]:
+                self._place[rank] = (place, now)
+        silent = {rank for rank in beats if now - self._alive[rank][1] > self._limit}
+        if silent:
+            return {rank: self._silent(rank, beats.keys() - silent) for rank in sorted(silent)}
+        places = {rank: self._place[rank][0] for rank in beats}
+        if not beats or any(now - self._place[rank][1] <= self._limit for rank in beats):
+            return {}
+        if any(doing not in (READING, STEPPING) for _, doing in places.values()):
+            return {}
+        late = {rank for rank, (_, doing) in places.items() if doing == READING} or set(places)
+        return {
+            rank: f"stands still {_at(*places[rank])} for {duration(self._limit)}{self._others(places.keys() - late)}"
+            for rank in sorted(late)
+        }
+
+    def _silent(self, rank: int, others: set[int]) -> str:
+        return f"gave no sign of life for {duration(self._limit)}{self._others(others)}"
+
+    def _others(self, ranks: set[int]) -> str:
+        places: dict[tuple[int, str], list[int]] = {}
+        for rank in sorted(ranks):
+            places.setdefault(self._place[rank][0], []).append(rank)
+        told = [
+            f"{'ranks' if len(here) > 1 else 'rank'} {', '.join(map(str, here[:8]))}{', …' if len(here) > 8 else ''} "
+            f"{'wait' if len(here) > 1 else 'waits'} {_at(*place)}"
+            for place, here in places.items()
+        ]
+        return f" ({'; '.join(told)})" if told else ""
+
+
+def _at(step: int, doing: str) -> str:
+    return f"at step {step:,}" if doing == STEPPING else f"{doing}, step {step:,}"
+
+
+def _kill(places: list[tuple[str, int]]) -> None:
+    """End the processes of all ranks, each from its own node; a node that doesn't answer is Ray's to notice."""
+    import os
+    import signal
+
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    @ray.remote(num_cpus=0, max_retries=0)
+    def end(pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+
+    ended = [
+        end.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False)).remote(pid)
+        for node_id, pid in places
+    ]
+    ray.wait(ended, num_returns=len(ended), timeout=30)
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    told = " + ".join(f"{amount:g} {name}" for name, amount in resources.items())
+    return told if len(resources) == 1 else f"({told})"
+
+
+def _lost(failure: Exception) -> str | None:
+    """Say how a worker was lost; None for an exception that its code raised."""
+    if isinstance(failure, StandsStill):
+        return str(failure)
+    if not isinstance(failure, WorkerHealthCheckFailedError):
+        return None
+    cause = failure.health_check_failure
+    text = str(cause)
+    if isinstance(cause, NodeDiedError) or "node died" in text or "node has died" in text or "node was dead" in text:
+        return "was lost (its node is gone)"
+    if "running low on memory" in text:
+        return "was lost (killed for its node's memory)"
+    return "was lost (its process died)" if isinstance(cause, RayActorError) else None

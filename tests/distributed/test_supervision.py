@@ -1,0 +1,124 @@
+"""Who stands still, who was lost, and how it is said; the same on live workers is in tests/deploy/test_job.py."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from ray.exceptions import ActorDiedError, NodeDiedError
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.controller.state import RestartingState, RunningState
+
+from distributed.heartbeat import READING, STEPPING, Heartbeat, read
+from distributed.supervision import StandsStill, Supervisor, Watch
+
+
+def beats(count: int, **places: tuple[int, str]) -> dict[int, dict]:
+    """Beat `count` of ranks r0, r1, ... at their places."""
+    return {int(name[1:]): {"beat": count, "step": step, "doing": doing} for name, (step, doing) in places.items()}
+
+
+def watch(limit: float, ranks: int) -> Watch:
+    watch = Watch(limit)
+    watch.start(ranks, now=0)
+    return watch
+
+
+def test_a_silent_rank_is_named_and_where_the_others_wait() -> None:
+    watching = watch(60, 3)
+    heard = beats(1, r0=(41, STEPPING), r1=(41, STEPPING), r2=(41, STEPPING))
+    assert watching.look(heard, now=10) == {}
+    alive = beats(2, r0=(41, STEPPING), r2=(41, STEPPING))
+    assert watching.look(heard | alive, now=69) == {}
+    again = beats(3, r0=(41, STEPPING), r2=(41, STEPPING))
+    assert watching.look(heard | again, now=71) == {1: "gave no sign of life for 60 s (ranks 0, 2 wait at step 41)"}
+
+
+def test_a_rank_that_was_never_heard_counts_from_the_start() -> None:
+    watching = watch(60, 2)
+    assert watching.look({0: None, 1: None}, now=59) == {}
+    assert set(watching.look({0: None, 1: None}, now=61)) == {0, 1}
+
+
+def test_a_step_without_end_blames_the_rank_that_still_reads() -> None:
+    watching = watch(60, 2)
+    places = {"r0": (7, STEPPING), "r1": (7, READING)}
+    assert watching.look(beats(1, **places), now=1) == {}
+    assert watching.look(beats(2, **places), now=50) == {}
+    (text,) = watching.look(beats(3, **places), now=62).values()
+    assert text == "stands still reading samples, step 7 for 60 s (rank 0 waits at step 7)"
+    assert set(watch_all(watching, 62)) == {0, 1}
+
+
+def watch_all(watching: Watch, now: float) -> dict[int, str]:
+    """All ranks inside one step for longer than the limit: nobody can say whose fault it is."""
+    watching.start(2, now)
+    for count, later in enumerate((1, 40, 80), start=1):
+        still = watching.look(beats(count, r0=(8, STEPPING), r1=(8, STEPPING)), now + later)
+    return still
+
+
+def test_evaluation_may_take_its_time_and_a_rank_that_goes_on_is_well() -> None:
+    watching = watch(60, 2)
+    for count, now in enumerate(range(0, 600, 30), start=1):
+        evaluating = {"r0": (7, "evaluating and writing a checkpoint"), "r1": (7, STEPPING)}
+        assert watching.look(beats(count, **evaluating), now=now) == {}
+    watching = watch(60, 2)
+    for count, now in enumerate(range(0, 600, 30), start=1):
+        assert watching.look(beats(count, r0=(count, STEPPING), r1=(count, STEPPING)), now=now) == {}
+
+
+def test_a_heart_beats_while_its_rank_is_busy_and_stops_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "heartbeats/rank-00000.json"
+    with Heartbeat(path, interval=0.02) as heart:
+        heart.at(3, READING)
+        heart.at(3, STEPPING)
+        while (beat := read(path)) is None or beat["beat"] < 5:
+            time.sleep(0.01)
+        assert (beat["step"], beat["doing"]) == (3, STEPPING)
+    last = read(path)
+    time.sleep(0.1)
+    assert read(path) == last
+
+
+@pytest.fixture
+def supervisor(tiny_config) -> Supervisor:
+    config = tiny_config(cluster={"workers": 2})
+    config.run_dir.mkdir(parents=True)
+    supervisor = Supervisor(config)
+    supervisor._nodes = {0: "10.0.0.1", 1: "10.0.0.2"}
+    return supervisor
+
+
+def lost(cause: Exception) -> WorkerHealthCheckFailedError:
+    return WorkerHealthCheckFailedError("A worker health check failed.\nforty lines", failure=cause)
+
+
+@pytest.mark.parametrize(
+    ("failures", "said"),
+    [
+        ({0: RuntimeError("gloo: connection closed"), 1: lost(ActorDiedError())},
+         "rank 1 on 10.0.0.2 was lost (its process died)"),
+        ({1: lost(NodeDiedError("x"))}, "rank 1 on 10.0.0.2 was lost (its node is gone)"),
+        ({0: RuntimeError("a\nb"), 1: RuntimeError("c")},
+         "rank 0 on 10.0.0.1 failed (and 1 more rank(s)): RuntimeError: a"),
+        ({1: StandsStill("gave no sign of life for 5:00")}, "rank 1 on 10.0.0.2 gave no sign of life for 5:00"),
+    ],
+)  # fmt: skip
+def test_a_failure_is_one_line_of_the_ranks_to_blame(supervisor, failures, said) -> None:
+    assert supervisor.explain(WorkerGroupError("forty lines", failures)) == said
+
+
+def test_restarts_are_counted_and_say_where_they_begin(supervisor, tiny_config) -> None:
+    run = tiny_config().run_dir
+    error = WorkerGroupError("forty lines", {1: lost(ActorDiedError())})
+    supervisor.after_controller_state_update(RunningState(), RestartingState(training_failed_error=error))
+    (run / "checkpoints/step-7").mkdir(parents=True)
+    (run / "checkpoints/step-7/position.json").write_text('{"step": 7}')
+    (run / "checkpoints/last").symlink_to("step-7")
+    supervisor.after_controller_state_update(RunningState(), RestartingState(training_failed_error=error))
+    first, second = (json.loads(line) for line in (run / "events.jsonl").read_text().splitlines())
+    assert first["text"] == "rank 1 on 10.0.0.2 was lost (its process died): restart 1 of 2, from the start"
+    assert second["text"].endswith("restart 2 of 2, from step 7")
+    assert "forty lines" in first["detail"]
