@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = ["allpairs", "retrieval_eval", "distributed", "tune"]
 HEAVY = {"ray", "faiss", "wandb", "deepspeed", "transformers", "timm", "matplotlib"}
-SUBCLASSES = {"tune/progress.py"}  # extends a class of Ray's, so it needs Ray to be read at all; itself imported late
+# These extend classes of Ray's, so they need Ray to be read at all; themselves imported late.
+SUBCLASSES = {"tune/progress.py", "distributed/supervision.py"}
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
