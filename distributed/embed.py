@@ -67,7 +67,7 @@ def embed_split(run: Path, split: str, checkpoint: str) -> EmbeddingSet:
         raise UserError(str(stopped)) from None
     assert encoded is not None, "a single rank is rank 0"
     origin = origin_of(config, checkpoint, read_progress(folder).step, _objective(config, folder))
-    return embedding_set(encoded, dataset, split, origin)
+    return embedding_set(encoded, dataset, split, origin, max_image_pixels=config.data.max_image_pixels)
 
 
 def _objective(config: Config, folder: Path) -> PairObjective[Any]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from allpairs.embeddings import EmbeddingSet, Origin
@@ -19,6 +18,7 @@ from allpairs.models import DualEncoder, Vocabulary
 from allpairs.objectives import PairObjective
 from distributed.config import Config
 from distributed.data import Dataset, evaluation_batches
+from distributed.data.images import open_image
 from distributed.world import World
 from retrieval_eval.evaluate import Report, evaluate
 
@@ -119,7 +119,9 @@ def _chunks(total: int, size: int) -> Iterator[list[int]]:
         yield list(range(index * size, total if index == whole - 1 else (index + 1) * size))
 
 
-def embedding_set(encoded: Encoded, dataset: Dataset, split: str, origin: Origin) -> EmbeddingSet:
+def embedding_set(
+    encoded: Encoded, dataset: Dataset, split: str, origin: Origin, *, max_image_pixels: int
+) -> EmbeddingSet:
     """Join embeddings with what a person looks at (keys, caption texts, thumbnails) and where they come from."""
     image_ids = encoded.image_ids_N.tolist()
     samples = [dataset.read(image_id) for image_id in image_ids]
@@ -132,7 +134,7 @@ def embedding_set(encoded: Encoded, dataset: Dataset, split: str, origin: Origin
         caption_ids=encoded.caption_ids_C.numpy(),
         image_keys=[sample.key for sample in samples],
         texts=[next(texts[image_id]) for image_id in encoded.caption_ids_C.tolist()],
-        thumbnails=[thumbnail(sample.data) if is_image else None for sample in samples],
+        thumbnails=[thumbnail(sample.data, max_image_pixels) if is_image else None for sample in samples],
         split=split,
         data_hash=dataset.manifest.index_sha256,
         origin=origin,
@@ -152,9 +154,9 @@ def origin_of(config: Config, checkpoint: str, step: int, objective: PairObjecti
     )
 
 
-def thumbnail(data: bytes) -> bytes:
-    """Return a small PNG (with transparency) or JPEG of an encoded image."""
-    with Image.open(io.BytesIO(data)) as image:
+def thumbnail(data: bytes, max_pixels: int) -> bytes:
+    """Return a small PNG (with transparency) or JPEG of an encoded image of at most `max_pixels`."""
+    with open_image(data, max_pixels) as image:
         transparent = image.has_transparency_data
         image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         buffer = io.BytesIO()

@@ -47,18 +47,17 @@ def finish(training: Training) -> dict[str, float] | None:
     if encoded is None:
         return None
     report = encoded.evaluate()
-    assert training.tracker is not None
     assert progress.best_rsum is not None, "the last epoch is always evaluated"
     assert progress.best_epoch is not None
     metrics = {f"{split}/{name}": value for name, value in report.metrics.items()}
     training.tracker.log(training.where() | metrics)
     objective = training.strategy.step.objective
     origin = origin_of(config, "best", training.checkpoints.step_of("best"), objective)
-    embeddings = embedding_set(encoded, dataset, split, origin)
+    embeddings = embedding_set(encoded, dataset, split, origin, max_image_pixels=config.data.max_image_pixels)
     embeddings.write(run.embeddings(split))
     _write_page(training, embeddings, report)
-    if training.tracker.wandb is not None and config.tracking.examples:
-        training.tracker.wandb.log_examples(embeddings, examples(embeddings, report, config.tracking.examples))
+    if config.tracking.examples:
+        training.tracker.log_examples(embeddings, examples(embeddings, report, config.tracking.examples))
     summary = metrics | {
         "val/best_rsum": progress.best_rsum,
         "val/best_epoch": progress.best_epoch,

@@ -17,7 +17,8 @@ from distributed.config import Config
 from distributed.data import Dataset, open_dataset
 from distributed.progress import Follower
 from distributed.provenance import provenance
-from distributed.run_directory import RunDirectory, prepare, read_rows
+from distributed.run_directory import RunDirectory, prepare
+from retrieval_eval.run_files import read_rows
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig

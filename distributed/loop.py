@@ -1,6 +1,9 @@
 """The training loop of one rank: pure torch.distributed, so that it runs under Ray Train and in plain processes alike.
 
-Order within an epoch's end, which is what makes a restart exact: evaluate, choose the best, checkpoint, tell Ray.
+Order of a step: read this rank's rows; agree with all ranks that everyone has a batch; seed dropout by (seed, step,
+rank); encode, gather the embeddings, loss; agree that the loss is finite everywhere; gradients, averaged over ranks;
+clip; optimiser; the objective's constraints (a learned scale is clamped); advance the position; log.
+Order at an epoch's end, which is what makes a restart exact: evaluate, choose the best, checkpoint, tell Ray.
 Resume order: weights and optimiser, position, then the reader from that position; dropout and captions are functions
 of (seed, step) and (seed, epoch, sample), so there is no generator state to restore.
 """
@@ -25,10 +28,10 @@ from distributed.run_directory import RunDirectory
 from distributed.schedule import learning_rate_factor
 from distributed.step import Pairs, StepOutput, TrainStep
 from distributed.strategies import make_strategy
-from distributed.tracking import Tracker
+from distributed.tracking import open_tracker
 from distributed.world import World
 
-Report = Callable[[dict[str, float]], None]
+ReportMetrics = Callable[[dict[str, float]], None]
 """Told the metrics of every evaluation, on every rank: `ray.train.report` or nothing."""
 
 Heartbeat = Callable[[int, str], None]
@@ -39,7 +42,7 @@ class Training:
     """One rank's share of a run, from its first step (or its last checkpoint) to the report."""
 
     def __init__(
-        self, config: Config, world: World, report: Report, heartbeat: Heartbeat = lambda step, doing: None
+        self, config: Config, world: World, report: ReportMetrics, heartbeat: Heartbeat = lambda step, doing: None
     ) -> None:
         self.config = config
         self.world = world
@@ -59,7 +62,7 @@ class Training:
         self.checkpoints = Checkpoints(self.run_dir.checkpoints, config.model, self.vocabulary, world)
         self.progress = self.checkpoints.restore(self.strategy) or Progress()
         facts = provenance(config) if world.rank == 0 else {}
-        self.tracker = Tracker(config, self.run_dir, self.progress.step, facts) if world.rank == 0 else None
+        self.tracker = open_tracker(config, self.run_dir, rank=world.rank, resume_step=self.progress.step, facts=facts)
         self.interval = Interval(self.progress.train_seconds)
 
     def _open_reader(self) -> TrainReader:
@@ -101,8 +104,7 @@ class Training:
 
     def close(self, summary: dict[str, float] | None) -> None:
         """Flush what was measured; without a `summary` the run is not finished."""
-        if self.tracker is not None:
-            self.tracker.close(summary)
+        self.tracker.close(summary)
 
     def _epoch(self) -> None:
         """Train from the current position to the end of its epoch, or to `stop_step`."""
@@ -194,8 +196,6 @@ class Training:
             return
         row = self.interval.measure(self.world, progress.train_seconds)
         self.interval = Interval(progress.train_seconds)
-        if self.tracker is None:
-            return
         remaining = (self.total_steps - progress.step) * progress.train_seconds / progress.step
         self.tracker.log(
             self.where()
@@ -245,8 +245,7 @@ class Training:
             progress.best_rsum, progress.best_epoch = best, progress.epoch
         row = {f"val/{name}": value for name, value in metrics.items()}
         row |= {"val/rsum": rsum, "val/best_rsum": best, "val/seconds": time.perf_counter() - started}
-        if self.tracker is not None:
-            self.tracker.log(self.where() | row)
+        self.tracker.log(self.where() | row)
         return row, improved
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from distributed.heartbeat import READING, STEPPING, read
-from distributed.run_directory import RunDirectory, read_rows
+from distributed.run_directory import RunDirectory
+from retrieval_eval.run_files import read_rows
 
 
 class Follower:

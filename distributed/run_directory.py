@@ -9,6 +9,7 @@ from allpairs.errors import UserError
 from allpairs.files import write_text
 from distributed.config import Config, dump
 from distributed.config.load import read, validate
+from retrieval_eval.run_files import read_rows
 
 FREE_TO_CHANGE = ("run.dir", "data.root", "data.cache_mb", "data.threads", "eval", "tracking", "cluster",
                   "train.log_every", "train.checkpoint_every_steps", "train.stop_after_epochs")  # fmt: skip
@@ -89,14 +90,6 @@ class RunDirectory:
     def history(self) -> list[dict[str, Any]]:
         """Return the rows of metrics.jsonl; a half-written last line (a killed run) is left out."""
         return read_rows(self.metrics)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file of JSON lines, none if there is no such file; a half-written last line is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
 
 
 def prepare(config: Config, *, resume: bool) -> RunDirectory:

@@ -5,6 +5,10 @@ from rich.table import Table
 
 from distributed.launch import Result
 from distributed.progress import duration
+from retrieval_eval.metrics import RECALLS, metric_of
+
+SHOWN = (*(f"r{k}" for k in RECALLS), "average_recall", "median_rank", "mean_rank", "map5")
+"""What fits beside each other in 80 columns; the report has every metric."""
 
 
 def summary_table(result: Result) -> Table:
@@ -19,15 +23,12 @@ def summary_table(result: Result) -> Table:
         caption_justify="left",
     )
     table.add_column("", no_wrap=True)
-    for heading in ("R@1", "R@5", "R@10", "average", "median rank", "mean rank", "mAP@5"):
-        table.add_column(heading, justify="right")
+    for name in SHOWN:
+        table.add_column(metric_of(name).title, justify="right")
     for way, name in (("i2t", "image → text"), ("t2i", "text → image")):
         table.add_row(
             name,
-            *(f"{metrics[f'{split}/{way}/{key}']:.1f}" for key in ("r1", "r5", "r10", "average_recall")),
-            f"{metrics[f'{split}/{way}/median_rank']:g}",
-            f"{metrics[f'{split}/{way}/mean_rank']:.1f}",
-            f"{metrics[f'{split}/{way}/map5']:.3f}",
+            *(metric_of(key).format % metrics[f"{split}/{way}/{key}"] for key in SHOWN),
         )
     return table
 

@@ -9,8 +9,8 @@ import yaml
 from allpairs.errors import UserError
 
 
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a ``metrics.jsonl``, none if there is no file; UserError names a line that is not JSON."""
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines (``metrics.jsonl``), none if there is no file; UserError names a line that is not JSON."""
     rows: list[dict[str, Any]] = []
     if not path.exists():
         return rows

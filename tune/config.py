@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from allpairs.errors import UserError, nearest
 from distributed.config import Config
 from distributed.config.load import read
+from distributed.config.mistakes import mistakes
 from tune.space import Domain
 
 RESERVED = ("run", "run.name", "run.dir")
@@ -109,8 +110,7 @@ def load_search(path: Path, arguments: Sequence[str] = ()) -> Search:
         search = Search.model_validate(tree | {"overrides": overrides})
         return search.model_copy(update={"dir": search.dir.expanduser().resolve()})  # trials run elsewhere
     except ValidationError as error:
-        lines = [f"{path}: {_line(dict(item))}" for item in error.errors()]
-    raise UserError("\n".join(lines))
+        raise UserError(mistakes(error, source=str(path), hint=_hint)) from None
 
 
 def _sections() -> list[str]:
@@ -119,15 +119,6 @@ def _sections() -> list[str]:
     return sorted(known_keys())
 
 
-def _line(item: dict[str, Any]) -> str:
-    key = ".".join(map(str, item["loc"]))
-    message = str(item["msg"]).removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    if item["type"] == "extra_forbidden":
-        fields = Domain.model_fields if str(item["loc"][0]) == "space" else Search.model_fields
-        return f"{key}: unknown key{nearest(str(item['loc'][-1]), fields)}"
-    if item["type"] == "missing":
-        return f"{key}: missing; it has no default"
-    if item["type"] == "value_error":
-        return message if not key or message.startswith(key) else f"{key}: {message}"
-    return f"{key}={item['input']!r} is not accepted: {message}"
+def _hint(key: str) -> str:
+    section, _, leaf = key.rpartition(".")
+    return nearest(leaf, Domain.model_fields if section.startswith("space") else Search.model_fields)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from allpairs.files import replacing
 from tune.config import Search
 from tune.labels import describe, short_key, short_value
 from tune.results import Trial, ranked
@@ -44,8 +45,9 @@ def draw(path: Path, trials: Sequence[Trial], search: Search) -> None:
             draw_plane(figure, trials, search, *axes)
         else:
             draw_parameters(figure, trials, search)
-        figure.savefig(path)
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        for file, metadata in ((path, {}), (path.with_suffix(".svg"), {"Date": None})):
+            with replacing(file) as partial:
+                figure.savefig(partial, format=file.suffix[1:], metadata=metadata)
 
 
 def metric_label(search: Search) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from allpairs.files import replacing
 from distributed.run_directory import RunDirectory
 from tune.config import Search
 from tune.labels import short_key, short_value
@@ -79,7 +80,7 @@ def table(trials: Sequence[Trial], search: Search) -> "Table":
 
 def write_csv(path: Path, trials: Sequence[Trial], search: Search) -> None:
     """Write one row per trial, best first: its values, the best and the last metric with their epochs, its run."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         best_and_last = [f"best {search.metric}", "best epoch", f"last {search.metric}", "epochs"]
         writer.writerow(["trial", "status", *search.space, *best_and_last, "reason", "run"])

@@ -17,7 +17,7 @@ from retrieval_eval.ray_cluster import cluster
 from tune.config import Search
 from tune.results import Trial, evaluations
 from tune.space import decode
-from tune.trial import Plan, run_trial
+from tune.trial import TrialPlan, run_trial
 
 if TYPE_CHECKING:
     import ray.tune
@@ -55,7 +55,7 @@ def open_folder(search: Search, *, resume: bool) -> None:
     write_text(file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
 
 
-def run_search(plan: Plan, configs: list[Config]) -> list[Trial]:
+def run_search(plan: TrialPlan, configs: list[Config]) -> list[Trial]:
     """Run every trial of `plan` that has not ended, and return all of them; `configs` are what they may come to.
 
     Raises:
@@ -77,7 +77,7 @@ def read_trials(search: Search) -> list[Trial]:
     """Return the trials Ray Tune has noted for `search`, with the metrics of their run directories."""
     from ray.tune import ExperimentAnalysis
 
-    plan = Plan.of(search)
+    plan = TrialPlan.of(search)
     trials = []
     for noted in ExperimentAnalysis(str(search.folder / "ray")).trials:
         run = RunDirectory(search.folder / "trials" / plan.run_name(noted.trial_id))
@@ -110,7 +110,7 @@ def search_cluster(cpus: int, drivers: int) -> Iterator[None]:
         yield
 
 
-def _tuner(plan: Plan, configs: list[Config]) -> "ray.tune.Tuner":
+def _tuner(plan: TrialPlan, configs: list[Config]) -> "ray.tune.Tuner":
     import ray.tune
     from ray.tune.logger import JsonLoggerCallback
 

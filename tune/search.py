@@ -14,7 +14,7 @@ from cyclopts import App, Parameter
 from allpairs.command import run
 from distributed.config import Config
 from tune.config import load_search
-from tune.trial import Plan
+from tune.trial import TrialPlan
 
 if TYPE_CHECKING:
     from tune.results import Trial
@@ -39,7 +39,7 @@ def search(*arguments: str, config: Annotated[Path, Parameter(name="--config")],
 
     started = time.perf_counter()
     settings = load_search(config, arguments)
-    plan = Plan.of(settings)
+    plan = TrialPlan.of(settings)
     configs = plan.check()
     _check_data(configs)
     open_folder(settings, resume=resume)
@@ -63,7 +63,7 @@ def _check_data(configs: list[Config]) -> None:
         check_data(config)
 
 
-def _report(plan: Plan, trials: list["Trial"], seconds: float) -> int:
+def _report(plan: TrialPlan, trials: list["Trial"], seconds: float) -> int:
     from rich.console import Console
 
     from distributed.progress import duration

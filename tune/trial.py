@@ -21,7 +21,7 @@ _CHECKED_TOGETHER = 2000
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrialPlan:
     """What all trials share, fixed where and when the search starts."""
 
     search: Search
@@ -74,7 +74,7 @@ class Plan:
         return configs
 
 
-def run_trial(plan: Plan, values: Mapping[str, Any]) -> None:
+def run_trial(plan: TrialPlan, values: Mapping[str, Any]) -> None:
     """Train one trial inside a Ray Tune function; one that ran before goes on, a finished one reports at once."""
     import ray.tune
     from ray.tune.integration.ray_train import TuneReportCallback

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from allpairs.errors import UserError, nearest
+from allpairs.files import replacing, write_json
 from allpairs.models.dual import DualEncoder, build
 from allpairs.models.spec import CnnSpec, DualSpec, GruSpec, RegionsSpec, TransformersSpec, kinds
 from allpairs.models.vocabulary import Vocabulary
@@ -29,10 +30,11 @@ def save(folder: str | Path, model: DualEncoder, spec: DualSpec, vocabulary: Voc
     spec = dataclasses.replace(spec, image=getattr(model.image, "spec", spec.image))
     # safetensors stores plain row-major tensors; the channels-last layout is restored by loading into a fresh model.
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
+    with replacing(folder / WEIGHTS) as partial:
+        save_file(weights, partial)
     vocabulary.save(folder / VOCABULARY)
     description = {"format": _FORMAT, "spec": dataclasses.asdict(spec)}
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / DESCRIPTION, description)
 
 
 def load(folder: str | Path) -> tuple[DualEncoder, Vocabulary]:

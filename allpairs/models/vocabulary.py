@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 
 from allpairs.errors import UserError
+from allpairs.files import write_text
 
 PAD, START, END, UNKNOWN = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
@@ -73,7 +74,7 @@ class Vocabulary:
 
     def save(self, path: str | Path) -> None:
         """Write the vocabulary as one JSON file in the format of the tokenizers library."""
-        Path(path).write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
+        write_text(Path(path), self._tokenizer.to_str(pretty=True))
 
     @classmethod
     def load(cls, path: str | Path) -> "Vocabulary":

@@ -8,7 +8,8 @@ import yaml
 from pydantic import ValidationError
 
 from allpairs.errors import UserError, nearest
-from distributed.config.keys import IMAGE_KINDS, TAGS, known_keys
+from distributed.config.keys import TAGS, known_keys
+from distributed.config.mistakes import mistakes
 from distributed.config.tree import Config
 
 
@@ -78,30 +79,7 @@ def validate(tree: Mapping[str, Any], source: str = "config") -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        lines = [_line(dict(item)) for item in error.errors()]
-    raise UserError("\n".join(f"{source}: {line}" for line in lines))
-
-
-def _line(item: dict[str, Any]) -> str:
-    key = ".".join(str(part) for part in _without_tags(item["loc"]))
-    message = str(item["msg"]).removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{key}: unknown key (value {item['input']!r}){_hint(key)}"
-    if item["type"] == "union_tag_invalid":
-        return f"{key}.kind={item['ctx']['tag']!r} is unknown; accepted: {item['ctx']['expected_tags']}"
-    if item["type"] == "missing":
-        return f"{key}: missing; it has no default"
-    if item["type"] == "value_error" and (not key or isinstance(item["input"], dict)):
-        return f"{key}: {message}" if key and not message.startswith(key) else message
-    return f"{key}={item['input']!r} is not accepted: {message}"
-
-
-def _without_tags(loc: tuple[str | int, ...]) -> list[str | int]:
-    """Drop the branch names that pydantic puts into the path of a tagged union (`model.image.cnn.width`)."""
-    return [
-        part for before, part in zip((None, *loc), loc, strict=False) if not (before == "image" and part in IMAGE_KINDS)
-    ]
+        raise UserError(mistakes(error, source=source, hint=_hint)) from None
 
 
 def _hint(key: str) -> str:

@@ -1,6 +1,5 @@
 """``python -m distributed.data build|validate|describe``."""
 
-import json as json_format
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ from rich.table import Table
 
 from allpairs.command import run
 from allpairs.errors import UserError
+from allpairs.files import write_json
 from distributed.data.build_commands import app as build_app
 from distributed.data.describe import describe_folder
 from distributed.data.manifest import split_folders
@@ -101,7 +101,7 @@ def _write_json(file: Path | None, content: list[dict[str, Any]]) -> None:
     if file is None:
         return
     try:
-        file.write_text(json_format.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(file, content, indent=1)
     except OSError as error:
         raise UserError(f"--json {file}: {error.strerror}") from error
 

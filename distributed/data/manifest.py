@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from allpairs.errors import UserError
+from allpairs.files import write_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -60,7 +61,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write `folder`/manifest.json; the same content gives the same bytes."""
         text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
-        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        write_text(folder / MANIFEST, text + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":

@@ -72,7 +72,7 @@ def check_packages() -> list[Finding]:
     project = _project()
     extras = project["optional-dependencies"]
     required = [Requirement(line) for line in _service(project)]
-    optional = [Requirement(line) for line in [*extras["deepspeed"], *extras["timm"]]]
+    optional = [Requirement(line) for line in extras["deepspeed"]]
     pins = read_pins(PINS.read_text()) if PINS.exists() else {}
 
     installed: dict[str, str] = {}
@@ -144,7 +144,7 @@ def check_faiss() -> Finding:
 def check_torchvision() -> Finding:
     """Torchvision is absent (nothing here needs it) or imports; one built for another torch breaks transformers."""
     if find_spec("torchvision") is None:
-        return Finding("torchvision", "ok", "not installed (only timm backbones want it)")
+        return Finding("torchvision", "ok", "not installed (nothing here needs it)")
     try:
         found = ask("import torchvision; print(torchvision.__version__)")
     except ProbeError as error:

@@ -1,5 +1,11 @@
-"""Where measurements go: `metrics.jsonl` beside the run, and Weights & Biases."""
+"""Where measurements go.
 
-from distributed.tracking.tracker import Tracker
+tracker     what the loop tells (`Tracker`), the file that follows a run, and all listeners as one
+wandb_run   a run's Weights & Biases page
+examples    retrievals chosen for people to look at
+redact      configuration without secrets
+"""
 
-__all__ = ["Tracker"]
+from distributed.tracking.tracker import Tracker, open_tracker
+
+__all__ = ["Tracker", "open_tracker"]

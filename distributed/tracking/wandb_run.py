@@ -1,16 +1,18 @@
 """One Weights & Biases run per training run, on rank 0: offline unless told otherwise, continued after a restart."""
 
-import io
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
-
-from PIL import Image
 
 from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
 from distributed.config import Config
+from distributed.data.images import open_image
+from distributed.evaluation import THUMBNAIL_SIDE
 from distributed.run_directory import RunDirectory
 from distributed.tracking.examples import Example
 from distributed.tracking.redact import redact
+from retrieval_eval.metrics import RECALLS, RSUM, of_direction
 
 
 class WandbRun:
@@ -41,14 +43,17 @@ class WandbRun:
         self._run.define_metric("samples_seen")
         self._run.define_metric("*", step_metric="samples_seen")
         for split in ("val", "test"):
-            for recall in ("rsum", *(f"{way}/r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10))):
-                self._run.define_metric(f"{split}/{recall}", step_metric="samples_seen", summary="max")
+            for direction, metric in (("", RSUM), *product(("i2t/", "t2i/"), of_direction(RECALLS))):
+                summary = "max" if metric.higher_is_better else "min"
+                self._run.define_metric(
+                    f"{split}/{direction}{metric.name}", step_metric="samples_seen", summary=summary
+                )
 
     def log(self, row: dict[str, Any]) -> None:
         """Send one row of metrics; `samples_seen` in it is the x-axis."""
         self._run.log(row)
 
-    def log_examples(self, embeddings: EmbeddingSet, examples: list[Example]) -> None:
+    def log_examples(self, embeddings: EmbeddingSet, examples: Sequence[Example]) -> None:
         """Send the table of example retrievals with thumbnails, and the thumbnails with captions as a panel.
 
         The panel is not a luxury: W&B keeps a table's pictures in an artifact outside the run's folder, which an
@@ -58,7 +63,7 @@ class WandbRun:
         panel = []
         for example in examples:
             picture = embeddings.thumbnails[example.picture]
-            image = None if picture is None else Image.open(io.BytesIO(picture))
+            image = None if picture is None else open_image(picture, THUMBNAIL_SIDE**2)
             cell = None if image is None else self._wandb.Image(image)
             table.add_data(example.direction, example.rank, cell, example.query, example.retrieved, example.answer)
             if image is not None:
@@ -66,11 +71,10 @@ class WandbRun:
                 panel.append(self._wandb.Image(image, caption=caption))
         self._run.log({"examples": table} | ({"example_pictures": panel} if panel else {}))
 
-    def finish(self, summary: dict[str, float]) -> None:
-        """Write the final metrics into the summary and flush."""
-        self._run.summary.update(summary)
-        self._run.finish()
-
-    def abandon(self) -> None:
-        """Flush and mark the run as failed."""
-        self._run.finish(exit_code=1)
+    def close(self, summary: dict[str, float] | None) -> None:
+        """Write the final metrics into the summary and flush; without them the run is marked as failed."""
+        if summary is None:
+            self._run.finish(exit_code=1)
+        else:
+            self._run.summary.update(summary)
+            self._run.finish()

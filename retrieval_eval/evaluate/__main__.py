@@ -30,7 +30,7 @@ from retrieval_eval.manifest import manifest_of
 from retrieval_eval.measure import CountingOptions, default_device, measure
 from retrieval_eval.output import EvaluationOutput
 from retrieval_eval.protocols import find_protocol
-from retrieval_eval.run_files import read_config, read_history
+from retrieval_eval.run_files import read_config, read_rows
 from retrieval_eval.subset import read_subset
 from retrieval_eval.uncertainty import clusters_of
 
@@ -138,7 +138,7 @@ def _of_runs(
         measured.manifest,
         folder,
         embeddings=measured.embeddings if len(measured.folds) == 1 else None,
-        history=read_history(folders[0] / "metrics.jsonl") if alone else [],
+        history=read_rows(folders[0] / "metrics.jsonl") if alone else [],
         config=read_config(folders[0] / "config.yaml") if alone else None,
     )
 

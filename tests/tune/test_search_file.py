@@ -9,7 +9,7 @@ import yaml
 
 from allpairs.errors import UserError
 from tune.config import Search, load_search
-from tune.trial import Plan
+from tune.trial import TrialPlan
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = {
@@ -33,13 +33,13 @@ def load(declared: dict, *arguments: str) -> Search:
 
 
 def check(declared: dict, *arguments: str) -> list:
-    return Plan.of(load(declared, *arguments)).check()
+    return TrialPlan.of(load(declared, *arguments)).check()
 
 
 def test_trial_is_the_base_with_overrides_and_values(folder: Path) -> None:
     space = {"objective.margin": {"grid": [0.1, 0.3]}, "optimizer.lr": {"grid": ["1e-5"]}}
     search = load({"space": space, "overrides": {"train.epochs": 4}}, "data.root=pictures", "cluster.workers=2")
-    config = Plan.of(search).config({"objective.margin": 0.3, "optimizer.lr": 1e-5}, "7f_00001")
+    config = TrialPlan.of(search).config({"objective.margin": 0.3, "optimizer.lr": 1e-5}, "7f_00001")
     assert (config.objective.name, config.objective.arguments()) == ("unified", {"margin": 0.3, "scale": 20.0})
     assert (config.optimizer.lr, config.train.epochs, config.cluster.workers) == (1e-5, 4, 2)
     assert config.run_dir == folder / "runs" / "tune" / "s" / "trials" / "s-7f_00001"
@@ -55,7 +55,7 @@ def test_section_is_replaced_and_then_refined(folder: Path) -> None:
 
 
 def test_trials_run_elsewhere_but_paths_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Plan.of(load({"space": {"train.seed": {"grid": [0]}}}, "data.root=pictures"))
+    plan = TrialPlan.of(load({"space": {"train.seed": {"grid": [0]}}}, "data.root=pictures"))
     (folder / "session").mkdir()
     monkeypatch.chdir(folder / "session")
     config = plan.config({"train.seed": 0}, "x")
@@ -131,11 +131,11 @@ def test_command_tells_a_mistake_in_one_line(folder: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "tune").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_searches_are_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert Plan.of(load_search(path)).check()
+    assert TrialPlan.of(load_search(path)).check()
 
 
 def test_margin_and_scale_has_six_trials_that_never_see_the_test_split(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    configs = Plan.of(load_search(Path("configs/tune/margin_scale.yaml"))).check()
+    configs = TrialPlan.of(load_search(Path("configs/tune/margin_scale.yaml"))).check()
     assert len(configs) == 6
     assert all(config.data.test is None for config in configs)
