@@ -10,7 +10,7 @@ from allpairs.errors import UserError
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines (``metrics.jsonl``), none if there is no file; UserError names a line that is no JSON."""
+    """Read the rows of a file of JSON lines, none if there is no file; UserError names a line that is not an object."""
     rows: list[dict[str, Any]] = []
     if not path.exists():
         return rows

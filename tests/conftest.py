@@ -94,3 +94,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Leave the names where the continuous integration can check that there are some."""
     if _REAL and session.config.cache is not None and not hasattr(session.config, "workerinput"):  # once, for all
         session.config.cache.set("allpairs/real-data", sorted(_REAL))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let files of what is frozen be written anew, for a change that is meant."""
+    parser.addoption("--renew", action="store_true", help="write tests/**/golden and surface files anew")
