@@ -1,3 +1,10 @@
-"""Pair objectives, the engine that runs them over large batches, and the encoders they train."""
+"""Pair objectives, the engine that runs them over large batches, and the encoders they train.
+
+- `objectives`, `engine`: losses, and how they are computed over tiles and ranks; torch only.
+- `models`: dual encoders.
+- `analysis`: which samples contribute, and by how much.
+- `embeddings`: embeddings of a split, on disk.
+- `command`, `errors`, `files`: how commands end, mistakes of users, files written whole.
+"""
 
 __version__ = "0.1.0"

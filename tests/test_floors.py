@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = ["allpairs", "retrieval_eval", "distributed", "tune"]
-HEAVY = {"ray", "faiss", "wandb", "deepspeed", "transformers", "timm", "matplotlib"}
+HEAVY = {"ray", "faiss", "wandb", "deepspeed", "transformers", "matplotlib"}
 # These extend classes of Ray's, so they need Ray to be read at all; themselves imported late.
 SUBCLASSES = {"tune/progress.py", "distributed/supervision.py"}
 
@@ -101,3 +101,16 @@ def test_objectives_need_only_torch():
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.strip() == "[]"
+
+
+def packages() -> list[Path]:
+    return sorted(
+        {path.parent for floor in FLOORS for path in sources(floor) if (path.parent / "__init__.py").exists()}
+    )
+
+
+@pytest.mark.parametrize("package", packages(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_package_has_a_table_of_contents(package):
+    text = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
+    inside = {path.stem for path in package.glob("*.py")} | {path.parent.name for path in package.glob("*/__init__.py")}
+    assert {name for name in inside if not name.startswith("__") and f"`{name}`" not in text} == set()

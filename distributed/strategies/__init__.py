@@ -1,4 +1,8 @@
-"""How the ranks share gradients and optimiser state: one class per way, chosen by `train.strategy`."""
+"""How the ranks share gradients and optimiser state: one class per way, chosen by `train.strategy`.
+
+- `ddp`, `deepspeed`: the ways.
+- `parameters`: groups of parameters, as every optimiser gets them.
+"""
 
 from typing import Protocol
 

@@ -1,9 +1,9 @@
 """Where measurements go.
 
-tracker     what the loop tells (`Tracker`), the file that follows a run, and all listeners as one
-wandb_run   a run's Weights & Biases page
-examples    retrievals chosen for people to look at
-redact      configuration without secrets
+- `tracker`: what the loop tells, the file that follows a run, and all listeners as one.
+- `wandb_run`: a run on Weights & Biases.
+- `examples`: retrievals chosen for people to look at.
+- `redact`: configuration without secrets.
 """
 
 from distributed.tracking.tracker import Tracker, open_tracker

@@ -1,4 +1,8 @@
-"""Approximate search, for galleries too large to search exactly, and what it costs in recall: `measure_gap`."""
+"""Approximate search, for galleries too large to search exactly, and what it costs in recall: `measure_gap`.
+
+- `indexes`: FAISS indexes with parameters that suit a gallery.
+- `gap`: how far their answers are from exact ones.
+"""
 
 from retrieval_eval.approximate.gap import Gap, gap_table, measure_gap
 from retrieval_eval.approximate.indexes import KINDS

@@ -2,6 +2,8 @@
 
 Scenes come in families that differ in a single attribute, so that every gallery holds hard negatives; no two pictures
 of the data set show the same scene. Everything follows from one seed.
+
+- `sampling`, `render`, `captions`: what is in a scene, its picture, and what is said of it.
 """
 
 from collections.abc import Iterator

@@ -2,6 +2,9 @@
 
 All refuse an `out` that exists unless `overwrite` is given, and leave nothing behind when they fail. They raise
 UserError for a source that is not what it should be.
+
+- `folder`, `karpathy`, `img2dataset`, `regions`: other people's layouts.
+- `emoji`: a data set of real drawings, made of two public repositories.
 """
 
 from pathlib import Path
