@@ -25,9 +25,9 @@ from distributed.heartbeat import READING, STEPPING
 from distributed.interval import Interval
 from distributed.provenance import provenance
 from distributed.run_directory import RunDirectory
-from distributed.schedule import learning_rate_factor
 from distributed.step import Pairs, StepOutput, TrainStep
 from distributed.strategies import make_strategy
+from distributed.strategies.optimizer import learning_rate_factor
 from distributed.tracking import open_tracker
 from distributed.world import World
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from allpairs.files import replacing
 from tune.config import Search
-from tune.labels import describe, short_key, short_value
 from tune.results import Trial, ranked
+from tune.space import describe, short_key, short_value
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

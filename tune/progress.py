@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback
 
-from tune.labels import describe
-from tune.space import decode
+from tune.space import decode, describe
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial

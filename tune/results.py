@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from allpairs.files import replacing
 from distributed.run_directory import RunDirectory
 from tune.config import Search
-from tune.labels import short_key, short_value
+from tune.space import short_key, short_value
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""The values a search tries for one configuration key."""
+"""The values a search tries for one configuration key, and how tables and plots call a trial: by its values."""
 
 import itertools
 import json
@@ -104,3 +104,27 @@ def _number(value: Any) -> Any:
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         return float(value)
     return value
+
+
+def short_key(key: str) -> str:
+    """Return the last part of a configuration key: `objective.margin` is `margin`."""
+    return key.rpartition(".")[2]
+
+
+def short_value(value: Any) -> str:
+    """Write a value briefly; a section by its name and arguments, ``vlc(scale=20)``."""
+    if isinstance(value, Mapping):
+        inside = ", ".join(f"{short_key(key)}={short_value(item)}" for key, item in value.items() if key != "name")
+        name = str(value.get("name", ""))
+        return f"{name}({inside})" if inside else name
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def describe(values: Mapping[str, Any]) -> str:
+    """Name a trial, e.g. ``margin=0.2 scale=20`` or ``triplet_hn(margin=0.2)``."""
+    return " ".join(
+        short_value(value)
+        if isinstance(value, Mapping) and "name" in value
+        else f"{short_key(key)}={short_value(value)}"
+        for key, value in values.items()
+    )

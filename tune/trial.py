@@ -12,9 +12,8 @@ from allpairs.errors import UserError
 from distributed.config import Config, validate
 from distributed.config.load import apply, read
 from tune.config import Search
-from tune.labels import describe
 from tune.results import evaluations
-from tune.space import combinations, one_at_a_time
+from tune.space import combinations, describe, one_at_a_time
 
 # More combinations of a grid than this are checked value by value instead of all together.
 _CHECKED_TOGETHER = 2000

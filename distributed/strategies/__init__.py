@@ -1,7 +1,7 @@
 """How the ranks share gradients and optimiser state: one class per way, chosen by `train.strategy`.
 
 - `ddp`, `deepspeed`: the ways.
-- `parameters`: groups of parameters, as every optimiser gets them.
+- `optimizer`: groups of parameters and the learning rate, whatever the way.
 """
 
 from typing import Protocol

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from allpairs.errors import UserError
 from distributed.config import Config
 from distributed.step import Pairs, StepOutput, TrainStep
-from distributed.strategies.parameters import make_adamw, set_learning_rate
+from distributed.strategies.optimizer import make_adamw, set_learning_rate
 from distributed.world import World
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from allpairs.errors import UserError
 from distributed.config import Config
 from distributed.step import Pairs, StepOutput, TrainStep
-from distributed.strategies.parameters import make_adamw, set_learning_rate
+from distributed.strategies.optimizer import make_adamw, set_learning_rate
 from distributed.world import World
 
 TAG = "zero"

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from distributed.config.tree import Optimizer
-from distributed.schedule import learning_rate_factor
+from distributed.strategies.optimizer import learning_rate_factor
 
 
 def factors(steps, **settings):
