@@ -127,11 +127,36 @@ def _Subset(given, rows):  # noqa: N802
     return Subset(captions, {"file": "none"})
 
 
+def test_keys_of_digits_are_keys_first(tmp_path):
+    given = model()
+    file = tmp_path / "ids.txt"
+    # As Flickr30K's: every key is a number, and some are the ids of other images.
+    keys = [f"{7 * row:07d}" for row in range(len(given.images))]
+    keys[3] = str(given.image_ids[5])
+    numbered = replace(given, image_keys=keys)
+    file.write_text(f"{keys[0]}\n{keys[2]}\n{given.image_ids[9]}\n")  # two keys, and an id that is no key
+    asked = read_subset(file, numbered)
+    assert set(given.caption_ids[asked.captions]) == set(given.image_ids[[0, 2, 9]])
+    file.write_text(f"{keys[0]}\n\n{keys[3]}\n")
+    with pytest.raises(UserError, match=r"ids\.txt, line 3") as refused:
+        read_subset(file, numbered)
+    for reading in (
+        f"'{keys[3]}' is the key of one image (with the id {given.image_ids[3]})",
+        f"(with the key '{keys[5]}')",
+    ):
+        assert reading in str(refused.value)
+    # Where both readings are one image there is nothing to ask.
+    both = replace(given, image_keys=[str(image_id) for image_id in given.image_ids])
+    file.write_text(f"{given.image_ids[4]}\n")
+    assert set(given.caption_ids[read_subset(file, both).captions]) == {given.image_ids[4]}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.txt", "101\n7\n", "entry 1: no image has the id 7"),
-        ("a.txt", "key 101\nkey 1O2", "entry 1: no image has the key 'key 1O2'; did you mean 'key "),
+        ("a.txt", "101\n7\n", "a.txt, line 2: no image has the key or id '7'"),
+        ("a.txt", "key 101\nkey 1O2", "a.txt, line 2: no image has the key 'key 1O2'; did you mean 'key "),
+        ("a.txt", "0101", "line 1: no image has the key '0101'"),  # no way to write an id
         ("a.txt", "\n", "names no queries"),
         ("a.json", "[]", "names no queries"),
         ("a.json", "[101, true]", "entry 1: no image has the id True"),
