@@ -24,6 +24,8 @@ class DeepSpeedZero:
                 "train.strategy=deepspeed: DeepSpeed is not installed; pip install '.[deepspeed]'"
             ) from None
         self.step = step.to(world.device)
+        for parameter in self.step.parameters():  # DeepSpeed looks at them as bytes, which channels_last ones refuse
+            parameter.data = parameter.data.contiguous()
         self._peak = config.optimizer.lr
         self._world = world.size
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
