@@ -16,12 +16,13 @@ from allpairs.objectives.base import (
     weights_from_scores,
     weights_of_triplets,
 )
-from allpairs.objectives.catalogue import arguments, make, names
+from allpairs.objectives.catalogue import arguments, hint, make, names
 
 __all__ = [
     "PairObjective",
     "arguments",
     "from_scores",
+    "hint",
     "make",
     "names",
     "shares_from_scores",

@@ -1,6 +1,7 @@
 """Objectives by name: `make`, `names`, and what each one accepts."""
 
 import inspect
+import re
 from typing import Any
 
 from allpairs.errors import UserError, nearest
@@ -37,6 +38,16 @@ _OBJECTIVES: dict[str, type[PairObjective[Any]]] = {
     "vlc": VLC,
 }
 
+_ELSEWHERE = {
+    "clip": "'vlc' with learn_scale=True is twice CLIP's value",
+    "infonce": "'nt_xent' is twice its mean over both directions; 'vlc' takes 1/temperature as its scale",
+    "ntxent": "'nt_xent' is twice the mean over all 2B anchors",
+    "siglip": "'binomial_deviance' is the nearest: a sigmoid per pair too, with means over positives and negatives",
+    "supcon": "'smooth_ap' and 'lifted' are the nearest: they take all positives of an anchor, by ids",
+    "vse": "'triplet_hn' is VSE++'s loss, 'triplet' VSE0's",
+}
+"""What others call their losses, without `_`, `-`, `+` and "loss", and what is nearest here."""
+
 
 def names() -> list[str]:
     """Return the names of all objectives, sorted."""
@@ -65,7 +76,13 @@ def make(name: str, **given: Any) -> PairObjective[Any]:
     return _class_of(name)(**given)
 
 
+def hint(unknown: str) -> str:
+    """Say what is nearest to the name of an unknown objective: the end of a message."""
+    bare = re.sub("[^a-z]|loss", "", unknown.lower())
+    return f"; {_ELSEWHERE[bare]}" if bare in _ELSEWHERE else nearest(unknown, _OBJECTIVES)
+
+
 def _class_of(name: str) -> type[PairObjective[Any]]:
     if name not in _OBJECTIVES:
-        raise UserError(f"unknown objective {name!r}{nearest(name, _OBJECTIVES)}")
+        raise UserError(f"unknown objective {name!r}{hint(name)}")
     return _OBJECTIVES[name]

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from allpairs.errors import UserError, nearest
-from allpairs.objectives import arguments, make, names
+from allpairs.objectives import arguments, hint, make, names
 
 
 def objectives_over_sets() -> list[str]:
@@ -21,7 +21,7 @@ def check_objective(values: dict[str, Any]) -> dict[str, Any]:
     """
     name = values.get("name", "unified")
     if name not in names():
-        raise ValueError(f"objective.name={name!r} is unknown{nearest(str(name), names())}")
+        raise ValueError(f"objective.name={name!r} is unknown{hint(str(name))}")
     declared = arguments(name)
     checked: dict[str, Any] = {"name": name}
     for key, value in values.items():

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distributed.data.writer import Sample, write_split
 from distributed.config import load
+from distributed.data.writer import Sample, write_split
 from distributed.launch import set_up
 
 ROOT = Path(__file__).parents[2]

@@ -83,6 +83,11 @@ def test_arguments_describe_what_make_accepts():
     ("name", "given", "message"),
     [
         ("unifed", {}, "unknown objective 'unifed'; did you mean 'unified'?"),
+        ("clip", {}, "unknown objective 'clip'; 'vlc' with learn_scale=True is twice CLIP's value"),
+        ("InfoNCE", {}, "; 'nt_xent' is twice its mean over both directions"),
+        ("ntxent_loss", {}, "; 'nt_xent' is twice the mean over all 2B anchors"),
+        ("sup-con", {}, "; 'smooth_ap' and 'lifted' are the nearest"),
+        ("vse++", {}, "; 'triplet_hn' is VSE++'s loss"),
         ("contrastive", {}, "accepted: " + ", ".join(sorted(PROMISED))),
         ("unified", {"margn": 0.2}, "objective 'unified' has no argument 'margn'; did you mean 'margin'?"),
         ("triplet", {"learn_scale": True}, "objective 'triplet' has no argument 'learn_scale'; accepted: margin,"),
