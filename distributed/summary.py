@@ -24,7 +24,7 @@ def summary_table(result: Result) -> Table:
     )
     table.add_column("", no_wrap=True)
     for name in SHOWN:
-        table.add_column(metric_of(name).title, justify="right")
+        table.add_column(metric_of(name).heading, justify="right")
     for way, name in (("i2t", "image → text"), ("t2i", "text → image")):
         table.add_row(
             name,
