@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from allpairs.errors import UserError
 
@@ -10,12 +10,22 @@ if TYPE_CHECKING:
     from cyclopts import App
 
 
+Resume = bool | Literal["auto"]
+"""`--resume`: what is there must go on; `--resume auto`: it goes on where it is there, and starts where it is not."""
+
+
 def run(app: "App", arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `app` on `arguments` (default: the command line) and exit: 0, its code, or 2 for a user's mistake."""
     from cyclopts import CycloptsError
 
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # A bare --resume takes no value, whatever follows it.
+    words = [
+        f"{word}=true" if word == "--resume" and following != "auto" else word
+        for word, following in zip(words, [*words[1:], ""], strict=True)
+    ]
     try:
-        code = app(arguments, exit_on_error=False, print_error=True)
+        code = app(words, exit_on_error=False, print_error=True)
     except CycloptsError:
         sys.exit(2)  # cyclopts has printed the flag, the value and the nearest flag
     except UserError as error:

@@ -2,7 +2,7 @@
 
 - `train`, `embed`: the commands; `summary`: the table at the end.
 - `config`: the typed configuration; `data`: data sets and their readers; `doctor`: what a machine lacks.
-- `launch`: from a configuration to workers on Ray; `worker`: what each of them runs.
+- `launch`: from a configuration to workers on Ray; `worker`: what each of them runs; `stopping`: signals to the driver.
 - `progress`, `supervision`, `heartbeat`: a run as its driver sees it: rows, workers that are lost, signs of life.
 - `world`: what all ranks know and agree on.
 - `loop`: training; `step`, `interval`: its forward, its rows of metrics.

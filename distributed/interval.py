@@ -15,6 +15,11 @@ class Interval:
         self._norm = 0.0
         self._last: tuple[Pairs, StepOutput] | None = None
 
+    @property
+    def empty(self) -> bool:
+        """Whether no step was noted yet."""
+        return self._last is None
+
     def add(self, loss: float, norm: float, rows: int, pairs: Pairs, output: StepOutput) -> None:
         """Note one step: its global loss, gradient norm, global rows, and this rank's pairs and embeddings."""
         self._losses.append(loss)

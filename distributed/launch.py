@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from allpairs.command import Resume
 from allpairs.errors import UserError
 from allpairs.files import write_text
 from allpairs.models import Vocabulary
@@ -17,7 +18,7 @@ from distributed.config import Config
 from distributed.data import Dataset, open_dataset
 from distributed.progress import Follower
 from distributed.provenance import provenance
-from distributed.run_directory import RunDirectory, prepare
+from distributed.run_directory import RunDirectory, prepare, refuse_job_folder
 from retrieval_eval.run_files import read_rows
 
 if TYPE_CHECKING:
@@ -41,9 +42,11 @@ class Result:
     metrics: dict[str, float]
     run_dir: Path
     finished: bool
+    step: int
+    """The step of the last checkpoint."""
 
 
-def fit(config: Config, *, resume: bool = False, callbacks: Sequence["UserCallback"] = ()) -> Result:
+def fit(config: Config, *, resume: Resume = False, callbacks: Sequence["UserCallback"] = ()) -> Result:
     """Set a run up and train it with Ray Train, which must be initialised (`retrieval_eval.ray_cluster.cluster`).
 
     A finished run that is resumed returns at once.
@@ -73,15 +76,17 @@ def train_on_ray(
             _run_on_ray(config, run, callbacks, tell=follower.say if follower is not None else None)
         if run.stopped.exists():
             raise RunFailed(json.loads(run.stopped.read_text(encoding="utf-8"))["reason"])
-    return Result(_last_metrics(run) | (run.read_summary() or {}), run.root, finished=run.summary.exists())
+    metrics = _last_metrics(run) | (run.read_summary() or {})
+    return Result(metrics, run.root, finished=run.summary.exists(), step=run.last_step() or 0)
 
 
-def set_up(config: Config, *, resume: bool) -> RunDirectory:
+def set_up(config: Config, *, resume: Resume) -> RunDirectory:
     """Check everything that can be checked before workers start, and lay out the run directory with its vocabulary.
 
     Raises:
         UserError: the run directory is taken, data are missing or do not fit the model.
     """
+    refuse_job_folder(config.run_dir, f"run.dir={config.run.dir}", config.run.dir)
     datasets = check_data(config)
     run = prepare(config, resume=resume)
     if not run.summary.exists():

@@ -42,12 +42,19 @@ class Training:
     """One rank's share of a run, from its first step (or its last checkpoint) to the report."""
 
     def __init__(
-        self, config: Config, world: World, report: ReportMetrics, heartbeat: Heartbeat = lambda step, doing: None
+        self,
+        config: Config,
+        world: World,
+        report: ReportMetrics,
+        heartbeat: Heartbeat = lambda step, doing: None,
+        stop_asked: Callable[[], bool] = lambda: False,
     ) -> None:
         self.config = config
         self.world = world
         self.report = report
         self.heartbeat = heartbeat
+        self.stop_asked = stop_asked
+        self.stopping = False
         self.run_dir = RunDirectory(config.run_dir)
         self.vocabulary = Vocabulary.load(self.run_dir.vocabulary)
         torch.manual_seed(config.train.seed)  # the same initial weights on every rank and for every world size
@@ -94,12 +101,12 @@ class Training:
         return self.progress.step >= self.total_steps
 
     def run(self) -> None:
-        """Train to the end, or to `stop_step`.
+        """Train to the end, to `stop_step`, or, once any rank's `stop_asked` says so, to the step all agree on.
 
         Raises:
             Stopped: on all ranks together, with the reason.
         """
-        while self.progress.step < self.stop_step:
+        while self.progress.step < self.stop_step and not self.stopping:
             self._epoch()
 
     def close(self, summary: dict[str, float] | None) -> None:
@@ -115,6 +122,12 @@ class Training:
         try:
             while progress.step < self.stop_step:
                 batch = self._next(batches)
+                if batch is None:
+                    self.stopping = True
+                    if not self.interval.empty:
+                        self._log_interval(force=True)
+                    self._save(best=False)
+                    return
                 self._step(batch)
                 epoch_ended = batch.position.epoch > progress.epoch
                 progress.epoch, progress.sample = batch.position.epoch, batch.position.sample
@@ -124,14 +137,20 @@ class Training:
                     self._end_epoch()
                     return
                 if progress.step == self.stop_step or (every and progress.step % every == 0):
-                    self.heartbeat(progress.step, "writing a checkpoint")
-                    self.checkpoints.save(self.strategy, progress, best=False)
+                    self._save(best=False)
                 started = time.perf_counter()
         finally:
             batches.close()
 
-    def _next(self, batches: Iterator[TrainBatch]) -> TrainBatch:
-        """Read this rank's slice; all ranks learn of a failure, and of bad samples anywhere, before anyone goes on."""
+    def _save(self, *, best: bool) -> None:
+        self.heartbeat(self.progress.step, "writing a checkpoint")
+        self.checkpoints.save(self.strategy, self.progress, best=best)
+
+    def _next(self, batches: Iterator[TrainBatch]) -> TrainBatch | None:
+        """Read this rank's slice; None once any rank was asked to stop.
+
+        All ranks learn of a failure, of bad samples and of the request, wherever it was heard, before anyone goes on.
+        """
         batch, reason = None, None
         self.heartbeat(self.progress.step + 1, READING)
         try:
@@ -139,7 +158,9 @@ class Training:
         except UserError as error:
             reason = str(error)
         self.heartbeat(self.progress.step + 1, STEPPING)
-        failed, bad, seen = self.world.sum([reason is not None, sum(self.reader.bad.values()), self.reader.seen])
+        failed, bad, seen, stop = self.world.sum(
+            [reason is not None, sum(self.reader.bad.values()), self.reader.seen, self.stop_asked()]
+        )
         limit = self.config.data.max_bad_fraction
         if not failed and bad > limit * max(seen, min(1000, len(self.reader.dataset))):
             failed = 1
@@ -151,7 +172,7 @@ class Training:
         if failed:
             self.world.raise_reasons(reason)
         assert batch is not None
-        return batch
+        return None if stop else batch
 
     def _step(self, batch: TrainBatch) -> None:
         """Forward, agree that the loss is finite everywhere, update."""

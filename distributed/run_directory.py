@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from allpairs.command import Resume
 from allpairs.errors import UserError
-from allpairs.files import write_text
+from allpairs.files import read_json, write_text
 from distributed.config import Config, dump
 from distributed.config.load import read, validate
 from retrieval_eval.run_files import read_rows
@@ -87,12 +88,21 @@ class RunDirectory:
         """Return the final metrics of a finished run, else None."""
         return json.loads(self.summary.read_text(encoding="utf-8")) if self.summary.exists() else None
 
+    def last_step(self) -> int | None:
+        """Return the step of the last checkpoint; None where there is none.
+
+        Raises:
+            UserError: it does not say.
+        """
+        position = self.checkpoints / "last" / "position.json"
+        return int(read_json(position)["step"]) if position.exists() else None
+
     def history(self) -> list[dict[str, Any]]:
         """Return the rows of metrics.jsonl; a half-written last line (a killed run) is left out."""
         return read_rows(self.metrics)
 
 
-def prepare(config: Config, *, resume: bool) -> RunDirectory:
+def prepare(config: Config, *, resume: Resume) -> RunDirectory:
     """Create the run directory, or check that an existing one may be resumed with `config`.
 
     Raises:
@@ -108,12 +118,22 @@ def prepare(config: Config, *, resume: bool) -> RunDirectory:
         raise UserError(
             f"{run.root} exists and is not a run of ours (no config.yaml): choose another run.name or run.dir"
         )
-    elif resume and not run.root.exists():
+    elif resume is True and not run.root.exists():
         raise UserError(f"--resume: there is no run {run.root} to resume{_neighbours(run.root)}")
     run.root.mkdir(parents=True, exist_ok=True)
     write_text(run.config, dump(config))
     run.stopped.unlink(missing_ok=True)
     return run
+
+
+def refuse_job_folder(folder: Path, given: str, short: Path) -> None:
+    """Raise UserError where `folder` lies in the copy of the code that Ray unpacked for a job and will delete."""
+    if {"runtime_resources", "working_dir_files"} <= set(folder.parts):
+        key = given.partition("=")[0]
+        raise UserError(
+            f"{given} lies in the temporary folder of this job, which Ray deletes; accepted is an absolute path on "
+            f"storage that every node mounts: {key}=$PWD/{short} from the shell that submits, or {key}=/shared/{short}"
+        )
 
 
 def _refuse_other_settings(run: RunDirectory, config: Config) -> None:

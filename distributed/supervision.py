@@ -17,7 +17,6 @@ from ray.train.v2._internal.execution.callback import ControllerCallback, Worker
 from ray.train.v2._internal.execution.controller.state import RestartingState, ShuttingDownState
 
 from allpairs.errors import UserError
-from allpairs.files import read_json
 from distributed.config import Config
 from distributed.heartbeat import READING, STEPPING, read
 from distributed.progress import duration
@@ -124,9 +123,9 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         return f"rank {rank} on {self._nodes.get(rank, '?')} failed{others}: {name}{first}"
 
     def _from_where(self) -> str:
-        last = self._run.checkpoints / "last"
         try:
-            return f"from step {read_json(last / 'position.json')['step']:,}" if last.exists() else "from the start"
+            step = self._run.last_step()
+            return "from the start" if step is None else f"from step {step:,}"
         except UserError as error:
             return str(error)
 

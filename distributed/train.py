@@ -12,11 +12,12 @@ from typing import Annotated
 from cyclopts import App, Parameter
 from rich.console import Console
 
-from allpairs.command import run
+from allpairs.command import Resume, run
 from allpairs.objectives import make
 from distributed.config import load
 from distributed.launch import Result, RunFailed, set_up, train_on_ray
 from distributed.progress import Follower
+from distributed.stopping import StopSignals
 from distributed.summary import summary_lines, summary_table
 from retrieval_eval.ray_cluster import cluster, joins_cluster
 
@@ -24,8 +25,11 @@ app = App(name="python -m distributed.train", help=__doc__, version_flags=[])
 
 
 @app.default
-def train(*overrides: str, config: Annotated[Path, Parameter(name="--config")], resume: bool = False) -> int:
+def train(*overrides: str, config: Annotated[Path, Parameter(name="--config")], resume: Resume = False) -> int:
     """Train, evaluate and report one run.
+
+    SIGTERM or Ctrl-C: all ranks save a checkpoint at the step they are in and the command ends with 128 plus the
+    signal's number; a second one ends it at once.
 
     Parameters
     ----------
@@ -34,7 +38,8 @@ def train(*overrides: str, config: Annotated[Path, Parameter(name="--config")], 
     config
         YAML file of the run, e.g. configs/emoji.yaml.
     resume
-        Continue an unfinished run of the same name from its last checkpoint.
+        Continue an unfinished run of the same name from its last checkpoint. `--resume auto` starts it if there is
+        none yet: one command for a first start and every retry.
     """
     console = Console()
     settings = load(config, overrides)
@@ -53,12 +58,13 @@ def train(*overrides: str, config: Annotated[Path, Parameter(name="--config")], 
     try:
         follower.say("joining the Ray cluster" if joins_cluster() else "starting Ray on this machine")
         with cluster(cpus=settings.cluster.workers * settings.cluster.cpus_per_worker):
-            result = train_on_ray(settings, directory, follower=follower)
+            signals = StopSignals(directory, follower.say)
+            result = signals.call(lambda: train_on_ray(settings, directory, follower=follower))
     except RunFailed as failure:
         print(f"stopped: {failure}", file=sys.stderr)
         return 1
     _summarise(console, result, time.perf_counter() - started)
-    return 0
+    return 0 if result.finished or signals.received is None else 128 + signals.received
 
 
 def _summarise(console: Console, result: Result, seconds: float) -> None:
@@ -67,7 +73,9 @@ def _summarise(console: Console, result: Result, seconds: float) -> None:
         console.print(summary_lines(result, seconds), highlight=False, soft_wrap=True)
     else:
         console.print(
-            f"stopped after step {result.metrics['step']:,} as asked; the same command with --resume continues"
+            f"stopped after step {result.step:,} as asked, with a checkpoint; --resume auto continues",
+            highlight=False,
+            soft_wrap=True,
         )
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from allpairs.files import write_text
 from distributed.config import Config, validate
 from distributed.heartbeat import Heartbeat
 from distributed.run_directory import RunDirectory
+from distributed.stopping import StopRequest
 from distributed.world import Stopped, World
 
 
@@ -40,15 +42,17 @@ def _train(config: Config, heartbeat: Heartbeat) -> None:
     from distributed.loop import Training
 
     world = World.join(ray.train.torch.get_device())
+    stop_request = StopRequest(RunDirectory(config.run_dir))
     try:
         try:
-            training = Training(config, world, report=ray.train.report, heartbeat=heartbeat.at)
+            training = Training(config, world, ray.train.report, heartbeat.at, stop_request)
         except UserError as error:
             # Raised while restoring, by all ranks or one: the others may wait in a collective, so this rank must fail.
             if world.size == 1:
                 raise Stopped(str(error)) from None
             raise
-        complete(training)
+        with stop_request.heard() if world.rank == 0 else nullcontext():
+            complete(training)
     except Stopped as stopped:
         if world.rank == 0:
             write_text(RunDirectory(config.run_dir).stopped, json.dumps({"reason": str(stopped)}))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -82,18 +83,37 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Count the tests that ran on real data."""
-    if report.when == "call" and report.passed and "realdata" in report.keywords and _shared() is not None:
-        _REAL.append(report.nodeid)
+    """Note the tests that ran on real data, and those that a browser passed.
+
+    Here, because the process that hears of all tests loads no other conftest.
+    """
+    if report.when == "call" and report.passed:
+        if "realdata" in report.keywords and _shared() is not None:
+            _PASSED["real-data"].append(report.nodeid)
+        if "browser" in report.keywords:
+            _PASSED["browser"].append(report.nodeid)
 
 
-_REAL: list[str] = []
+_PASSED: dict[str, list[str]] = {"real-data": [], "browser": []}
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Leave the names where the continuous integration can check that there are some."""
-    if _REAL and session.config.cache is not None and not hasattr(session.config, "workerinput"):  # once, for all
-        session.config.cache.set("allpairs/real-data", sorted(_REAL))
+    if session.config.cache is None or hasattr(session.config, "workerinput"):  # once, for all
+        return
+    for kind, names in _PASSED.items():
+        if names:
+            session.config.cache.set(f"allpairs/{kind}", sorted(names))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say what is left out and why."""
+    from tests.retrieval_eval.conftest import NAMES, find
+
+    if find() is None:
+        terminalreporter.write_line(
+            f"tests that click through the report are not run: they need one of {', '.join(NAMES)}"
+        )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,6 +11,7 @@ from allpairs.errors import UserError, nearest
 from distributed.config import Config
 from distributed.config.load import read
 from distributed.config.mistakes import mistakes
+from distributed.config.tree import Folder
 from tune.space import Domain
 
 RESERVED = ("run", "run.name", "run.dir")
@@ -25,7 +26,7 @@ class Search(BaseModel):
     """Folder of the search below `dir`, and the W&B group of its trials."""
     base: Path
     """Configuration of the run whose keys are searched."""
-    dir: Path = Path("runs/tune")
+    dir: Folder = Path("runs/tune")
     """Folder that holds all searches. On a cluster: storage that every node sees under the same path."""
     overrides: dict[str, Any] = {}
     """Configuration keys set for all trials, e.g. `train.epochs: 8`; a whole section may be given too."""

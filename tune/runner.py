@@ -4,15 +4,17 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from allpairs.command import Resume
 from allpairs.errors import UserError
 from allpairs.files import write_text
 from distributed.config import Config
 from distributed.config.load import read
-from distributed.run_directory import RunDirectory
+from distributed.run_directory import RunDirectory, refuse_job_folder
 from retrieval_eval.ray_cluster import cluster
 from tune.config import Search
 from tune.results import Trial, evaluations
@@ -29,12 +31,15 @@ FREE_TO_CHANGE = ("plot",)
 """Keys of a search that may differ when it is resumed; all others are part of what its trials mean."""
 
 
-def open_folder(search: Search, *, resume: bool) -> None:
+def open_folder(search: Search, *, resume: Resume) -> None:
     """Make the search's folder, or check that an existing one may be resumed.
 
     Raises:
         UserError: the name is taken, there is nothing to resume, or the search was started with other settings.
     """
+    if search.dir.is_relative_to(Path.cwd()):
+        short = search.dir.relative_to(Path.cwd())
+        refuse_job_folder(search.dir, f"dir={short}", short)
     file = search.folder / "search.yaml"
     now = search.model_dump(mode="json", exclude_unset=True)
     if file.exists():
@@ -49,7 +54,7 @@ def open_folder(search: Search, *, resume: bool) -> None:
         ]
         if changes:
             raise UserError(f"--resume: {search.folder} was started with other settings ({'; '.join(changes)})")
-    elif resume:
+    elif resume is True:
         raise UserError(f"--resume: there is no search {search.folder} to resume")
     search.folder.mkdir(parents=True, exist_ok=True)
     write_text(file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))

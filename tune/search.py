@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from allpairs.command import run
+from allpairs.command import Resume, run
 from distributed.config import Config
 from tune.config import load_search
 from tune.trial import TrialPlan
@@ -23,7 +23,7 @@ app = App(name="python -m tune.search", help=__doc__, version_flags=[])
 
 
 @app.default
-def search(*arguments: str, config: Annotated[Path, Parameter(name="--config")], resume: bool = False) -> int:
+def search(*arguments: str, config: Annotated[Path, Parameter(name="--config")], resume: Resume = False) -> int:
     """Run a search and report it; exit code 1 when no trial was measured or the search was interrupted.
 
     Parameters
@@ -34,6 +34,7 @@ def search(*arguments: str, config: Annotated[Path, Parameter(name="--config")],
         YAML file of the search, e.g. configs/tune/margin_scale.yaml.
     resume
         Go on with an interrupted search of the same name: ended trials are kept, others continue their runs.
+        `--resume auto` starts it if there is none yet.
     """
     from tune.runner import open_folder, run_search
 
@@ -89,7 +90,7 @@ def _report(plan: TrialPlan, trials: list["Trial"], seconds: float) -> int:
     )
     unfinished = sum(trial.status == "unfinished" for trial in trials)
     if unfinished:
-        console.print(f"interrupted with {unfinished} trials to go; --resume continues them", style="yellow")
+        console.print(f"interrupted with {unfinished} trials to go; --resume auto continues them", style="yellow")
     return 0 if measured and not unfinished else 1
 
 

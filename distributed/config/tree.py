@@ -5,9 +5,9 @@ Two sections are declared where they are used: `model` is `allpairs.models.DualS
 """
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from allpairs.models import CnnSpec, DualSpec, GruSpec
 from distributed.config.objective import check_objective, objectives_over_sets
@@ -19,25 +19,37 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
 
+def _on_a_mount(value: Any) -> Any:
+    scheme, colon, rest = str(value).partition(":/")
+    if colon and scheme.isidentifier():
+        path = f"/{rest.lstrip('/')}" if scheme == "file" else f"/mnt/{rest.lstrip('/')}"
+        raise ValueError(f"{scheme}:// is not read or written; accepted is a path that every node mounts, e.g. {path}")
+    return value
+
+
+Folder = Annotated[Path, BeforeValidator(_on_a_mount)]
+"""A path on storage that is mounted; never a URL."""
+
+
 class Run(Section):
     """Where the run lives."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     """Folder of the run below `dir`, and its id in Weights & Biases: a restart under the same name continues it."""
-    dir: Path = Path("runs")
+    dir: Folder = Path("runs")
     """Folder that holds all runs. On a cluster: storage that every node sees under the same path."""
 
 
 class Data(Section):
     """The pairs and how they are read."""
 
-    root: Path = Path()
+    root: Folder = Path()
     """Joined in front of `train`, `val` and `test` unless they are absolute."""
-    train: Path = Path("train")
+    train: Folder = Path("train")
     """Dataset folder (shards and manifest.json) as `python -m distributed.data build` writes it."""
-    val: Path = Path("val")
+    val: Folder = Path("val")
     """Dataset folder evaluated every `eval.every` epochs; chooses the best checkpoint."""
-    test: Path | None = Path("test")
+    test: Folder | None = Path("test")
     """Dataset folder evaluated once, at the end, with the best checkpoint. null: none."""
     image_size: int = Field(64, ge=8, le=1024)
     """Side in pixels to which images are resized."""

@@ -175,35 +175,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "browser: clicks through a page in Chromium; deselected where there is none")
 
 
-_DESELECTED: list[str] = []
-_CLICKED: list[str] = []
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave the browser's tests out where there is none, unless they were asked for (``-m browser``)."""
     if find() is not None or "browser" in config.option.markexpr:
         return
     out = [item for item in items if "browser" in item.keywords]
-    _DESELECTED.extend(item.nodeid for item in out)
     config.hook.pytest_deselected(items=out)
     items[:] = [item for item in items if "browser" not in item.keywords]
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say what was left out and why."""
-    if _DESELECTED:
-        terminalreporter.write_line(
-            f"not run: {len(_DESELECTED)} tests that click through the report need Chromium ({', '.join(NAMES)})"
-        )
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Count the tests that a browser passed."""
-    if report.when == "call" and report.passed and "browser" in report.keywords:
-        _CLICKED.append(report.nodeid)
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Leave the names where the continuous integration can check that there are some."""
-    if _CLICKED and session.config.cache is not None and not hasattr(session.config, "workerinput"):  # once, for all
-        session.config.cache.set("allpairs/browser", sorted(_CLICKED))

@@ -1,0 +1,121 @@
+"""Stopping on request: a signal to the driver becomes a step after which all ranks save a checkpoint and end.
+
+The request travels through Ray's own key-value store, which is seen at once on every node; a file on network storage
+may stay unseen for a minute, while `ray job stop` waits for seconds.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from distributed.run_directory import RunDirectory
+from retrieval_eval.run_files import read_rows
+
+POLL = 0.3
+"""Seconds between rank 0's looks."""
+
+
+class StopSignals:
+    """SIGTERM (`ray job stop`, SLURM, Kubernetes) and Ctrl-C while a run goes on, in its driver's main thread."""
+
+    def __init__(self, run: RunDirectory, say: Callable[[str], None]) -> None:
+        self._run = run
+        self._say = say
+        self.received: signal.Signals | None = None
+
+    def call(self, work: Callable[[], Any]) -> Any:
+        """Return what `work` returns; on a signal the ranks are asked to stop, and `work` ends when they did.
+
+        Raises:
+            KeyboardInterrupt: a signal before any worker is up, when there is nothing to save, or a second signal.
+        """
+        outcome: list[Any] = []
+        failure: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                outcome.append(work())
+            except BaseException as error:  # raised again where the caller waits
+                failure.append(error)
+
+        # In a thread, because Ray Train takes Ctrl-C for itself where it finds a main thread, and saves nothing.
+        thread = threading.Thread(target=run, daemon=True)
+        with self._handled():
+            _forget(self._run)
+            thread.start()
+            while thread.is_alive():
+                thread.join(0.2)
+        if failure:
+            raise failure[0]
+        return outcome[0]
+
+    @contextmanager
+    def _handled(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        again, self.received = self.received, signal.Signals(number)
+        events = read_rows(self._run.events)
+        if again is not None or not events or events[-1]["event"] != "placed":
+            self._say(f"{self.received.name}: stopping at once")
+            raise KeyboardInterrupt
+        self._say(f"{self.received.name}: all ranks finish their step and save a checkpoint")
+        _ask(self._run)
+
+
+class StopRequest:
+    """Whether this run was asked to stop; looks from a thread, so that asking costs a step nothing."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._asked = threading.Event()
+        self._done = threading.Event()
+
+    def __call__(self) -> bool:
+        """Whether it was."""
+        return self._asked.is_set()
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Look for a request as long as the block lasts."""
+        threading.Thread(target=self._listen, daemon=True).start()
+        try:
+            yield
+        finally:
+            self._done.set()
+
+    def _listen(self) -> None:
+        while not self._done.wait(POLL):
+            if _asked(self._run):
+                self._asked.set()
+                return
+
+
+def _key(run: RunDirectory) -> bytes:
+    return f"allpairs-stop:{run.root}".encode()
+
+
+def _ask(run: RunDirectory) -> None:
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(_key(run), b"1", overwrite=True)
+
+
+def _asked(run: RunDirectory) -> bool:
+    from ray.experimental.internal_kv import _internal_kv_exists
+
+    return bool(_internal_kv_exists(_key(run)))
+
+
+def _forget(run: RunDirectory) -> None:
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    _internal_kv_del(_key(run))
