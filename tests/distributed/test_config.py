@@ -56,6 +56,14 @@ def test_the_dump_reads_back_to_the_same_tree(file, tmp_path):
         ("model.image.width=3000", "model.image: width is 3000; accepted: an integer from 4 to 512"),
         ("model.image.kind=vit", "model.image.kind='vit' is unknown; accepted: 'cnn', 'transformers', 'regions'"),
         ("model.text.embeding=4", "model.text.embeding: unknown key (value 4); did you mean 'model.text.embedding'?"),
+        (
+            "run.dir=s3://bucket/runs",
+            "s3:// is not read or written; accepted is a path that every node mounts, e.g. /mnt/",
+        ),
+        (
+            "data.root=file:///data",
+            "file:// is not read or written; accepted is a path that every node mounts, e.g. /data",
+        ),
         ("objective.name=unifed", "objective.name='unifed' is unknown; did you mean 'unified'?"),
         ("objective.marginn=1", "objective.marginn: unified has no such argument (value 1); did you mean 'margin'?"),
         ("objective.margin=wide", "objective.margin='wide' is not accepted: input should be a valid number"),

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from allpairs.errors import UserError
+from distributed.run_directory import prepare, refuse_job_folder
 from tests.distributed.test_ray_train import ROOT, command
 
 ALIVE = "allpairs-test-stopping"
@@ -93,3 +95,20 @@ def test_a_signal_saves_and_after_sigterm_resume_auto_ends_bit_identical(config:
         assert [key for key in one if not torch.equal(one[key], other[key])] == []
     losses = [[row.get("train/loss") for row in rows(runs / run)] for run in ("whole", "part")]
     assert losses[0] == losses[1]
+
+
+def test_a_run_inside_a_job_s_temporary_folder_is_refused() -> None:
+    inside = Path("/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_0/runs/x")
+    with pytest.raises(UserError, match=r"^run\.dir=runs lies in the temporary folder .* run\.dir=\$PWD/runs"):
+        refuse_job_folder(inside, "run.dir=runs", Path("runs"))
+    refuse_job_folder(Path("/shared/runs/x"), "run.dir=/shared/runs", Path("runs"))
+
+
+def test_resume_auto_starts_what_is_not_there_and_only_that(tiny_config) -> None:
+    config = tiny_config("fresh")
+    with pytest.raises(UserError, match="there is no run"):
+        prepare(config, resume=True)
+    assert prepare(config, resume="auto").config.exists()
+    assert prepare(config, resume="auto").last_step() is None
+    with pytest.raises(UserError, match="exists but is not finished"):
+        prepare(config, resume=False)
