@@ -22,7 +22,7 @@ def run(app: "App", arguments: Sequence[str] | None = None) -> NoReturn:
     # A bare --resume takes no value, whatever follows it.
     words = [
         f"{word}=true" if word == "--resume" and following != "auto" else word
-        for word, following in zip(words, [*words[1:], ""], strict=True)
+        for word, following in zip(words, [*words, ""][1:], strict=True)
     ]
     try:
         code = app(words, exit_on_error=False, print_error=True)
