@@ -67,7 +67,9 @@ class Training:
         self.encoder = encoder
         self.reader = self._open_reader()
         self.checkpoints = Checkpoints(self.run_dir.checkpoints, config.model, self.vocabulary, world)
-        self.progress = self.checkpoints.restore(self.strategy) or Progress()
+        restored = self.checkpoints.restore(self.strategy)
+        self.progress = restored or Progress()
+        self.saved_step = restored.step if restored else None
         facts = provenance(config) if world.rank == 0 else {}
         self.tracker = open_tracker(config, self.run_dir, rank=world.rank, resume_step=self.progress.step, facts=facts)
         self.interval = Interval(self.progress.train_seconds)
@@ -126,7 +128,8 @@ class Training:
                     self.stopping = True
                     if not self.interval.empty:
                         self._log_interval(force=True)
-                    self._save(best=False)
+                    if self.saved_step != progress.step:
+                        self._save(best=False)
                     return
                 self._step(batch)
                 epoch_ended = batch.position.epoch > progress.epoch
@@ -145,6 +148,7 @@ class Training:
     def _save(self, *, best: bool) -> None:
         self.heartbeat(self.progress.step, "writing a checkpoint")
         self.checkpoints.save(self.strategy, self.progress, best=best)
+        self.saved_step = self.progress.step
 
     def _next(self, batches: Iterator[TrainBatch]) -> TrainBatch | None:
         """Read this rank's slice; None once any rank was asked to stop.
@@ -240,10 +244,10 @@ class Training:
         last = progress.step == self.total_steps
         metrics: dict[str, float] = {}
         improved = False
-        self.heartbeat(progress.step, "evaluating and writing a checkpoint")
+        self.heartbeat(progress.step, "evaluating")
         if progress.epoch % self.config.eval.every == 0 or last:
             metrics, improved = self._evaluate()
-        self.checkpoints.save(self.strategy, progress, best=improved)
+        self._save(best=improved)
         if metrics:
             self.report(metrics | {"epoch": progress.epoch})
 

@@ -110,7 +110,9 @@ def line(row: dict[str, Any]) -> str:
             f"sim + {row['train/positive_similarity']:.2f} − {row['train/hardest_negative_similarity']:.2f}  "
             f"{row['train/samples_per_second']:,.0f} samples/s  ETA {duration(row['train/eta_seconds'])}"
         )
-    return "  ".join(f"{name} {value:.1f}" for name, value in row.items() if name.endswith("rsum"))
+    return "  ".join(
+        f"{name.removesuffix('/rsum')} RSUM {value:.1f}" for name, value in row.items() if name.endswith("/rsum")
+    )
 
 
 def duration(seconds: float) -> str:

@@ -24,6 +24,7 @@ class StopSignals:
     def __init__(self, run: RunDirectory, say: Callable[[str], None]) -> None:
         self._run = run
         self._say = say
+        self._earlier = 0
         self.received: signal.Signals | None = None
 
     def call(self, work: Callable[[], Any]) -> Any:
@@ -45,6 +46,7 @@ class StopSignals:
         thread = threading.Thread(target=run, daemon=True)
         with self._handled():
             _forget(self._run)
+            self._earlier = len(read_rows(self._run.events))
             thread.start()
             while thread.is_alive():
                 thread.join(0.2)
@@ -63,9 +65,8 @@ class StopSignals:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         again, self.received = self.received, signal.Signals(number)
-        events = read_rows(self._run.events)
+        events = read_rows(self._run.events)[self._earlier :]
         if again is not None or not events or events[-1]["event"] != "placed":
-            self._say(f"{self.received.name}: stopping at once")
             raise KeyboardInterrupt
         self._say(f"{self.received.name}: all ranks finish their step and save a checkpoint")
         _ask(self._run)

@@ -4,6 +4,7 @@ The knobs are documented in `distributed/config/tree.py`. On a cluster the same 
 `ray job submit --working-dir . -- python -m distributed.train ...`.
 """
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -55,14 +56,20 @@ def train(*overrides: str, config: Annotated[Path, Parameter(name="--config")], 
     follower = Follower(console)
     follower.say("checking the data and the run directory")
     directory = set_up(settings, resume=resume)
+    signals = StopSignals(directory, follower.say)
     try:
         follower.say("joining the Ray cluster" if joins_cluster() else "starting Ray on this machine")
         with cluster(cpus=settings.cluster.workers * settings.cluster.cpus_per_worker):
-            signals = StopSignals(directory, follower.say)
             result = signals.call(lambda: train_on_ray(settings, directory, follower=follower))
     except RunFailed as failure:
         print(f"stopped: {failure}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        number = signals.received or signal.SIGINT
+        step = directory.last_step()
+        kept = "nothing was trained yet" if step is None else f"the last checkpoint is of step {step:,}"
+        print(f"{number.name}: stopped at once; {kept}; --resume auto continues", file=sys.stderr)
+        return 128 + number
     _summarise(console, result, time.perf_counter() - started)
     return 0 if result.finished or signals.received is None else 128 + signals.received
 

@@ -14,13 +14,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     if not path.exists():
         return rows
-    lines = path.read_text(encoding="utf-8").splitlines()
+    # Bytes, cut at the only line end that JSON lines have: text may hold others, and be cut inside a character.
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
-            row = json.loads(line) if line.strip() else {}
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except ValueError:
             if number == len(lines):
-                break  # a run that was killed while it wrote its last line
+                break  # not yet, or never, written to its end
             row = None
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: not a JSON object")

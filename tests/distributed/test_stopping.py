@@ -6,17 +6,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from allpairs.errors import UserError
+from distributed import stopping
+from distributed.checkpoints import Checkpoints
+from distributed.finish import complete
+from distributed.launch import set_up
+from distributed.loop import Training
 from distributed.run_directory import prepare, refuse_job_folder
+from distributed.stopping import StopSignals
+from distributed.world import World
 from tests.distributed.test_ray_train import ROOT, command
-
-ALIVE = "allpairs-test-stopping"
 
 
 @pytest.fixture
@@ -41,33 +48,53 @@ def rows(run: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def processes_of(mark: str) -> list[int]:
-    """Every process whose environment carries `mark`, as all descendants of a command inherit it."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"ALLPAIRS_MARK={mark}".encode() in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
-        except OSError:
-            continue
+@pytest.fixture
+def started(config: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start the training command in a process group of its own, as a shell does; nothing of it outlives the test."""
+    processes = []
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        clean = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "distributed.train", "--config", str(config), *arguments],
+            cwd=ROOT, text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean,
+        )  # fmt: skip
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return the processes that `process` has started, and those they have."""
+    found = psutil.Process(process.pid).children(recursive=True)
+    assert len(found) > 2, "Ray and its workers"
     return found
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_after_sigterm_resume_auto_ends_bit_identical(config: Path, number: signal.Signals) -> None:
-    arguments = ["distributed.train", "--config", str(config), "--resume", "auto"]
-    runs = config.parent / "runs"
-    mark = f"{ALIVE}-{os.getpid()}-{number}"
-    clean = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", *arguments, "run.name=part"], cwd=ROOT, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean | {"ALLPAIRS_MARK": mark},
-    )  # fmt: skip
+def alive_after(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    return psutil.wait_procs(processes, timeout=seconds)[1]
+
+
+def wait_until(holds: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
-    while len(rows(runs / "part")) < 20 and time.monotonic() < deadline and process.poll() is None:
+    while not holds():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
         time.sleep(0.1)
-    os.kill(process.pid, number)
+
+
+# `ray job stop`, SLURM and Kubernetes tell the command; a terminal's Ctrl-C tells everything the command has started.
+@pytest.mark.parametrize(("number", "tell"), [(signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg)])
+def test_a_signal_saves_and_after_sigterm_resume_auto_ends_bit_identical(config, started, number, tell) -> None:
+    runs = config.parent / "runs"
+    process = started("--resume", "auto", "run.name=part")
+    wait_until(lambda: len(rows(runs / "part")) >= 20, process)
+    others = family(process)
+    tell(process.pid, number)
     asked = time.monotonic()
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number, output + errors
@@ -78,13 +105,10 @@ def test_a_signal_saves_and_after_sigterm_resume_auto_ends_bit_identical(config:
     assert 20 <= step < 240
     assert rows(runs / "part")[-1]["step"] == step
     assert f"stopped after step {step:,} as asked, with a checkpoint; --resume auto continues" in output
-    left = time.monotonic() + 20
-    while processes_of(mark) and time.monotonic() < left:
-        time.sleep(0.5)
-    assert processes_of(mark) == []
-
+    assert alive_after(others, 20) == []
     if number == signal.SIGINT:
         return
+    arguments = ["distributed.train", "--config", str(config), "--resume", "auto"]
     again = command(*arguments, "run.name=part")
     assert again.returncode == 0, again.stderr
     whole = command(*arguments, "run.name=whole")
@@ -95,6 +119,51 @@ def test_a_signal_saves_and_after_sigterm_resume_auto_ends_bit_identical(config:
         assert [key for key in one if not torch.equal(one[key], other[key])] == []
     losses = [[row.get("train/loss") for row in rows(runs / run)] for run in ("whole", "part")]
     assert losses[0] == losses[1]
+
+
+def test_a_signal_before_the_workers_are_up_ends_at_once_and_says_what_there_is(config, started) -> None:
+    process = started("run.name=early")
+    events = config.parent / "runs/early/events.jsonl"
+    wait_until(events.exists, process)  # Ray is up and asked for workers
+    others = family(process)
+    os.kill(process.pid, signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, output + errors
+    assert "Traceback" not in output + errors
+    assert "SIGTERM: stopped at once; nothing was trained yet; --resume auto continues" in errors
+    assert alive_after(others, 20) == []
+
+
+def test_workers_of_an_earlier_attempt_are_not_waited_for(tiny_config, monkeypatch) -> None:
+    monkeypatch.setattr(stopping, "_forget", lambda run: None)
+    run = prepare(tiny_config("again"), resume=False)
+    run.events.write_text(json.dumps({"event": "placed", "text": "2 worker(s) up"}) + "\n")
+    signals = StopSignals(run, print)
+    with pytest.raises(KeyboardInterrupt):
+        signals.call(lambda: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(5)))
+    assert signals.received == signal.SIGTERM
+
+
+def test_a_step_that_is_saved_is_not_saved_again(tiny_config, monkeypatch) -> None:
+    saved = []
+    save = Checkpoints.save
+
+    def counted(self, strategy, progress, *, best):
+        saved.append(progress.step)
+        save(self, strategy, progress, best=best)
+
+    monkeypatch.setattr(Checkpoints, "save", counted)
+    config = tiny_config("asked", train={"checkpoint_every_steps": 2, "epochs": 3, "global_batch": 22})
+    run = set_up(config, resume=False)
+    # A save in the place of the folder that `last` names would leave a moment without any checkpoint.
+    asked = iter([False, False, True])
+    training = Training(config, World.join(torch.device("cpu")), print, stop_asked=lambda: next(asked))
+    assert complete(training) is None
+    assert saved == [2]
+    assert run.last_step() == 2
+    training = Training(config, World.join(torch.device("cpu")), print, stop_asked=lambda: True)
+    assert complete(training) is None
+    assert saved == [2]
 
 
 def test_a_run_inside_a_job_s_temporary_folder_is_refused() -> None:
