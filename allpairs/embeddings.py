@@ -6,8 +6,6 @@ Two matrices, two tables and a manifest:
 ``captions.parquet`` (id int64 = its image's id, text); ``manifest.json``. Nothing in it is pickled.
 """
 
-import json
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from allpairs.errors import UserError, nearest
-from allpairs.files import existing, read_json
+from allpairs.files import existing, read_json, replacing_folder, write_json
 
 FORMAT = 2
 
@@ -110,25 +108,25 @@ class EmbeddingSet:
         }
 
     def write(self, folder: str | Path) -> Path:
-        """Write the folder (replacing one that is there) so that it appears whole or not at all; return its path."""
+        """Write the folder so that it appears whole or not at all, in the place of embeddings alone; return its path.
+
+        Raises:
+            UserError: `folder` holds something else.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         folder = Path(folder)
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        np.save(partial / "images.npy", self.images, allow_pickle=False)
-        np.save(partial / "captions.npy", self.captions, allow_pickle=False)
-        thumbnails = pa.array(self.thumbnails, pa.binary())
-        images = {"id": self.image_ids, "key": pa.array(self.image_keys, pa.string()), "thumbnail": thumbnails}
-        pq.write_table(pa.table(images), partial / "images.parquet")
-        captions = {"id": self.caption_ids, "text": pa.array(self.texts, pa.string())}
-        pq.write_table(pa.table(captions), partial / "captions.parquet")
-        (partial / "manifest.json").write_text(json.dumps(self.manifest, indent=2) + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        refuse_other_than_embeddings(folder)
+        with replacing_folder(folder) as fresh:
+            np.save(fresh / "images.npy", self.images, allow_pickle=False)
+            np.save(fresh / "captions.npy", self.captions, allow_pickle=False)
+            thumbnails = pa.array(self.thumbnails, pa.binary())
+            images = {"id": self.image_ids, "key": pa.array(self.image_keys, pa.string()), "thumbnail": thumbnails}
+            pq.write_table(pa.table(images), fresh / "images.parquet")
+            captions = {"id": self.caption_ids, "text": pa.array(self.texts, pa.string())}
+            pq.write_table(pa.table(captions), fresh / "captions.parquet")
+            write_json(fresh / "manifest.json", self.manifest)
         return folder
 
     @classmethod
@@ -199,3 +197,11 @@ def _read_columns(path: Path, names: tuple[str, ...]) -> dict[str, list[Any]]:
     if missing:
         raise UserError(f"{path} has no column {missing[0]!r}{nearest(missing[0], table.column_names)}")
     return {name: table.column(name).to_pylist() for name in names}
+
+
+def refuse_other_than_embeddings(folder: Path) -> None:
+    """Raise UserError if something lies at `folder` that is not embeddings, which writing them would delete."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not all((folder / name).is_file() for name in ("images.npy", "captions.npy", "manifest.json")):
+        raise UserError(f"{folder} exists and holds no embeddings: it is not replaced; give a folder of another name")

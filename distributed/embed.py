@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from allpairs import models
 from allpairs.command import run as run_command
-from allpairs.embeddings import EmbeddingSet
+from allpairs.embeddings import EmbeddingSet, refuse_other_than_embeddings
 from allpairs.errors import UserError, nearest
 from allpairs.files import existing
 from allpairs.objectives import PairObjective, make
@@ -35,14 +35,25 @@ def embed(
     split: Annotated[str, Parameter(help="train, val or test: the data set folder of this name in the run's config.")],
     out: Annotated[Path, Parameter(help="Folder to write.")],
     checkpoint: Annotated[Literal["best", "last"], Parameter(help="Checkpoint of the run.")] = "best",
+    overwrite: Annotated[bool, Parameter(help="Replace embeddings that are there.", negative=())] = False,
 ) -> None:
     """Encode every image of a split and all its captions."""
+    _check_out(out, overwrite=overwrite)
     embeddings = embed_split(run, split, checkpoint)
     embeddings.write(out)
     print(
         f"written: {out}, {len(embeddings.images):,} images and {len(embeddings.captions):,} captions "
         f"at step {embeddings.origin.step:,}"
     )
+
+
+def _check_out(out: Path, *, overwrite: bool) -> None:
+    """Refuse what could not be written, before hours of encoding."""
+    if out.suffix in (".safetensors", ".npy", ".npz", ".pt", ".parquet") and not out.is_dir():
+        raise UserError(f"--out {out}: embeddings are a folder; accepted: --out {out.with_suffix('')}")
+    refuse_other_than_embeddings(out)
+    if not overwrite and out.is_dir() and any(out.iterdir()):
+        raise UserError(f"--out {out} exists already; give another, or --overwrite to replace it")
 
 
 def embed_split(run: Path, split: str, checkpoint: str) -> EmbeddingSet:

@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from allpairs.errors import UserError
+from allpairs.files import replacing_folder
 from distributed.data.index import index_shard, write_index
 from distributed.data.manifest import FORMAT, INDEX, MANIFEST, Manifest, Shard, sha256
 from distributed.data.shards import split_name
@@ -43,7 +42,7 @@ def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         UserError: `out` exists, is not empty, and `overwrite` is off or what is there is no data set.
     """
-    out = out.resolve()  # "." has neither name nor parent to work with
+    out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not overwrite:
             raise UserError(f"{out} exists already; give another --out, or --overwrite to replace it")
@@ -51,22 +50,8 @@ def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
             raise UserError(
                 f"{out} is no data set (no {MANIFEST} in it or in its splits): --overwrite does not replace it"
             )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = out.parent / f".{out.name}.new-{os.getpid()}"
-    old = out.parent / f".{out.name}.old-{os.getpid()}"
-    fresh.mkdir()
-    try:
+    with replacing_folder(out) as fresh:
         yield fresh
-        if out.exists():
-            out.rename(old)
-        try:
-            fresh.rename(out)
-        except OSError:
-            old.rename(out)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def write_split(

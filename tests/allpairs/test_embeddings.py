@@ -150,3 +150,14 @@ def test_the_file_of_an_earlier_version_says_how_to_write_it_anew(tmp_path):
     (tmp_path / "old.safetensors").write_bytes(b"old")
     with pytest.raises(UserError, match=r"is a file; accepted: a folder that `python -m distributed\.embed` writes"):
         EmbeddingSet.read(tmp_path / "old.safetensors")
+
+
+@pytest.mark.parametrize("there", ["notes.txt", "images.npy"])
+def test_a_folder_of_something_else_is_never_replaced(tmp_path, there):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / there).write_text("mine")
+    with pytest.raises(UserError, match="exists and holds no embeddings: it is not replaced"):
+        small().write(tmp_path / "other")
+    assert (tmp_path / "other" / there).read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    small().write(tmp_path / "empty")

@@ -119,3 +119,41 @@ def test_mistakes_are_one_line(trained, command, tmp_path):
     assert code == 2
     assert "'best'" in err
     assert not (tmp_path / "x").exists()
+
+
+def test_nothing_that_is_there_is_deleted(trained, command, tmp_path):
+    _, directory = trained
+    arguments = ("--run", directory.root, "--split", "val", "--out")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    for more in ((), ("--overwrite",)):
+        code, _, err = command(*arguments, mine, *more)
+        assert code == 2
+        assert (
+            err == f"error: {mine} exists and holds no embeddings: it is not replaced; give a folder of another name\n"
+        )
+    assert (mine / "thesis.txt").read_text() == "years of work"
+    assert command(*arguments, mine / "thesis.txt")[0] == 2
+    assert (mine / "thesis.txt").is_file()
+
+    out = mine / "val"
+    assert command(*arguments, out)[0] == 0
+    before = (out / "images.npy").stat().st_ino
+    code, _, err = command(*arguments, out)
+    assert code == 2
+    assert err == f"error: --out {out} exists already; give another, or --overwrite to replace it\n"
+    assert (out / "images.npy").stat().st_ino == before
+    assert command(*arguments, out, "--overwrite")[0] == 0
+    assert EmbeddingSet.read(out).split == "val"
+    assert sorted(path.name for path in mine.iterdir()) == ["thesis.txt", "val"]
+
+
+def test_a_file_is_not_what_embeddings_are(trained, command, tmp_path):
+    code, _, err = command("--run", trained[1].root, "--split", "val", "--out", tmp_path / "val.safetensors")
+    assert code == 2
+    assert (
+        err
+        == f"error: --out {tmp_path / 'val.safetensors'}: embeddings are a folder; accepted: --out {tmp_path / 'val'}\n"
+    )
+    assert list(tmp_path.glob("val*")) == []
