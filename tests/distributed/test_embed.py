@@ -66,8 +66,8 @@ def test_the_file_says_where_it_comes_from(trained, command, tmp_path):
     _, directory = trained
     for checkpoint in ("best", "last"):
         arguments = ("--run", directory.root, "--split", "val", "--checkpoint", checkpoint)
-        assert command(*arguments, "--out", tmp_path / "v")[0] == 0
-        written = EmbeddingSet.read(tmp_path / "v")
+        assert command(*arguments, "--out", tmp_path / checkpoint)[0] == 0
+        written = EmbeddingSet.read(tmp_path / checkpoint)
         origin = written.origin
         folder = directory.checkpoints / checkpoint
         assert origin.step == json.loads((folder / "position.json").read_text())["step"]
