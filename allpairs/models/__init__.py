@@ -1,15 +1,39 @@
-"""Dual encoders: what they are made of (`DualSpec`), how they are built, their vocabulary, and saved models.
+"""Dual encoders: what they are made of (`ModelSpec`), how they are built, their words, and saved models.
 
 - `spec`: every knob of a model.
-- `dual`: two encoders that share one space, and `build`.
-- `cnn`, `backbone`, `regions`: image encoders; `pixels`: what they expect of a picture.
-- `text`, `vocabulary`: caption encoders and their words.
+- `dual`: two encoders that share one space; `whole`: CLIP and its kin, both towers of one pretrained model.
+- `build`: from a description to a model; `hub`: networks of the transformers library, from a hub, a folder, a type.
+- `cnn`, `backbone`, `regions`, `vsrn`: image encoders; `pixels`, `preprocessing`: what they expect of a picture.
+- `text`, `language`: caption encoders; `vocabulary`, `tokenizer`: their words.
+- `pooling`: from a set of vectors to one.
 - `checkpoint`: a model as a folder.
 """
 
+from allpairs.models.build import build
 from allpairs.models.checkpoint import load, save
-from allpairs.models.dual import DualEncoder, build
-from allpairs.models.spec import CnnSpec, DualSpec, GruSpec, ImageSpec, RegionsSpec, TextSpec, TransformersSpec
+from allpairs.models.dual import DualEncoder
+from allpairs.models.spec import (
+    CnnSpec,
+    DualSpec,
+    GruSpec,
+    ImageSpec,
+    ModelSpec,
+    RegionsSpec,
+    TextSpec,
+    TextTransformersSpec,
+    TransformersSpec,
+    VsrnSpec,
+    WholeSpec,
+    reads_regions,
+)
+from allpairs.models.tokenizer import (
+    PretrainedTokenizer,
+    Tokens,
+    check_text,
+    load_tokens,
+    make_tokens,
+    save_tokens,
+)
 from allpairs.models.vocabulary import Vocabulary
 
 __all__ = [
@@ -18,11 +42,22 @@ __all__ = [
     "DualSpec",
     "GruSpec",
     "ImageSpec",
+    "ModelSpec",
+    "PretrainedTokenizer",
     "RegionsSpec",
     "TextSpec",
+    "TextTransformersSpec",
+    "Tokens",
     "TransformersSpec",
     "Vocabulary",
+    "VsrnSpec",
+    "WholeSpec",
     "build",
+    "check_text",
     "load",
+    "load_tokens",
+    "make_tokens",
+    "reads_regions",
     "save",
+    "save_tokens",
 ]

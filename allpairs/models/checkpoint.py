@@ -1,4 +1,8 @@
-"""A trained model as a folder of three files, none of which holds code: weights, description and vocabulary."""
+"""A trained model as a folder that needs nothing else, and in which no file holds code.
+
+model.safetensors, model.json (its description), vocabulary.json or the tokenizer's files in tokenizer/, and, of a
+whole pretrained model, its image preprocessing: preprocessor_config.json.
+"""
 
 import dataclasses
 import json
@@ -11,43 +15,59 @@ from safetensors.torch import load_file, save_file
 
 from allpairs.errors import UserError, nearest
 from allpairs.files import replacing, write_json
-from allpairs.models.dual import DualEncoder, build
-from allpairs.models.spec import CnnSpec, DualSpec, GruSpec, RegionsSpec, TransformersSpec, kinds
-from allpairs.models.vocabulary import Vocabulary
+from allpairs.models.build import build
+from allpairs.models.dual import DualEncoder
+from allpairs.models.preprocessing import FILE as PREPROCESSING
+from allpairs.models.preprocessing import ImagePreprocessing
+from allpairs.models.spec import (
+    CnnSpec,
+    DualSpec,
+    GruSpec,
+    ModelSpec,
+    RegionsSpec,
+    TextTransformersSpec,
+    TransformersSpec,
+    VsrnSpec,
+    WholeSpec,
+    kinds,
+)
+from allpairs.models.tokenizer import FOLDER as TOKENIZER
+from allpairs.models.tokenizer import VOCABULARY, Tokens, load_tokens, save_tokens
 
-WEIGHTS, DESCRIPTION, VOCABULARY = "model.safetensors", "model.json", "vocabulary.json"
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 _FORMAT = 1
 
 
-def save(folder: str | Path, model: DualEncoder, spec: DualSpec, vocabulary: Vocabulary) -> None:
+def save(folder: str | Path, model: DualEncoder, spec: ModelSpec, vocabulary: Tokens) -> None:
     """Write `model`, the `spec` it was built from and its `vocabulary` into `folder`, which is made if need be.
 
-    The description of a transformers backbone is written self-contained: loading needs no hub.
+    The description of transformers networks is written self-contained: loading needs no hub.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # A backbone describes itself (a hub id says nothing offline); the other encoders are described by their spec.
-    spec = dataclasses.replace(spec, image=getattr(model.image, "spec", spec.image))
     # safetensors stores plain row-major tensors; the channels-last layout is restored by loading into a fresh model.
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     with replacing(folder / WEIGHTS) as partial:
         save_file(weights, partial)
-    vocabulary.save(folder / VOCABULARY)
-    description = {"format": _FORMAT, "spec": dataclasses.asdict(spec)}
+    save_tokens(folder, vocabulary)
+    if model.preprocessing is not None:
+        model.preprocessing.save(folder)
+    description = {"format": _FORMAT, "spec": dataclasses.asdict(model.described(spec))}
     write_json(folder / DESCRIPTION, description)
 
 
-def load(folder: str | Path) -> tuple[DualEncoder, Vocabulary]:
+def load(folder: str | Path) -> tuple[DualEncoder, Tokens]:
     """Return the model, on the CPU and in evaluation mode, and the vocabulary that `save` wrote into `folder`.
 
     A UserError names the file that is missing, corrupt or does not fit the others. Nothing is unpickled.
     """
     folder = Path(folder)
-    for name in (DESCRIPTION, VOCABULARY, WEIGHTS):
-        if not (folder / name).is_file():
+    words = TOKENIZER if (folder / TOKENIZER).is_dir() else VOCABULARY
+    for name in (DESCRIPTION, words, WEIGHTS):
+        if not (folder / name).exists():
             raise UserError(f"checkpoint {folder}: no {name} in it")
     spec = _read_spec(folder / DESCRIPTION)
-    vocabulary = Vocabulary.load(folder / VOCABULARY)
+    vocabulary = load_tokens(folder, spec)
     try:
         weights = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -59,17 +79,22 @@ def load(folder: str | Path) -> tuple[DualEncoder, Vocabulary]:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"checkpoint {folder / WEIGHTS}: does not fit {DESCRIPTION}: {reason}") from None
+    if (folder / PREPROCESSING).is_file():
+        model.preprocessing = ImagePreprocessing.load(str(folder), None)
     return model.eval(), vocabulary
 
 
-def _read_spec(path: Path) -> DualSpec:
+def _read_spec(path: Path) -> ModelSpec:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
         if description["format"] != _FORMAT:
             raise UserError(f"checkpoint {path}: format {description['format']!r}; accepted: {_FORMAT}")
-        fields = dict(description["spec"])
-        image = _of_kind(fields.pop("image"), CnnSpec, TransformersSpec, RegionsSpec)
-        return _filled(DualSpec, {**fields, "image": image, "text": _of_kind(fields.pop("text"), GruSpec)})
+        fields = {"kind": "towers", **description["spec"]}
+        if fields["kind"] != "towers":
+            return _of_kind(fields, WholeSpec)
+        image = _of_kind(fields.pop("image"), CnnSpec, TransformersSpec, RegionsSpec, VsrnSpec)
+        text = _of_kind(fields.pop("text"), GruSpec, TextTransformersSpec)
+        return _filled(DualSpec, {**fields, "image": image, "text": text})
     except UserError:
         raise
     except (ValueError, KeyError, TypeError) as error:

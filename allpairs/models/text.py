@@ -6,6 +6,7 @@ Shape legend: b captions, L tokens (padded), E word vector, D hidden size.
 import torch
 from torch import Tensor, nn
 
+from allpairs.models.pooling import behind, reverse
 from allpairs.models.spec import GruSpec
 from allpairs.models.vocabulary import PAD, UNKNOWN
 
@@ -39,14 +40,7 @@ class GruEncoder(nn.Module):
         states_bLD, _ = self.forwards(words_bLE)
         if self.backwards is None:
             return states_bLD[torch.arange(len(lengths), device=lengths.device), lengths - 1]
-        backward_bLD, _ = self.backwards(_reverse(words_bLE, lengths))
-        states_bLD = (states_bLD + _reverse(backward_bLD, lengths)) / 2
-        padding_bL = torch.arange(tokens.shape[1], device=lengths.device) >= lengths[:, None]
+        backward_bLD, _ = self.backwards(reverse(words_bLE, lengths))
+        states_bLD = (states_bLD + reverse(backward_bLD, lengths)) / 2
+        padding_bL = behind(lengths, tokens.shape[1])
         return states_bLD.masked_fill(padding_bL[..., None], -torch.inf).amax(dim=1)
-
-
-def _reverse(sequence_bLX: Tensor, lengths: Tensor) -> Tensor:
-    # Each caption backwards within its true length; behind that stands its first word, which nobody reads.
-    position_L = torch.arange(sequence_bLX.shape[1], device=lengths.device)
-    source_bL = (lengths[:, None] - 1 - position_L).clamp(min=0)
-    return sequence_bLX.gather(1, source_bL[..., None].expand_as(sequence_bLX))
