@@ -1,8 +1,8 @@
 """Checkpoints of a run: written whole or not at all, `last` and `best` always point to complete ones.
 
 checkpoints/
-  step-00000120/   model.safetensors, model.json, vocabulary.json (allpairs.models), the strategy's optimiser state,
-                   objective.safetensors (learned scale), position.json
+  step-00000120/   the model (allpairs.models: weights, description, words, preprocessing), the strategy's optimiser
+                   state, objective.safetensors (learned scale), position.json
   last -> step-00000120, best -> step-00000090      relative links, replaced atomically
 """
 
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from allpairs import models
 from allpairs.errors import UserError
-from allpairs.models import DualSpec, Vocabulary
+from allpairs.models import ModelSpec, Tokens
 from distributed.strategies import Strategy
 from distributed.world import World
 
@@ -40,7 +40,7 @@ class Progress:
 class Checkpoints:
     """The `checkpoints/` folder of one run."""
 
-    def __init__(self, folder: Path, spec: DualSpec, vocabulary: Vocabulary, world: World) -> None:
+    def __init__(self, folder: Path, spec: ModelSpec, vocabulary: Tokens, world: World) -> None:
         self._folder = folder
         self._spec = spec
         self._vocabulary = vocabulary

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from allpairs.embeddings import EmbeddingSet, Origin
 from allpairs.engine import similarity_statistics
 from allpairs.errors import UserError
-from allpairs.models import DualEncoder, Vocabulary
+from allpairs.models import DualEncoder, Tokens
 from allpairs.objectives import PairObjective
 from distributed.config import Config
 from distributed.data import Dataset, evaluation_batches
@@ -40,9 +40,7 @@ class Encoded:
 
 
 @torch.inference_mode()
-def encode(
-    encoder: DualEncoder, dataset: Dataset, vocabulary: Vocabulary, config: Config, world: World
-) -> Encoded | None:
+def encode(encoder: DualEncoder, dataset: Dataset, vocabulary: Tokens, config: Config, world: World) -> Encoded | None:
     """Encode every image and all its captions; the whole on rank 0, None elsewhere. Collective.
 
     Raises:
@@ -61,6 +59,7 @@ def encode(
         rank=world.rank,
         world=world.size,
         tokenize=lambda texts: vocabulary.encode(texts, config.data.max_caption_tokens),
+        preprocessing=encoder.preprocessing,
     )
     bf16 = config.train.precision == "bf16"
     reason = None
@@ -79,9 +78,9 @@ def encode(
     gathered = [
         world.gather_rows(torch.cat(parts) if parts else empty)
         for parts, empty in (
-            (images, torch.empty(0, config.model.dim)),
+            (images, torch.empty(0, encoder.dim)),
             (image_ids, torch.empty(0, dtype=torch.int64)),
-            (captions, torch.empty(0, config.model.dim)),
+            (captions, torch.empty(0, encoder.dim)),
             (caption_ids, torch.empty(0, dtype=torch.int64)),
         )
     ]

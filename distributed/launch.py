@@ -8,12 +8,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from allpairs.command import Resume
 from allpairs.errors import UserError
 from allpairs.files import write_text
-from allpairs.models import Vocabulary
+from allpairs.models import Tokens, WholeSpec, check_text, make_tokens, reads_regions, save_tokens
 from distributed.config import Config
 from distributed.data import Dataset, open_dataset
 from distributed.progress import Follower
@@ -29,6 +29,9 @@ QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or every line of a worker would appear twice
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default; silences its warning
 }
+
+
+_PLURAL = {"image": "images", "regions": "regions"}
 
 
 class RunFailed(RuntimeError):  # noqa: N818 -- said to the user as it is
@@ -88,11 +91,12 @@ def set_up(config: Config, *, resume: Resume) -> RunDirectory:
     """
     refuse_job_folder(config.run_dir, f"run.dir={config.run.dir}", config.run.dir)
     datasets = check_data(config)
+    check_text(config.model, config.data.max_caption_tokens)
     run = prepare(config, resume=resume)
     if not run.summary.exists():
         write_text(run.provenance, json.dumps(provenance(config), indent=1))
-        if not run.vocabulary.exists():
-            _make_vocabulary(datasets["train"], config).save(run.vocabulary)
+        if not run.vocabulary.exists() and not run.tokenizer.exists():
+            save_tokens(run.root, _make_tokens(datasets["train"], config))
     return run
 
 
@@ -115,6 +119,7 @@ def _run_on_ray(
     settings = config.model_dump(mode="json")
     settings["run"]["dir"] = str(run.root.parent)  # workers live in other folders: every path is made absolute here
     settings["data"] |= {split: str(config.data.folder(split)) for split in config.data.splits}
+    settings["model"] = _with_absolute_folders(settings["model"])
     # Ray's own bookkeeping of this attempt. The name is new each time: under a known name Ray would silently resume by
     # its rules, while ours (checkpoints/last) also survive another number of workers.
     attempt = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
@@ -146,7 +151,9 @@ def check_data(config: Config) -> dict[str, Dataset]:
         UserError: a folder is missing or broken, or holds regions where the model reads images (or the reverse).
     """
     datasets = {}
-    wanted = "regions" if config.model.image.kind == "regions" else "image"
+    model = config.model
+    wanted = "regions" if reads_regions(model) else "image"
+    reader = f"model.kind={model.kind}" if isinstance(model, WholeSpec) else f"model.image.kind={model.image.kind}"
     for split in config.data.splits:
         folder = config.data.folder(split)
         try:
@@ -155,8 +162,7 @@ def check_data(config: Config) -> dict[str, Dataset]:
             raise UserError(f"data.{split}: {error}") from None
         if dataset.kind != wanted:
             raise UserError(
-                f"data.{split}: {folder} holds {dataset.kind}s, "
-                f"but model.image.kind={config.model.image.kind} reads {wanted}s"
+                f"data.{split}: {folder} holds {_PLURAL[dataset.kind]}, but {reader} reads {_PLURAL[wanted]}"
             )
     if len(datasets["train"]) < config.train.global_batch:
         raise UserError(
@@ -166,10 +172,20 @@ def check_data(config: Config) -> dict[str, Dataset]:
     return datasets
 
 
-def _make_vocabulary(dataset: Dataset, config: Config) -> Vocabulary:
-    return Vocabulary.build(
-        dataset.all_captions(), min_count=config.data.vocabulary_min_count, max_size=config.data.vocabulary_max_size
-    )
+def _make_tokens(dataset: Dataset, config: Config) -> Tokens:
+    data = config.data
+    limits = {"min_count": data.vocabulary_min_count, "max_size": data.vocabulary_max_size}
+    return make_tokens(config.model, dataset.all_captions, **limits)
+
+
+def _with_absolute_folders(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return a model's settings with the names that are local folders made absolute."""
+    settings = {
+        key: _with_absolute_folders(value) if key in ("image", "text") else value for key, value in settings.items()
+    }
+    if "name" in settings and Path(settings["name"]).is_dir():
+        settings["name"] = str(Path(settings["name"]).resolve())
+    return settings
 
 
 def _scaling(config: Config, tell: Callable[[str], None] | None) -> "ScalingConfig":

@@ -10,15 +10,17 @@ of (seed, step) and (seed, epoch, sample), so there is no generator state to res
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
 from allpairs.errors import UserError
-from allpairs.models import Vocabulary, build
-from allpairs.objectives import make
+from allpairs.models import DualEncoder, build, load_tokens
+from allpairs.objectives import arguments, make
 from distributed.checkpoints import Checkpoints, Progress
 from distributed.config import Config
+from distributed.config.tree import Objective
 from distributed.data import Position, TrainBatch, TrainReader, open_dataset
 from distributed.evaluation import encode, loss_and_similarities
 from distributed.heartbeat import READING, STEPPING
@@ -56,10 +58,10 @@ class Training:
         self.stop_asked = stop_asked
         self.stopping = False
         self.run_dir = RunDirectory(config.run_dir)
-        self.vocabulary = Vocabulary.load(self.run_dir.vocabulary)
+        self.vocabulary = load_tokens(self.run_dir.root, config.model)
         torch.manual_seed(config.train.seed)  # the same initial weights on every rank and for every world size
         encoder = build(config.model, len(self.vocabulary))
-        objective = make(config.objective.name, **config.objective.arguments())
+        objective = make(config.objective.name, **objective_arguments(config.objective, encoder))
         step = TrainStep(encoder, objective, world.group, config.train.precision)
         if config.train.triplet_warmup_epochs:
             step.warmup = make("triplet", **config.objective.arguments())
@@ -84,6 +86,7 @@ class Training:
             rank=self.world.rank,
             world=self.world.size,
             tokenize=lambda texts: self.vocabulary.encode(texts, data.max_caption_tokens),
+            preprocessing=self.encoder.preprocessing,
         )
 
     @property
@@ -272,6 +275,15 @@ class Training:
         row |= {"val/rsum": rsum, "val/best_rsum": best, "val/seconds": time.perf_counter() - started}
         self.tracker.log(self.where() | row)
         return row, improved
+
+
+def objective_arguments(objective: Objective, encoder: DualEncoder) -> dict[str, Any]:
+    """Return the configured arguments; a scale or bias to be learned starts from what a pretrained encoder brings."""
+    given = objective.arguments()
+    if not given.get("learn_scale"):
+        return given
+    known = arguments(objective.name)
+    return {name: value for name, value in encoder.learned.items() if name in known} | given
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -48,8 +48,13 @@ class RunDirectory:
 
     @property
     def vocabulary(self) -> Path:
-        """The tokeniser, made once from the training captions."""
+        """The words of the training captions, collected once."""
         return self.root / "vocabulary.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """Instead of `vocabulary`: the tokenizer that a pretrained text model brought."""
+        return self.root / "tokenizer"
 
     @property
     def summary(self) -> Path:

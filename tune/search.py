@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from allpairs.command import Resume, run
+from allpairs.models import reads_regions
 from distributed.config import Config
 from tune.config import load_search
 from tune.trial import TrialPlan
@@ -59,7 +60,7 @@ def _check_data(configs: list[Config]) -> None:
     from distributed.launch import check_data
 
     for config in {
-        (config.data, config.train.global_batch, config.model.image.kind): config for config in configs
+        (config.data, config.train.global_batch, reads_regions(config.model)): config for config in configs
     }.values():
         check_data(config)
 

@@ -3,14 +3,17 @@
 from functools import cache
 from typing import Any, get_args
 
-from allpairs.models.spec import ImageSpec, kinds
+from allpairs.models.spec import ImageSpec, ModelSpec, TextSpec, kinds
 from allpairs.objectives import arguments, names
 
-TAGS = ("objective.name", "model.image.kind", "model.text.kind")
+TAGS = ("objective.name", "model.kind", "model.image.kind", "model.text.kind")
 """Keys that choose which other keys their section has."""
 
-IMAGE_KINDS = tuple(kind for member in get_args(get_args(ImageSpec)[0]) for kind in kinds(member))
-"""The tags of the `model.image` union."""
+KINDS = {
+    section: tuple(kind for member in get_args(get_args(union)[0]) for kind in kinds(member))
+    for section, union in {"model": ModelSpec, "image": ImageSpec, "text": TextSpec}.items()
+}
+"""The tags of each section that is a union of kinds."""
 
 
 @cache

@@ -39,8 +39,8 @@ def read(path: Path) -> dict[str, Any]:
 def apply(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return a copy of `tree` with each `section.key=value` set; values are YAML (`null`, `[1, 2]`, `true`, `3e-4`).
 
-    Setting a tag (`objective.name`, `model.image.kind`, `model.text.kind`) to another value starts that section afresh:
-    the arguments of one objective mean nothing to another.
+    Setting a tag (`objective.name`, `model.kind`, `model.image.kind`, `model.text.kind`) to another value starts that
+    section afresh: the arguments of one objective mean nothing to another.
     """
     result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(tree)))
     for override in sorted(overrides, key=lambda text: text.partition("=")[0] not in TAGS):

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from distributed.config.keys import IMAGE_KINDS
+from distributed.config.keys import KINDS
 
 Hint = Callable[[str], str]
 """From an unknown dotted key to `; did you mean ...`, or nothing."""
@@ -32,7 +32,9 @@ def _line(item: dict[str, Any], hint: Hint) -> str:
 
 
 def _without_tags(loc: tuple[str | int, ...]) -> list[str | int]:
-    """Drop the branch names that pydantic puts into the path of a tagged union (`model.image.cnn.width`)."""
-    return [
-        part for before, part in zip((None, *loc), loc, strict=False) if not (before == "image" and part in IMAGE_KINDS)
-    ]
+    """Drop the branch names that pydantic puts into the path of a tagged union (`model.towers.image.cnn.width`)."""
+    kept: list[str | int] = []
+    for part in loc:
+        if not (kept and part in KINDS.get(str(kept[-1]), ())):
+            kept.append(part)
+    return kept

@@ -1,6 +1,6 @@
 """The configuration tree. The docstrings below the fields are the documentation of the knobs.
 
-Two sections are declared where they are used: `model` is `allpairs.models.DualSpec`, `objective` the arguments of
+Two sections are declared where they are used: `model` is `allpairs.models.ModelSpec`, `objective` the arguments of
 `allpairs.objectives.make`.
 """
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from allpairs.models import CnnSpec, DualSpec, GruSpec
+from allpairs.models import CnnSpec, DualSpec, GruSpec, ModelSpec
 from distributed.config.objective import check_objective, objectives_over_sets
 
 
@@ -52,16 +52,17 @@ class Data(Section):
     test: Folder | None = Path("test")
     """Dataset folder evaluated once, at the end, with the best checkpoint. null: none."""
     image_size: int = Field(64, ge=8, le=1024)
-    """Side in pixels to which images are resized."""
+    """Side in pixels to which images are resized. A pretrained whole model brings its own preprocessing instead."""
     augment: Literal["none", "crop", "crop_flip"] = "none"
     """Training images: as they are, a seeded random crop, or crop and mirror ("left" in a caption becomes untrue)."""
     captions_per_image: int = Field(1, ge=1, le=64)
     """Captions of each image in a training batch, distinct where it has as many. More than one needs an objective over
     sets: circle, binomial_deviance, lifted, multi_similarity or smooth_ap."""
     max_caption_tokens: int = Field(32, ge=4, le=512)
-    """Longer captions are cut."""
+    """Longer captions are cut; at most the positions of a transformers text model."""
     vocabulary_min_count: int = Field(1, ge=1)
-    """A word must occur this often in the training captions to get its own embedding."""
+    """A word must occur this often in the training captions to get its own embedding; a pretrained tokenizer has its
+    own words."""
     vocabulary_max_size: int = Field(30_000, ge=16)
     """At most this many words, the most frequent ones."""
     shuffle_window: int = Field(16_384, ge=1)
@@ -211,7 +212,7 @@ class Config(Section):
 
     run: Run
     data: Data = Data()
-    model: DualSpec = DualSpec(image=CnnSpec(), text=GruSpec(kind="bigru"), dim=256)
+    model: ModelSpec = DualSpec(image=CnnSpec(), text=GruSpec(kind="bigru"), dim=256)
     objective: Objective = Objective()
     optimizer: Optimizer = Optimizer()
     train: Train = Train()

@@ -6,13 +6,16 @@ seventh larger than S when crops are drawn · R regions · F features.
 
 import io
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from distributed.data.dataset import BadSampleError
 from distributed.data.draws import Purpose, draw, draw_unit
+
+if TYPE_CHECKING:
+    from allpairs.models.preprocessing import ImagePreprocessing
 
 # No other format is tried: some of Pillow's readers start programs or parse rarely checked formats.
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -39,17 +42,24 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def decode_image(data: bytes, side: int, max_pixels: int) -> np.ndarray:
+def decode_image(
+    data: bytes, side: int, max_pixels: int, preprocessing: "ImagePreprocessing | None" = None
+) -> np.ndarray:
     """Decode to ``[3, side, side]`` uint8 RGB: alpha over white, shorter side resized to `side`, centre crop.
+
+    With a pretrained model's `preprocessing` its resizing and cropping take the place of ours.
 
     Raises:
         BadSampleError: see `open_image`.
     """
     image = open_image(data, max_pixels)
     try:
-        image.draft("RGB", (side, side))  # JPEG only: decodes at the nearest 1/2, 1/4, 1/8 that is large enough
+        if preprocessing is None:
+            image.draft("RGB", (side, side))  # JPEG only: decodes at the nearest 1/2, 1/4, 1/8 that is large enough
         ImageOps.exif_transpose(image, in_place=True)
         image = _opaque(image)
+        if preprocessing is not None:
+            return preprocessing.geometry(image, side)
         scale = side / min(image.size)
         size = (max(side, round(image.width * scale)), max(side, round(image.height * scale)))
         if size != image.size:

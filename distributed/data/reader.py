@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from distributed.data.images import Augment, augment_image, cached_side, decode_
 from distributed.data.order import EpochOrder, Position, batch_sizes, rank_slice
 from distributed.data.prefetch import prefetch
 
+if TYPE_CHECKING:
+    from allpairs.models.preprocessing import ImagePreprocessing
+
 
 class TrainReader:
     """Reads this rank's share of every global batch.
@@ -32,6 +36,7 @@ class TrainReader:
         seed: decides order, captions and augmentation, together with the epoch.
         rank, world: this reader's place among `world` readers.
         tokenize: makes `tokens` from a batch's captions, in the background thread.
+        preprocessing: a pretrained model's own; its side then takes the place of `data.image_size`.
         ahead: batches prepared in the background; 0 prepares in the calling thread.
         min_rows: no rank ever gets fewer rows per step.
 
@@ -54,6 +59,7 @@ class TrainReader:
         rank: int = 0,
         world: int = 1,
         tokenize: Tokenize | None = None,
+        preprocessing: "ImagePreprocessing | None" = None,
         ahead: int = 2,
         min_rows: int = 2,
     ) -> None:
@@ -63,8 +69,14 @@ class TrainReader:
         self._global_batch, self._rank, self._world, self._min_rows = global_batch, rank, world, min_rows
         self._seed, self._ahead, self._tokenize = seed, ahead, tokenize
         self._augment: Augment = data.augment if dataset.kind == "image" else "none"
-        side = cached_side(data.image_size, self._augment)
-        self._loader = Loader(dataset, side=side, max_pixels=data.max_image_pixels, cache_mb=data.cache_mb)
+        self._side = data.image_size if preprocessing is None else preprocessing.side
+        self._loader = Loader(
+            dataset,
+            side=cached_side(self._side, self._augment),
+            max_pixels=data.max_image_pixels,
+            preprocessing=preprocessing,
+            cache_mb=data.cache_mb,
+        )
         self.steps_per_epoch = self.steps_left(self.start)
         self.seen = 0
         self.bad: Counter[str] = Counter()
@@ -111,7 +123,7 @@ class TrainReader:
 
         def load(row: int) -> tuple[np.ndarray, list[str]]:
             image, captions = self._loader.load(row)
-            image = augment_image(image, self._data.image_size, self._augment, seed=seed, epoch=epoch, row=row)
+            image = augment_image(image, self._side, self._augment, seed=seed, epoch=epoch, row=row)
             drawn = choose(
                 seed, epoch, Purpose.CAPTIONS, row, available=len(captions), count=self._data.captions_per_image
             )
@@ -135,12 +147,21 @@ class Loader:
         dataset: the samples.
         side: image side in pixels (unused for regions).
         max_pixels: larger images are bad samples.
+        preprocessing: a pretrained model's own, instead of `decode_image`'s resizing.
         cache_mb: keep decoded samples up to this many MiB.
     """
 
-    def __init__(self, dataset: Dataset, *, side: int, max_pixels: int, cache_mb: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        side: int,
+        max_pixels: int,
+        preprocessing: "ImagePreprocessing | None" = None,
+        cache_mb: int = 0,
+    ) -> None:
         self.dataset = dataset
-        self._side, self._max_pixels = side, max_pixels
+        self._side, self._max_pixels, self._preprocessing = side, max_pixels, preprocessing
         # First come, first kept, never evicted: each epoch visits every row once, and under such cycles a cache that
         # evicts the oldest would never hit at all.
         self._cache: dict[int, tuple[np.ndarray, list[str]] | BadSampleError] = {}
@@ -167,7 +188,7 @@ class Loader:
         sample = self.dataset.read(row)
         if self.dataset.kind == "regions":
             return decode_regions(sample.data), sample.captions
-        return decode_image(sample.data, self._side, self._max_pixels), sample.captions
+        return decode_image(sample.data, self._side, self._max_pixels, self._preprocessing), sample.captions
 
     def _keep(self, row: int, entry: tuple[np.ndarray, list[str]] | BadSampleError) -> None:
         size = 64 if isinstance(entry, BadSampleError) else entry[0].nbytes + sum(map(len, entry[1]))
@@ -184,6 +205,7 @@ def evaluation_batches(
     rank: int = 0,
     world: int = 1,
     tokenize: Tokenize | None = None,
+    preprocessing: "ImagePreprocessing | None" = None,
     ahead: int = 2,
 ) -> Generator[Batch, None, None]:
     """Yield this rank's contiguous slice of the data set in batches of at most `batch` images.
@@ -195,7 +217,8 @@ def evaluation_batches(
         UserError: after the last batch, when more than `data.max_bad_fraction` of this rank's samples were bad.
     """
     seen, bad = 0, Counter[str]()
-    loader = Loader(dataset, side=data.image_size, max_pixels=data.max_image_pixels)
+    side = data.image_size if preprocessing is None else preprocessing.side
+    loader = Loader(dataset, side=side, max_pixels=data.max_image_pixels, preprocessing=preprocessing)
 
     def produce() -> Iterator[Batch]:
         mine = rank_slice(len(dataset), rank=rank, world=world)

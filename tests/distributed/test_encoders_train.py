@@ -1,0 +1,150 @@
+"""Every kind of encoder, as a user trains it: set up, trained, stopped and resumed, its checkpoint loaded alone."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertTokenizer, CLIPConfig, CLIPModel
+
+from allpairs import models
+from allpairs.errors import UserError
+from distributed.data.writer import Sample, write_split
+from distributed.embed import embed_split
+from distributed.launch import set_up
+from distributed.loop import Training
+from distributed.world import World
+from tests.conftest import COLOURS, SIZES, samples
+from tests.distributed.test_loop import assert_same_state, rows, train
+
+WIDTH = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+VISION = {**WIDTH, "image_size": 24, "patch_size": 8}
+TEXT = {**WIDTH, "max_position_embeddings": 32}
+CLIP = {"text_config": TEXT, "vision_config": VISION, "projection_dim": 16}
+BERT = {"kind": "transformers", "name": "bert", "pretrained": False, "config": TEXT}
+VIT = {"kind": "transformers", "name": "vit", "pretrained": False, "config": VISION}
+SIGLIP = {"text_config": {**TEXT, "projection_size": 16}, "vision_config": VISION}
+MODELS = {
+    "clip": {"kind": "transformers", "name": "clip", "pretrained": False, "config": CLIP, "head": 12},
+    "siglip": {"kind": "transformers", "name": "siglip", "pretrained": False, "config": SIGLIP},
+    "folder": {"kind": "transformers", "name": "hub/clip"},
+    "towers": {"dim": 16, "image": VIT, "text": {**BERT, "pool": "mean"}},
+    "vse_infinity": {
+        "dim": 16,
+        "image": {"kind": "regions", "features": 15, "pool": "gpo", "mlp": True, "drop": 0.2},
+        "text": {**BERT, "pool": "gpo", "drop": 0.2},
+    },
+    "vsrn": {"dim": 16, "image": {"kind": "vsrn", "features": 15, "layers": 2}, "text": {"kind": "gru"}},
+}
+
+
+@pytest.fixture(scope="module")
+def regions(tmp_path_factory):
+    """The tiny squares as five regions each: what a detector would say of colour, size and place, with noise."""
+    root = tmp_path_factory.mktemp("regions")
+    noise = np.random.default_rng(0)
+    places = {"upper left": 0, "upper right": 1, "lower left": 2, "lower right": 3}
+    for split in ("train", "val", "test"):
+        out = []
+        for sample in samples(split != "train"):
+            colour, size, corner = sample.key.rsplit("-", 2)
+            features = noise.normal(0, 0.3, (5, 15)).astype(np.float32)
+            features[:, COLOURS.index(colour)] += 2
+            features[:, 8 + min(list(SIZES).index(size), 2)] += 2
+            features[:, 11 + list(places.values()).index(int(corner))] += 2
+            stream = io.BytesIO()
+            np.save(stream, features)
+            out.append(Sample(sample.key, "npy", stream.getvalue(), sample.captions))
+        write_split(root / split, out, name="tiny", split=split, source={}, kind="regions", shard_samples=40)
+    return root
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A small CLIP as a hub's snapshot, in a folder that is named relative to where the user stands."""
+    folder = tmp_path / "hub" / "clip"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *COLOURS, *SIZES, "a", "square", "upper", "lower"]
+    words += ["left", "right", ","]
+    torch.manual_seed(0)
+    text = {**TEXT, "vocab_size": len(words), "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    model = CLIPModel(CLIPConfig(**{**CLIP, "text_config": text}))
+    model.logit_scale.data.fill_(float(np.log(20.0)))
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    settings = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 24}, "crop_size": 24}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return folder
+
+
+@pytest.fixture
+def config_of(tiny_config, regions, hub):
+    """Make a configuration for a model; the learning rate suits all of these."""
+
+    def make(name, run="run", **sections):
+        of_regions = MODELS[name].get("image", {}).get("kind") in ("regions", "vsrn")
+        data = {"root": str(regions)} if of_regions else {"augment": "crop"} if name == "folder" else {}
+        made = tiny_config(
+            run, data=data, optimizer={"lr": 5e-3, "warmup_epochs": 0.5}, **{"train": {"epochs": 2}} | sections
+        )
+        tree = made.model_dump(mode="json") | {"model": MODELS[name]}
+        return type(made).model_validate(tree)
+
+    return make
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_encoder_trains_resumes_and_loads_alone(name, config_of, hub):
+    whole, summary, _ = train(config_of(name, "whole"))
+    losses = list(rows(whole, "train/loss").values())
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+    train(config_of(name, "part", train={"epochs": 2, "stop_after_epochs": 1.25}))
+    part, _, _ = train(config_of(name, "part"), resume=True)
+    assert_same_state(whole, part)
+    assert rows(whole, "val/rsum") == rows(part, "val/rsum")
+    shutil.rmtree(hub)  # the checkpoint needs neither hub nor folder
+    embeddings = embed_split(whole.root, "test", "best")
+    saved = np.load(whole.embeddings("test") / "images.npy")
+    np.testing.assert_array_equal(embeddings.images, saved)
+    assert summary["test/rsum"] > 0
+    loaded, words = models.load(whole.checkpoints / "last")
+    assert loaded.encode_texts(*words.encode(["a red square"])).shape == (1, loaded.dim)
+
+
+@pytest.mark.parametrize("name", ["clip", "vse_infinity", "vsrn"])
+def test_recall_rises_far_above_chance(name, config_of):
+    _, summary, _ = train(config_of(name, train={"epochs": 14}))
+    assert summary["val/best_rsum"] > 3 * 2 * 100 * (1 + 5 + 10) / 25  # three times chance: k of 25, both directions
+
+
+def test_a_learned_scale_starts_from_the_checkpoint_s_unless_it_is_given(config_of):
+    def scale(name, **objective):
+        config = config_of(name, objective={"name": "vlc", **objective})
+        set_up(config, resume=False)
+        training = Training(config, World.join(torch.device("cpu")), lambda _: None)
+        shutil.rmtree(config.run_dir)
+        return training.strategy.step.objective.learned().get("scale")
+
+    assert scale("folder", learn_scale=True) == pytest.approx(20.0)
+    assert scale("folder", learn_scale=True, scale=30) == pytest.approx(30.0)
+    assert scale("folder") is None
+    assert scale("clip", learn_scale=True) == pytest.approx(1 / 0.07)
+
+
+def test_mistakes_are_found_before_anything_starts(config_of, tiny_config, hub, regions, tiny):
+    long = {"root": str(tiny), "image_size": 24, "max_caption_tokens": 33}
+    tree = config_of("clip").model_dump(mode="json")
+    with pytest.raises(UserError, match=r"data\.max_caption_tokens=33: .* reads at most 32 tokens"):
+        set_up(type(config_of("clip")).model_validate(tree | {"data": long}), resume=False)
+    with pytest.raises(UserError, match=r"holds regions, but model\.kind=transformers reads images"):
+        set_up(type(config_of("clip")).model_validate(tree | {"data": {"root": str(regions)}}), resume=False)
+    for file in ("vocab.txt", "tokenizer.json"):
+        (hub / file).unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"model\.name: 'hub/clip' has no tokenizer"):
+        set_up(config_of("folder"), resume=False)
+    assert not config_of("folder").run_dir.exists()
