@@ -99,11 +99,12 @@ _PASSED: dict[str, list[str]] = {"real-data": [], "browser": []}
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Leave the names where the continuous integration can check that there are some."""
-    if session.config.cache is None or hasattr(session.config, "workerinput"):  # once, for all
+    cache = getattr(session.config, "cache", None)  # absent under -p no:cacheprovider
+    if cache is None or hasattr(session.config, "workerinput"):  # once, for all
         return
     for kind, names in _PASSED.items():
         if names:
-            session.config.cache.set(f"allpairs/{kind}", sorted(names))
+            cache.set(f"allpairs/{kind}", sorted(names))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
