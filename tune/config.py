@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from allpairs.errors import UserError, nearest
-from distributed.config import Config
+from distributed.config import Config, yaml_text
 from distributed.config.load import read
 from distributed.config.mistakes import mistakes
 from distributed.config.tree import Folder
@@ -20,7 +19,7 @@ RESERVED = ("run", "run.name", "run.dir")
 class Search(BaseModel):
     """A search as its YAML file declares it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)
     """Folder of the search below `dir`, and the W&B group of its trials."""
@@ -90,17 +89,19 @@ def load_search(path: Path, arguments: Sequence[str] = ()) -> Search:
         UserError: unknown key (with the nearest), wrong type, a space that does not fit the algorithm.
     """
     tree = read(path)
-    overrides = dict(tree.get("overrides") or {})
+    in_file = tree.get("overrides") or {}
+    if not isinstance(in_file, dict):
+        raise UserError(f"{path}: overrides={in_file!r} is not accepted: input should be keys of the configuration")
+    overrides: dict[str, Any] = {}
     for argument in arguments:
         key, equals, text = argument.partition("=")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"argument {argument!r}: {text!r} is not a YAML value") from None
         if not equals:
             raise UserError(f"argument {argument!r}: expected key=value")
+        value = yaml_text.parse(text, f"argument {key}")
         if key.partition(".")[0] in Config.model_fields:
             overrides[key] = value
+            # A section given here replaces what the file says of its keys too.
+            in_file = {other: said for other, said in in_file.items() if not str(other).startswith(f"{key}.")}
         elif key in ("space", "overrides"):
             raise UserError(f"argument {argument!r}: {key} is given in the file")
         elif key in Search.model_fields:
@@ -108,7 +109,7 @@ def load_search(path: Path, arguments: Sequence[str] = ()) -> Search:
         else:
             raise UserError(f"argument {argument!r}: unknown key{nearest(key, [*Search.model_fields, *_sections()])}")
     try:
-        search = Search.model_validate(tree | {"overrides": overrides})
+        search = Search.model_validate(tree | {"overrides": in_file | overrides})
         return search.model_copy(update={"dir": search.dir.expanduser().resolve()})  # trials run elsewhere
     except ValidationError as error:
         raise UserError(mistakes(error, source=str(path), hint=_hint)) from None

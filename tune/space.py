@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 class Domain(BaseModel):
     """Exactly one of these, e.g. ``{grid: [0.1, 0.2]}`` or ``{loguniform: [1e-4, 1e-2]}``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     grid: tuple[Any, ...] | None = Field(None, min_length=1)
     """Every value, combined with every value of the other keys."""

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
 from allpairs.errors import UserError
 from distributed.config import Config, validate
 from distributed.config.load import apply, read
@@ -45,12 +43,9 @@ class TrialPlan:
             UserError: the resulting configuration is not valid; the message names the key and the nearest valid one.
         """
         search = self.search
-        tree = dict(self.base)
-        tree["tracking"] = {**(tree.get("tracking") or {}), "group": search.name, "job_type": "tune"}
-        for changes in (search.overrides, values):
-            # Sections first, their keys after, so that `objective.margin` may refine a searched `objective`.
-            tree |= {key: value for key, value in changes.items() if "." not in key}
-            tree = apply(tree, [f"{key}={_flow(value)}" for key, value in changes.items() if "." in key])
+        ours = {"tracking.group": search.name, "tracking.job_type": "tune"}
+        tree = apply(self.base, (ours | search.overrides).items())
+        tree = apply(tree, values.items())
         tree["run"] = {"name": self.run_name(trial_id), "dir": str(search.folder / "trials")}
         config = validate(tree, source=f"{search.base} with {describe(values)}")
         root = self.here / config.data.root.expanduser()
@@ -88,8 +83,3 @@ def run_trial(plan: TrialPlan, values: Mapping[str, Any]) -> None:
     measured = evaluations(run)
     if len(measured) == evaluated_before:  # interrupted after its last epoch: all was measured, Tune wants a result
         ray.tune.report(measured[-1])
-
-
-def _flow(value: Any) -> str:
-    """Write a value as one line of YAML (JSON would write 1e-05, which YAML reads as text)."""
-    return yaml.safe_dump([value], default_flow_style=True, width=math.inf).strip()[1:-1]

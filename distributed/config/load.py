@@ -1,6 +1,8 @@
 """From a YAML file and `section.key=value` overrides to a checked `Config`; every mistake is one line."""
 
-from collections.abc import Mapping, Sequence
+import copy
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from allpairs.errors import UserError, nearest
+from distributed.config import yaml_text
 from distributed.config.keys import TAGS, known_keys
 from distributed.config.mistakes import mistakes
 from distributed.config.tree import Config
@@ -19,39 +22,49 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: unreadable file, unknown key, wrong type or impossible value; one line per mistake.
     """
-    return validate(apply(read(path), overrides), source=str(path))
+    return validate(apply(read(path), [override(text) for text in overrides]), source=str(path))
 
 
 def read(path: Path) -> dict[str, Any]:
     """Read a YAML mapping."""
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError:  # a name that no file system takes
+        there = False
+    if not there:
         neighbours = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise UserError(f"{path}: no such config file{nearest(str(path), neighbours) if neighbours else ''}")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    tree = yaml_text.read(path)
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
     return tree
 
 
-def apply(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return a copy of `tree` with each `section.key=value` set; values are YAML (`null`, `[1, 2]`, `true`, `3e-4`).
+def override(text: str) -> tuple[str, Any]:
+    """Split `section.key=value`, or `section={key: value, ...}`; the value is YAML (`null`, `[1, 2]`, `true`, `3e-4`).
 
-    Setting a tag (`objective.name`, `model.kind`, `model.image.kind`, `model.text.kind`) to another value starts that
-    section afresh: the arguments of one objective mean nothing to another.
+    Raises:
+        UserError: it has another form, or its value is no YAML.
     """
-    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(tree)))
-    for override in sorted(overrides, key=lambda text: text.partition("=")[0] not in TAGS):
-        key, equals, text = override.partition("=")
-        if not equals or not key or "." not in key:
-            raise UserError(f"override {override!r}: expected section.key=value{_hint(key)}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise UserError(f"override {override!r}: {text!r} is not a YAML value") from None
-        _set(result, key, value)
+    key, equals, value = text.partition("=")
+    if not equals or not ("." in key.strip(".") or key in Config.model_fields):
+        raise UserError(f"override {text!r}: expected section.key=value{_hint(key)}")
+    return key, yaml_text.parse(value, f"override {key}")
+
+
+def apply(tree: Mapping[str, Any], changes: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a copy of `tree` with every key of `changes` set to its value, of one key the last.
+
+    A key may name a section: its value takes the place of all the section holds, and keys below it refine that,
+    wherever they stand. Setting a tag (`objective.name`, `model.kind`, `model.image.kind`, `model.text.kind`) to
+    another value starts that section afresh: the arguments of one objective mean nothing to another.
+    """
+    result: dict[str, Any] = copy.deepcopy(dict(tree))
+    for key, value in sorted(changes, key=lambda change: (change[0].count("."), change[0] not in TAGS)):
+        if key in Config.model_fields and not isinstance(value, Mapping):
+            example = min(other for other in known_keys() if other.startswith(f"{key}."))
+            raise UserError(f"{key}={value!r}: {key} is a section; accepted: {key}={{...}}, or a key of it ({example})")
+        _set(result, key, copy.deepcopy(value))
     return result
 
 
@@ -77,9 +90,25 @@ def validate(tree: Mapping[str, Any], source: str = "config") -> Config:
         UserError: one line per mistake: key, value, what is accepted, the nearest valid key.
     """
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(mistakes(error, source=source, hint=_hint)) from None
+    # Where the tree takes any value (a backbone's own arguments), no type has looked at its numbers.
+    for key, value in _leaves(config.model_dump(), ""):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{source}: {key}={value!r} is not accepted: input should be a finite number")
+    return config
+
+
+def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for key, child in node.items():
+            yield from _leaves(child, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list | tuple):
+        for number, child in enumerate(node):
+            yield from _leaves(child, f"{path}[{number}]")
+    else:
+        yield path, node
 
 
 def _hint(key: str) -> str:

@@ -21,14 +21,19 @@ def _line(item: dict[str, Any], hint: Hint) -> str:
     message = str(item["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{key}: unknown key (value {item['input']!r}){hint(key)}"
+        return f"{key}: unknown key (value {_brief(item['input'])}){hint(key)}"
     if item["type"] == "union_tag_invalid":
         return f"{key}.kind={item['ctx']['tag']!r} is unknown; accepted: {item['ctx']['expected_tags']}"
     if item["type"] == "missing":
         return f"{key}: missing; it has no default"
     if item["type"] == "value_error" and (not key or message.startswith(key) or isinstance(item["input"], dict)):
         return message if not key or message.startswith(key) else f"{key}: {message}"
-    return f"{key}={item['input']!r} is not accepted: {message}"
+    return f"{key}={_brief(item['input'])} is not accepted: {message}"
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:150]}… ({len(text):,} characters)"
 
 
 def _without_tags(loc: tuple[str | int, ...]) -> list[str | int]:

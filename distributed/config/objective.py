@@ -2,10 +2,12 @@
 
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from allpairs.errors import UserError, nearest
 from allpairs.objectives import arguments, hint, make, names
+
+_FINITE = ConfigDict(allow_inf_nan=False)
 
 
 def objectives_over_sets() -> list[str]:
@@ -30,7 +32,7 @@ def check_objective(values: dict[str, Any]) -> dict[str, Any]:
         if key not in declared:
             raise ValueError(f"objective.{key}: {name} has no such argument (value {value!r}){nearest(key, declared)}")
         try:
-            checked[key] = TypeAdapter(declared[key].annotation).validate_python(value)
+            checked[key] = TypeAdapter(declared[key].annotation, config=_FINITE).validate_python(value)
         except ValidationError as error:
             message = error.errors()[0]["msg"]
             raise ValueError(f"objective.{key}={value!r} is not accepted: {message[:1].lower()}{message[1:]}") from None

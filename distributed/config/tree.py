@@ -16,7 +16,9 @@ from distributed.config.objective import check_objective, objectives_over_sets
 class Section(BaseModel):
     """A group of knobs: unknown keys are refused, values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 def _on_a_mount(value: Any) -> Any:

@@ -1,9 +1,12 @@
+import time
 from pathlib import Path
 
 import pytest
 
 from allpairs.errors import UserError
-from distributed.config import dump, load, validate
+from allpairs.objectives import arguments, names
+from distributed.config import Config, dump, load, validate
+from tune.config import load_search
 
 YAML = """
 run: {name: x}
@@ -37,6 +40,26 @@ def test_swapping_the_objective_starts_its_arguments_afresh(file):
 def test_swapping_the_image_side(file):
     config = load(file, ["model.image.kind=transformers", "model.image.name=resnet", "model.image.pretrained=false"])
     assert config.model.image.name == "resnet"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["objective={name: vlc, scale: 20}"], ("vlc", {"scale": 20.0})),
+        (["objective={name: vlc}", "objective.scale=30"], ("vlc", {"scale": 30.0})),
+        (["objective.scale=30", "objective={name: vlc}"], ("vlc", {"scale": 30.0})),  # a section, then its keys
+        (["objective={margin: 0.1}"], ("unified", {"margin": 0.1})),  # nothing of the file's section stays
+        (["objective={name: vlc}", "objective={name: triplet, margin: 0.1}"], ("triplet", {"margin": 0.1})),
+    ],
+)
+def test_a_whole_section_takes_the_place_of_the_files(file, overrides, expected):
+    config = load(file, overrides)
+    assert (config.objective.name, config.objective.arguments()) == expected
+
+
+def test_a_part_of_a_section_may_be_given_whole(file):
+    config = load(file, ["model.image.width=8", "model.image={kind: cnn, blocks: 2}", "model.dim=16"])
+    assert (config.model.image.width, config.model.image.blocks, config.model.dim) == (8, 2, 16)
 
 
 def test_the_dump_reads_back_to_the_same_tree(file, tmp_path):
@@ -81,6 +104,12 @@ def test_the_dump_reads_back_to_the_same_tree(file, tmp_path):
         ("cluster.workers=40", "train.global_batch=64 is too small for cluster.workers=40"),
         ("run.name=a/b", "run.name='a/b' is not accepted"),
         ("lr=3", "override 'lr=3': expected section.key=value; did you mean 'optimizer.lr'?"),
+        (
+            "objective=vlc",
+            "objective='vlc': objective is a section; accepted: objective={...}, or a key of it (objective.",
+        ),
+        ("modle={dim: 3}", "override 'modle={dim: 3}': expected section.key=value; did you mean 'model'?"),
+        ("objective={name: vlc, scal: 3}", "objective.scal: vlc has no such argument (value 3); did you mean 'scale'?"),
         ("train.epochs.x=1", "override train.epochs.x: 'epochs' is a value, not a section"),
         ("--config", "override '--config': expected section.key=value"),
     ],
@@ -110,13 +139,119 @@ def test_a_missing_name_is_said(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("a: [", "not valid YAML"), ("- 1", "expected a mapping of sections, found list"), ("", "found NoneType")],
+    [
+        ("a: [", r"bad\.yaml, line 1, column 5: not valid YAML: expected the node content"),
+        ("- 1", "expected a mapping of sections, found list"),
+        ("", "found NoneType"),
+        ("train: {1: 2}", "train.1"),
+        (b"run: {name: \xff}", "byte 13 is not UTF-8"),
+        ("#" * 2**20 + "\n", "larger than 1,048,576 bytes"),
+        ("run: !!python/object/apply:os.abort []", "could not determine a constructor"),
+    ],
 )
 def test_files_that_are_no_configuration(tmp_path, content, message):
     path = tmp_path / "bad.yaml"
-    path.write_text(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message):
         load(path)
+
+
+def bomb(form: str) -> str:
+    """Ten lines that stand for two billion values."""
+    lines = ["a0: &n0 {z: 1}"]
+    lines += [f"a{i + 1}: &n{i + 1} {form.format(', '.join([f'*n{i}'] * 9))}" for i in range(10)]
+    return "{" + ", ".join(lines) + "}"
+
+
+# Each of them is a value of the command line, a line of a run's file and one of a search's.
+YAML_WITHOUT_BOUNDS = [
+    ("9" * 5000, r"99'… \(5,000 characters\) is an integer beyond 64 bits"),
+    ("1:" * 400 + "1", "is an integer beyond 64 bits"),
+    ("-9223372036854775809", "is an integer beyond 64 bits"),
+    ("[" * 5000, "nested deeper than 40 levels"),
+    ("{a: " * 5000, "nested deeper than 40 levels"),
+    (bomb("[{}]"), "more than 50,000 values once its aliases are written out"),
+    (bomb("{{<<: [{}]}}"), "more than 50,000 values once its aliases are written out"),
+    ("&a [*a]", "contains itself"),
+    ("{epochs: 1, seed: 1, epochs: 2}", "epochs stands twice, in line \\d"),
+    ("!!int x", "'x' is no int"),
+    ("!!timestamp x", "'x' is no timestamp"),
+]
+
+
+@pytest.mark.parametrize(("value", "message"), YAML_WITHOUT_BOUNDS, ids=range(len(YAML_WITHOUT_BOUNDS)))
+def test_yaml_without_bounds_is_one_line_wherever_it_stands(file, tmp_path, value, message):
+    bad, search = tmp_path / "bad.yaml", tmp_path / "search.yaml"
+    bad.write_text(f"{YAML.replace('train: {global_batch: 64}', '')}\ntrain: {value}\n")
+    search.write_text(f"name: s\nbase: {file}\nspace: {{train.seed: {{grid: [0]}}}}\n")
+    started = time.monotonic()
+    for call in (
+        lambda: load(bad),
+        lambda: load_search(bad),
+        lambda: load(file, [f"train={value}"]),
+        lambda: load_search(search, [f"train={value}"]),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            call()
+        assert len(str(caught.value)) < 300
+        assert "\n" not in str(caught.value)
+    assert time.monotonic() - started < 20  # the bombs never ended
+
+
+def test_a_key_that_stands_twice_is_named_with_both_lines(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("run: {name: x}\ntrain:\n  epochs: 3\n  seed: 1\n  epochs: 4\n")
+    with pytest.raises(UserError, match=r"twice\.yaml: train\.epochs stands twice, in lines 3 and 5"):
+        load(path)
+
+
+def test_aliases_and_merges_are_yaml_and_dates_are_text(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("run: {name: &name 2026-11-25}\ntracking: {group: *name, tags: &tags [a, b]}\n"
+                    "optimizer: &base {lr: 0.1, betas: [0.8, 0.9]}\ntrain: {<<: {epochs: 3, seed: 4}, seed: 5}\n")  # fmt: skip
+    config = load(path)
+    assert (config.run.name, config.tracking.group, config.tracking.tags) == ("2026-11-25", "2026-11-25", ("a", "b"))
+    assert (config.train.epochs, config.train.seed) == (3, 5)
+
+
+def number_keys() -> list[tuple[str, str]]:
+    """Every key that takes a number with a point, with what else it needs to be there."""
+    found = [("model.image={kind: transformers, name: vit, pretrained: false, config: {dropout: VALUE}}", "")]
+    for name in ("optimizer", "train", "eval", "data", "cluster", "tracking"):
+        for key, field in Config.model_fields[name].annotation.model_fields.items():
+            if "float" in str(field.annotation):
+                pair = "tuple" in str(field.annotation)
+                found.append((f"{name}.{key}={'[0.9, VALUE]' if pair else 'VALUE'}", ""))
+    for name in names():
+        for key, argument in arguments(name).items():
+            if argument.annotation is float:
+                found.append((f"objective.{key}=VALUE", f"objective.name={name}"))
+    return found
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "inf", "nan", "1.0e+999"])
+def test_every_number_is_finite(file, value):
+    keys = number_keys()
+    assert len(keys) > 30
+    for override, other in keys:
+        if "config:" in override and value in ("inf", "nan"):
+            continue  # text, where any value is taken
+        with pytest.raises(UserError) as caught:
+            load(file, [override.replace("VALUE", value), *([other] if other else [])])
+        assert override.partition("=")[0].rpartition(".")[2] in str(caught.value), override
+        assert "\n" not in str(caught.value)
+
+
+def test_a_long_value_is_told_briefly(file):
+    with pytest.raises(UserError) as caught:
+        load(file, [f"train.epochs={'x' * 100_000}"])
+    assert "(100,002 characters)" in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_name_that_no_file_system_takes(tmp_path):
+    with pytest.raises(UserError, match="no such config file"):
+        load(tmp_path / ("x" * 300))
 
 
 def test_a_missing_file_names_its_nearest_neighbour(file):

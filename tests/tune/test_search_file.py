@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from allpairs.errors import UserError
+from distributed.config import load as load_run
 from tune.config import Search, load_search
 from tune.trial import TrialPlan
 
@@ -54,6 +55,21 @@ def test_section_is_replaced_and_then_refined(folder: Path) -> None:
     assert config.objective.arguments()["scale"] == 30
 
 
+def test_a_section_means_the_same_in_a_file_an_argument_and_a_run(folder: Path) -> None:
+    section = {"name": "vlc", "scale": 30}
+    space = {"train.seed": {"grid": [0]}}
+    in_file = {"space": space, "overrides": {"objective": section, "objective.margin": 0.3}}
+    with pytest.raises(UserError, match=r"objective\.margin: vlc has no such argument"):
+        check(in_file)  # the key refines the section, wherever it stands
+    (config,) = check({"space": space, "overrides": {"objective": section}})
+    given = "objective={name: vlc, scale: 30}"
+    # An argument that is a whole section replaces what the file says of its keys.
+    (same,) = check({"space": space, "overrides": {"objective.margin": 0.3}}, given)
+    run = load_run(Path("base.yaml"), [given])
+    assert config.objective == same.objective == run.objective
+    assert run.objective.arguments() == {"scale": 30.0}
+
+
 def test_trials_run_elsewhere_but_paths_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = TrialPlan.of(load({"space": {"train.seed": {"grid": [0]}}}, "data.root=pictures"))
     (folder / "session").mkdir()
@@ -93,6 +109,15 @@ def test_arguments_set_keys_of_the_search(folder: Path) -> None:
         ({"space": {"train.seed": {"grid": [0]}}, "scheduler": "asha", "grace": 9}, (), "grace=9 is longer than"),
         ({"space": {}}, (), "space=.* at least 1"),
         ({}, (), "space: missing"),
+        ({"space": {"train.seed": {"grid": [0]}}}, ("objective=vlc",), "objective='vlc': objective is a section"),
+        ({"space": {"train.seed": {"grid": [0]}}, "overrides": 3}, (), "overrides=3 is not accepted"),
+        ({"space": {"optimizer.lr": {"grid": [float("inf")]}}}, (), "optimizer.lr=inf is not accepted"),
+        (
+            {"space": {"optimizer.lr": {"uniform": [0.1, float("inf")]}}, "algorithm": "random", "trials": 1},
+            (),
+            "space.optimizer.lr.uniform.1=inf is not accepted",
+        ),
+        ({"space": {"train.seed": {"grid": [0]}}}, ("reduction=.inf",), "reduction=inf is not accepted"),
         ({"space": {"train.seed": {"grid": [0]}}, "base": "bas.yaml"}, (), "no such config file.*'base.yaml'"),
     ],
 )
