@@ -7,10 +7,11 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from allpairs.errors import UserError, nearest
-from distributed.config import Config, yaml_text
+from distributed.config import Config
 from distributed.config.load import read
 from distributed.config.mistakes import mistakes
 from distributed.config.tree import Folder
+from distributed.config.yaml_text import parse
 from tune.space import Domain
 
 RESERVED = ("run", "run.name", "run.dir")
@@ -97,7 +98,7 @@ def load_search(path: Path, arguments: Sequence[str] = ()) -> Search:
         key, equals, text = argument.partition("=")
         if not equals:
             raise UserError(f"argument {argument!r}: expected key=value")
-        value = yaml_text.parse(text, f"argument {key}")
+        value = parse(text, f"argument {key}")
         if key.partition(".")[0] in Config.model_fields:
             overrides[key] = value
             # A section given here replaces what the file says of its keys too.

@@ -10,10 +10,10 @@ import yaml
 from pydantic import ValidationError
 
 from allpairs.errors import UserError, nearest
-from distributed.config import yaml_text
 from distributed.config.keys import TAGS, known_keys
 from distributed.config.mistakes import mistakes
 from distributed.config.tree import Config
+from distributed.config.yaml_text import parse, parse_file
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -34,7 +34,7 @@ def read(path: Path) -> dict[str, Any]:
     if not there:
         neighbours = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise UserError(f"{path}: no such config file{nearest(str(path), neighbours) if neighbours else ''}")
-    tree = yaml_text.read(path)
+    tree = parse_file(path)
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a mapping of sections, found {type(tree).__name__}")
     return tree
@@ -49,7 +49,7 @@ def override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not ("." in key.strip(".") or key in Config.model_fields):
         raise UserError(f"override {text!r}: expected section.key=value{_hint(key)}")
-    return key, yaml_text.parse(value, f"override {key}")
+    return key, parse(value, f"override {key}")
 
 
 def apply(tree: Mapping[str, Any], changes: Iterable[tuple[str, Any]]) -> dict[str, Any]:

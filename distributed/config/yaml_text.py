@@ -43,7 +43,7 @@ def parse(text: str, source: str) -> Any:
         raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def read(path: Path) -> Any:
+def parse_file(path: Path) -> Any:
     """Return the value that a file says.
 
     Raises:
@@ -64,12 +64,6 @@ def read(path: Path) -> Any:
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader with bounds."""
-
-    # Without dates: `run.name=2026-11-25` is a name.
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
 
     def __init__(self, text: str, source: str) -> None:
         super().__init__(text)
@@ -119,7 +113,7 @@ class _Loader(yaml.SafeLoader):
             text = key.value if isinstance(key, yaml.ScalarNode) else "?"
             name = f"{path}.{text}" if path else text
             if isinstance(key, yaml.ScalarNode):
-                said = text if key.tag == "tag:yaml.org,2002:merge" else self.construct_object(key)  # type: ignore[no-untyped-call]
+                said = text if key.tag == "tag:yaml.org,2002:merge" else self.construct_object(key)
                 if said in lines:
                     where = f"line {line}" if lines[said] == line else f"lines {lines[said]} and {line}"
                     raise UserError(f"{self._source}: {name} stands twice, in {where}")
@@ -133,7 +127,7 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """Make the value of a node; one that doesn't fit its tag (`!!int x`) is a mistake of whoever wrote it."""
         try:
-            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            return super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
@@ -143,12 +137,17 @@ class _Loader(yaml.SafeLoader):
     def construct_integer(self, node: yaml.ScalarNode) -> int:
         """Make an integer of 64 bits; Python stops at 4,300 digits, everything else at these."""
         if len(node.value) <= 100:
-            number: int = self.construct_yaml_int(node)  # type: ignore[no-untyped-call]
+            number: int = self.construct_yaml_int(node)
             if -(2**63) <= number < 2**63:
                 return number
         raise UserError(f"{self._place(node)}: {_short(node.value)} is an integer beyond 64 bits")
 
 
+# Without dates: `run.name=2026-11-25` is a name.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 
 
