@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -20,12 +21,17 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a path to write to, beside `path`, that becomes `path` when the block ends well and vanishes when it fails.
 
     A reader, or a crash at any moment, meets the old content or the new one, on the disk too, never half. The folder is
-    made if need be. The new file follows the umask, as any file does.
+    made if need be. The new file follows the umask, as any file does, also where its writer (safetensors, say) keeps it
+    to its owner: others on shared storage may read what they may read.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.touch()
+    mode = stat.S_IMODE(partial.stat().st_mode)
+    partial.unlink()
     try:
         yield partial
+        partial.chmod(mode)
         with partial.open("rb+") as written:
             os.fsync(written.fileno())
         partial.replace(path)

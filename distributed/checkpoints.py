@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from allpairs import models
 from allpairs.errors import UserError
+from allpairs.files import replacing
 from allpairs.models import ModelSpec, Tokens
 from distributed.strategies import Strategy
 from distributed.world import World
@@ -62,7 +63,8 @@ class Checkpoints:
         if self._world.rank == 0:
             models.save(temporary, strategy.step.encoder, self._spec, self._vocabulary)
             objective = {key: value.contiguous().cpu() for key, value in strategy.step.objective.state_dict().items()}
-            save_file(objective, temporary / "objective.safetensors")
+            with replacing(temporary / "objective.safetensors") as partial:
+                save_file(objective, partial)
             (temporary / "position.json").write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
         self._world.barrier()
         if self._world.rank == 0:

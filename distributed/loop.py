@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from allpairs.errors import UserError
+from allpairs.files import read_json
 from allpairs.models import DualEncoder, build, load_tokens
 from allpairs.objectives import arguments, make
 from distributed.checkpoints import Checkpoints, Progress
@@ -25,7 +26,6 @@ from distributed.data import Position, TrainBatch, TrainReader, open_dataset
 from distributed.evaluation import encode, loss_and_similarities
 from distributed.heartbeat import READING, STEPPING
 from distributed.interval import Interval
-from distributed.provenance import provenance
 from distributed.run_directory import RunDirectory
 from distributed.step import Pairs, StepOutput, TrainStep
 from distributed.strategies import make_strategy
@@ -72,7 +72,7 @@ class Training:
         restored = self.checkpoints.restore(self.strategy)
         self.progress = restored or Progress()
         self.saved_step = restored.step if restored else None
-        facts = provenance(config) if world.rank == 0 else {}
+        facts = read_json(self.run_dir.provenance) if world.rank == 0 else {}
         self.tracker = open_tracker(config, self.run_dir, rank=world.rank, resume_step=self.progress.step, facts=facts)
         self.interval = Interval(self.progress.train_seconds)
 

@@ -1,7 +1,9 @@
 """What ran: versions, commit, machine and data, written beside the run so that its numbers can be traced."""
 
 import json
+import os
 import platform
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -10,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from distributed.config import Config
+from distributed.tracking.redact import redact
+
+ROOT = Path(__file__).resolve().parents[1]
 
 PACKAGES = (
     "torch",
@@ -24,19 +29,47 @@ PACKAGES = (
     "pillow",
 )
 
+COMMIT_VARIABLE = "ALLPAIRS_COMMIT"
+"""Environment variable that tells a submitted job its commit: what it was uploaded from has a .git, the upload none."""
+
+COMMIT_FILE = "COMMIT"
+"""File beside the packages that tells an image its commit. Not a variable of the image: a job's upload has none."""
+
 
 def provenance(config: Config) -> dict[str, Any]:
-    """Return versions, git commit, machine, command and the manifest hashes of the data."""
-    return {
+    """Return versions, git commit, machine, command and the manifest hashes of the data, without secrets.
+
+    `git_commit` and `git_dirty` are null where nobody knows them.
+    """
+    commit, dirty = source_commit()
+    facts = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain")),
+        "git_commit": commit,
+        "git_dirty": dirty,
         "data": {split: _manifest(config.data.folder(split)) for split in config.data.splits},
     }
+    redacted: dict[str, Any] = redact(facts)
+    return redacted
+
+
+def source_commit(root: Path = ROOT) -> tuple[str | None, bool | None]:
+    """Return the commit of the code at `root` and whether it has changes of its own; None for what nobody knows.
+
+    Asked are git, where it tracks this code (another project's repository around it says nothing of it), then what was
+    noted when the code left its checkout: `COMMIT_FILE` in an image, `COMMIT_VARIABLE` in a job. Both hold what
+    ``git describe --always --dirty --abbrev=40 --exclude='*'`` says.
+    """
+    if _git(root, "ls-files", "--error-unmatch", "distributed/provenance.py") is not None:
+        status = _git(root, "status", "--porcelain")
+        return _git(root, "rev-parse", "HEAD"), None if status is None else bool(status)
+    file = root / COMMIT_FILE
+    noted = file.read_text(encoding="utf-8") if file.is_file() else os.environ.get(COMMIT_VARIABLE, "")
+    match = re.fullmatch(r"([0-9a-f]{40,64})(-dirty)?", noted.strip())
+    return (match[1], match[2] is not None) if match else (None, None)
 
 
 def _version(package: str) -> str | None:
@@ -46,12 +79,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git(*arguments: str) -> str | None:
-    """Ask git about this checkout; None where there is none (an image, an uploaded working directory)."""
+def _git(root: Path, *arguments: str) -> str | None:
+    """Ask git about a checkout; None where there is none (an image, an uploaded working directory)."""
     try:
-        result = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
+        result = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()

@@ -3,7 +3,7 @@
 - `tracker`: what the loop tells, the file that follows a run, and all listeners as one.
 - `wandb_run`: a run on Weights & Biases.
 - `examples`: retrievals chosen for people to look at.
-- `redact`: configuration without secrets.
+- `redact`: configuration, provenance and command lines without secrets.
 """
 
 from distributed.tracking.tracker import Tracker, open_tracker

@@ -30,7 +30,7 @@ class WandbRun:
                 group=tracking.group,
                 job_type=tracking.job_type,
                 name=config.run.name,
-                tags=list(tracking.tags),
+                tags=redact(tracking.tags),
                 id=config.run.name,  # stable: a restart of this run continues the same curves
                 resume="allow",
                 mode=tracking.wandb,
