@@ -9,16 +9,19 @@ checkpoints/
 import json
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from allpairs import models
 from allpairs.errors import UserError
-from allpairs.files import replacing
-from allpairs.models import ModelSpec, Tokens
+from allpairs.files import existing, replacing
+from allpairs.models import DualEncoder, ModelSpec, Tokens
+from allpairs.objectives import PairObjective
 from distributed.strategies import Strategy
 from distributed.world import World
 
@@ -92,11 +95,7 @@ class Checkpoints:
         folder = self._folder / name
         encoder, _ = models.load(folder)
         strategy.step.encoder.load_state_dict(encoder.state_dict())
-        path = folder / "objective.safetensors"
-        try:
-            strategy.step.objective.load_state_dict(load_file(path))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise UserError(f"{path}: does not fit this objective ({str(error).splitlines()[0]})") from None
+        load_objective(folder, strategy.step.objective)
 
     def step_of(self, name: str) -> int:
         """Return the step at which checkpoint `name` was written."""
@@ -113,6 +112,44 @@ class Checkpoints:
         for folder in self._folder.glob("*step-*"):
             if folder.resolve() not in named:
                 shutil.rmtree(folder)
+
+
+def load_objective(folder: Path, objective: PairObjective[Any]) -> None:
+    """Load what `objective` had learned at the checkpoint in `folder`."""
+    path = folder / "objective.safetensors"
+    try:
+        objective.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"{path}: does not fit this objective ({str(error).splitlines()[0]})") from None
+
+
+def checkpoint_of(folder: str) -> Path:
+    """Return the checkpoint that `model.init_from` names: a run's best one, else its last, or the folder itself."""
+    try:
+        path = existing(Path(folder).expanduser())
+    except UserError as error:
+        raise UserError(f"model.init_from: {error}") from None
+    for candidate in (path / "checkpoints/best", path / "checkpoints/last", path):
+        if (candidate / models.DESCRIPTION).is_file():
+            return candidate.resolve()
+    raise UserError(f"model.init_from: {folder} is neither a run with a checkpoint nor a checkpoint")
+
+
+def start_from(folder: Path, encoder: DualEncoder, objective: PairObjective[Any], given: Collection[str]) -> None:
+    """Load the encoder's weights from the checkpoint in `folder`, and a learned scale unless it is among the `given`.
+
+    Raises:
+        UserError: it holds another model.
+    """
+    path = folder / models.WEIGHTS
+    try:
+        encoder.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"model.init_from: {path} does not fit this model: {' '.join(str(error).split())}") from None
+    if objective.learned() and not objective.learned().keys() & set(given):
+        learned = load_file(folder / "objective.safetensors")
+        if learned.keys() == objective.state_dict().keys():
+            objective.load_state_dict(learned)
 
 
 def read_progress(folder: Path) -> Progress:

@@ -8,8 +8,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 from cyclopts import App, Parameter
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from allpairs import models
 from allpairs.command import run as run_command
@@ -17,7 +15,7 @@ from allpairs.embeddings import EmbeddingSet, refuse_other_than_embeddings
 from allpairs.errors import UserError, nearest
 from allpairs.files import existing
 from allpairs.objectives import PairObjective, make
-from distributed.checkpoints import read_progress
+from distributed.checkpoints import load_objective, read_progress
 from distributed.config import Config
 from distributed.config.load import read, validate
 from distributed.data import open_dataset
@@ -84,11 +82,7 @@ def embed_split(run: Path, split: str, checkpoint: str) -> EmbeddingSet:
 def _objective(config: Config, folder: Path) -> PairObjective[Any]:
     """Return the objective as it was at the checkpoint in `folder`."""
     objective = make(config.objective.name, **config.objective.arguments())
-    path = folder / "objective.safetensors"
-    try:
-        objective.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{path}: does not fit this objective ({str(error).splitlines()[0]})") from None
+    load_objective(folder, objective)
     return objective
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from allpairs.command import Resume
 from allpairs.errors import UserError
 from allpairs.files import write_text
-from allpairs.models import Tokens, WholeSpec, check_text, make_tokens, reads_regions, save_tokens
+from allpairs.models import Tokens, WholeSpec, check_text, load_tokens, make_tokens, reads_regions, save_tokens
+from distributed.checkpoints import checkpoint_of
 from distributed.config import Config
 from distributed.data import Dataset, open_dataset
 from distributed.progress import Follower
@@ -92,6 +93,8 @@ def set_up(config: Config, *, resume: Resume) -> RunDirectory:
     refuse_job_folder(config.run_dir, f"run.dir={config.run.dir}", config.run.dir)
     datasets = check_data(config)
     check_text(config.model, config.data.max_caption_tokens)
+    if config.model.init_from is not None:
+        checkpoint_of(config.model.init_from)
     run = prepare(config, resume=resume)
     if not run.summary.exists():
         write_text(run.provenance, json.dumps(provenance(config), indent=1))
@@ -174,17 +177,21 @@ def check_data(config: Config) -> dict[str, Dataset]:
 
 def _make_tokens(dataset: Dataset, config: Config) -> Tokens:
     data = config.data
+    if config.model.init_from is not None:  # its weights mean its own words
+        return load_tokens(checkpoint_of(config.model.init_from), config.model)
     limits = {"min_count": data.vocabulary_min_count, "max_size": data.vocabulary_max_size}
     return make_tokens(config.model, dataset.all_captions, **limits)
 
 
 def _with_absolute_folders(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return a model's settings with the names that are local folders made absolute."""
+    """Return a model's settings with the names that are local folders made absolute, and where weights come from."""
     settings = {
         key: _with_absolute_folders(value) if key in ("image", "text") else value for key, value in settings.items()
     }
     if "name" in settings and Path(settings["name"]).is_dir():
         settings["name"] = str(Path(settings["name"]).resolve())
+    if settings.get("init_from"):
+        settings["init_from"] = str(checkpoint_of(settings["init_from"]))
     return settings
 
 

@@ -18,8 +18,8 @@ import torch
 from allpairs.errors import UserError
 from allpairs.files import read_json
 from allpairs.models import DualEncoder, build, load_tokens
-from allpairs.objectives import arguments, make
-from distributed.checkpoints import Checkpoints, Progress
+from allpairs.objectives import PairObjective, arguments, make
+from distributed.checkpoints import Checkpoints, Progress, checkpoint_of, start_from
 from distributed.config import Config
 from distributed.config.tree import Objective
 from distributed.data import Position, TrainBatch, TrainReader, open_dataset
@@ -62,6 +62,7 @@ class Training:
         torch.manual_seed(config.train.seed)  # the same initial weights on every rank and for every world size
         encoder = build(config.model, len(self.vocabulary))
         objective = make(config.objective.name, **objective_arguments(config.objective, encoder))
+        self._init_from(encoder, objective)
         step = TrainStep(encoder, objective, world.group, config.train.precision)
         if config.train.triplet_warmup_epochs:
             step.warmup = make("triplet", **config.objective.arguments())
@@ -75,6 +76,17 @@ class Training:
         facts = read_json(self.run_dir.provenance) if world.rank == 0 else {}
         self.tracker = open_tracker(config, self.run_dir, rank=world.rank, resume_step=self.progress.step, facts=facts)
         self.interval = Interval(self.progress.train_seconds)
+
+    def _init_from(self, encoder: DualEncoder, objective: PairObjective[Any]) -> None:
+        """Take the weights that `model.init_from` names, unless this run has a checkpoint of its own. Collective."""
+        reason = None
+        if self.config.model.init_from is not None and self.run_dir.last_step() is None:
+            try:
+                folder = checkpoint_of(self.config.model.init_from)
+                start_from(folder, encoder, objective, self.config.objective.arguments())
+            except UserError as error:
+                reason = str(error)
+        self.world.stop_together(reason)
 
     def _open_reader(self) -> TrainReader:
         data = self.config.data

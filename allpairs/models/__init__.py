@@ -10,7 +10,7 @@
 """
 
 from allpairs.models.build import build
-from allpairs.models.checkpoint import load, save
+from allpairs.models.checkpoint import DESCRIPTION, WEIGHTS, load, save
 from allpairs.models.dual import DualEncoder
 from allpairs.models.spec import (
     CnnSpec,
@@ -37,6 +37,8 @@ from allpairs.models.tokenizer import (
 from allpairs.models.vocabulary import Vocabulary
 
 __all__ = [
+    "DESCRIPTION",
+    "WEIGHTS",
     "CnnSpec",
     "DualEncoder",
     "DualSpec",

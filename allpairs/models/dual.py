@@ -45,7 +45,7 @@ class DualEncoder(nn.Module):
         assert isinstance(spec, DualSpec), "towers are described by towers"
         image: ImageSpec = getattr(self.image, "spec", spec.image)
         text: TextSpec = getattr(self.text, "spec", spec.text)
-        return dataclasses.replace(spec, image=image, text=text)
+        return dataclasses.replace(spec, image=image, text=text, init_from=None)
 
     def encode_images(self, images: Tensor) -> Tensor:
         """Return unit vectors `[b, D]`, float32 at least, of uint8 images `[b, 3, H, W]` or regions `[b, R, F]`."""

@@ -62,6 +62,11 @@ def _check_network(spec: Any) -> None:
         raise ValueError("config describes a network with random weights; it needs pretrained: false")
 
 
+def _check_folder(name: str, value: Any) -> None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ValueError(f"{name} is {value!r}; accepted: a folder, or null")
+
+
 def _check_flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise ValueError(f"{name} is {value!r}; accepted: true or false")
@@ -251,9 +256,14 @@ class DualSpec:
     dim: int = 1024
     """Length D of the joint embedding."""
 
+    init_from: str | None = None
+    """Folder of a finished or stopped run (its best checkpoint), or of one checkpoint, whose weights training starts
+    from; the optimiser starts afresh. Its words, and a learned scale that the objective does not give, come along."""
+
     def __post_init__(self) -> None:
         _check_kind(self)
         _check_integer("dim", self.dim, 1, 65_536)
+        _check_folder("init_from", self.init_from)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,9 +291,13 @@ class WholeSpec:
     """What keeps its weights: nothing, a tower, both towers (their projections still learn), or the whole model, which
     leaves only `head` to train."""
 
+    init_from: str | None = None
+    """As of two towers: a run's folder, or a checkpoint's, whose weights training starts from."""
+
     def __post_init__(self) -> None:
         _check_kind(self)
         _check_network(self)
+        _check_folder("init_from", self.init_from)
         if self.head is not None:
             _check_integer("head", self.head, 1, 65_536)
         _check_choice("freeze", self.freeze, ("none", "image", "text", "both", "all"))

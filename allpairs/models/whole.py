@@ -75,7 +75,7 @@ class WholeEncoder(DualEncoder):
             nn.Identity() if spec.head is None else nn.Linear(width, spec.head) for _ in range(2)
         )
         self.dim = width if spec.head is None else spec.head
-        self.spec = dataclasses.replace(spec, **self_contained(self.backbone))
+        self.spec = dataclasses.replace(spec, **self_contained(self.backbone), init_from=None)
         self._freeze()
 
     def encode_images(self, images: Tensor) -> Tensor:

@@ -107,6 +107,23 @@ class Objective(BaseModel):
         return dict(self.model_extra or {})
 
 
+class TowerFactors(Section):
+    """One factor for each side of a dual encoder."""
+
+    image: float = Field(1.0, ge=0)
+    """The image side's."""
+    text: float = Field(1.0, ge=0)
+    """The caption side's."""
+
+
+def _both_towers(value: Any) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return {"image": value, "text": value}
+    if not isinstance(value, dict | TowerFactors):
+        raise ValueError("accepted is a number, or {image: number, text: number}")
+    return value
+
+
 class Optimizer(Section):
     """AdamW, its learning-rate schedule and gradient clipping."""
 
@@ -116,18 +133,21 @@ class Optimizer(Section):
     """Decoupled weight decay; biases, norms and learned scales are exempt."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's moment decay rates."""
-    backbone_lr_factor: float = Field(1.0, ge=0)
-    """Learning rate of a transformers backbone relative to `lr`."""
+    backbone_lr_factor: Annotated[TowerFactors, BeforeValidator(_both_towers)] = TowerFactors()
+    """Learning rate of a transformers network relative to `lr`: a number, or one for each tower (VSE∞: `{text: 0.1}`).
+    What is added to the network (embedding layer, head, pooling) learns at `lr`."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Each layer (or stage) of a transformers network learns at this share of the rate of the one above it."""
     clip_norm: float | None = Field(2.0, gt=0)
     """Global gradient norm is clipped to this; null: never."""
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """After the warm-up: cosine to zero, division at `decay_epochs`, or nothing."""
+    schedule: Literal["cosine", "step", "exponential", "constant"] = "cosine"
+    """After the warm-up: cosine to zero, `decay_factor` at `decay_epochs` or after every epoch, or nothing."""
     warmup_epochs: float = Field(1.0, ge=0)
     """Epochs of linear warm-up from zero."""
     decay_epochs: tuple[int, ...] = (15,)
     """For `schedule: step`: epochs (counted from 1) after which the rate is multiplied by `decay_factor`."""
     decay_factor: float = Field(0.1, gt=0, lt=1)
-    """For `schedule: step`."""
+    """For `schedule: step` and `exponential` (MMT: 0.95)."""
 
     @field_validator("betas")
     @classmethod

@@ -37,6 +37,13 @@ def test_swapping_the_objective_starts_its_arguments_afresh(file):
     assert load(file, ["objective.name=unified"]).objective.arguments() == {"margin": 0.3, "scale": 40.0}
 
 
+def test_a_rate_for_the_networks_is_one_number_or_one_for_each_tower(file):
+    both = load(file, ["optimizer.backbone_lr_factor=0.1"]).optimizer.backbone_lr_factor
+    assert (both.image, both.text) == (0.1, 0.1)
+    text = load(file, ["optimizer.backbone_lr_factor.text=0.1"]).optimizer.backbone_lr_factor
+    assert (text.image, text.text) == (1.0, 0.1)
+
+
 def test_swapping_the_image_side(file):
     config = load(file, ["model.image.kind=transformers", "model.image.name=resnet", "model.image.pretrained=false"])
     assert config.model.image.name == "resnet"
@@ -86,6 +93,14 @@ def test_the_dump_reads_back_to_the_same_tree(file, tmp_path):
         (
             "data.root=file:///data",
             "file:// is not read or written; accepted is a path that every node mounts, e.g. /data",
+        ),
+        (
+            "optimizer.backbone_lr_factor=slow",
+            "optimizer.backbone_lr_factor='slow' is not accepted: accepted is a number, or {image: number,",
+        ),
+        (
+            "optimizer.backbone_lr_factor={txt: 0.1}",
+            "factor.txt: unknown key (value 0.1); did you mean 'optimizer.backbone_lr_factor.text'?",
         ),
         ("objective.name=unifed", "objective.name='unifed' is unknown; did you mean 'unified'?"),
         ("objective.marginn=1", "objective.marginn: unified has no such argument (value 1); did you mean 'margin'?"),
