@@ -6,8 +6,9 @@ may stay unseen for a minute, while `ray job stop` waits for seconds.
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -44,8 +45,8 @@ class StopSignals:
 
         # In a thread, because Ray Train takes Ctrl-C for itself where it finds a main thread, and saves nothing.
         thread = threading.Thread(target=run, daemon=True)
-        with self._handled():
-            _forget(self._run)
+        with handled(self._stop):
+            stop_flag(self._run.root).clear()
             self._earlier = len(read_rows(self._run.events))
             thread.start()
             while thread.is_alive():
@@ -54,22 +55,12 @@ class StopSignals:
             raise failure[0]
         return outcome[0]
 
-    @contextmanager
-    def _handled(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
     def _stop(self, number: int, frame: FrameType | None) -> None:
         again, self.received = self.received, signal.Signals(number)
-        events = read_rows(self._run.events)[self._earlier :]
-        if again is not None or not events or events[-1]["event"] != "placed":
+        if again is not None or not workers_are_up(read_rows(self._run.events)[self._earlier :]):
             raise KeyboardInterrupt
         self._say(f"{self.received.name}: all ranks finish their step and save a checkpoint")
-        _ask(self._run)
+        stop_flag(self._run.root).set()
 
 
 class StopRequest:
@@ -94,29 +85,55 @@ class StopRequest:
             self._done.set()
 
     def _listen(self) -> None:
+        flag = stop_flag(self._run.root)
         while not self._done.wait(POLL):
-            if _asked(self._run):
+            if flag.is_set():
                 self._asked.set()
                 return
 
 
-def _key(run: RunDirectory) -> bytes:
-    return f"allpairs-stop:{run.root}".encode()
+@contextmanager
+def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within the block SIGTERM and Ctrl-C call `handler`; only in a main thread."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
-def _ask(run: RunDirectory) -> None:
-    from ray.experimental.internal_kv import _internal_kv_put
-
-    _internal_kv_put(_key(run), b"1", overwrite=True)
-
-
-def _asked(run: RunDirectory) -> bool:
-    from ray.experimental.internal_kv import _internal_kv_exists
-
-    return bool(_internal_kv_exists(_key(run)))
+def workers_are_up(events: Sequence[dict[str, Any]]) -> bool:
+    """Whether the workers of a run were placed and not lost since, by its events."""
+    placement = [event["event"] for event in events if event["event"] in ("asked", "placed", "restart", "failed")]
+    return bool(placement) and placement[-1] == "placed"
 
 
-def _forget(run: RunDirectory) -> None:
-    from ray.experimental.internal_kv import _internal_kv_del
+class Flag:
+    """A word about a folder (a run's, a search's) that everybody in the same Ray sees at once."""
 
-    _internal_kv_del(_key(run))
+    def __init__(self, folder: Path, word: str) -> None:
+        self._key = f"allpairs-{word}:{folder}".encode()
+
+    def set(self) -> None:
+        """Say it."""
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        _internal_kv_put(self._key, b"1", overwrite=True)
+
+    def is_set(self) -> bool:
+        """Whether it was said."""
+        from ray.experimental.internal_kv import _internal_kv_exists
+
+        return bool(_internal_kv_exists(self._key))
+
+    def clear(self) -> None:
+        """Take it back."""
+        from ray.experimental.internal_kv import _internal_kv_del
+
+        _internal_kv_del(self._key)
+
+
+def stop_flag(folder: Path) -> Flag:
+    """Return what asks the run or the search of `folder` to stop."""
+    return Flag(folder, "stop")

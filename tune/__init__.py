@@ -1,6 +1,7 @@
 """Searches over configuration keys on Ray Tune: each trial is a real run of `distributed`, a search ends in a plot.
 
 - `search`: the command; `config`, `space`: its file, the values it tries and how they are called.
-- `runner`, `trial`: trials on Ray Tune, and the run that each of them is; `progress`: a line per event.
+- `runner`, `trial`: trials on Ray Tune, and the run that each of them is; `early_stop`: those that lag behind.
+- `progress`, `following`: what happens, as rows, and as lines while the search goes on; `stopping`: on a signal.
 - `results`, `plots`: the table and the picture.
 """

@@ -82,6 +82,19 @@ class Search(BaseModel):
         """Where the search keeps its trials and its report."""
         return self.dir / self.name
 
+    @property
+    def events(self) -> Path:
+        """What happened in the search, one row per event."""
+        return self.folder / "events.jsonl"
+
+    def run_name(self, trial_id: str) -> str:
+        """Name the run of a trial: the same after a restart, so that the restart goes on where it was."""
+        return f"{self.name}-{trial_id}"
+
+    def run_dir(self, trial_id: str) -> Path:
+        """Return the run directory of a trial."""
+        return self.folder / "trials" / self.run_name(trial_id)
+
 
 def load_search(path: Path, arguments: Sequence[str] = ()) -> Search:
     """Read the search file and apply ``key=value`` arguments: its own keys, or configuration keys for all trials.

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,12 @@ from allpairs.files import write_text
 from distributed.config import Config
 from distributed.config.load import read
 from distributed.run_directory import RunDirectory, refuse_job_folder
-from retrieval_eval.ray_cluster import cluster
+from retrieval_eval.ray_cluster import cluster, joins_cluster
 from tune.config import Search
+from tune.following import SearchFollower
 from tune.results import Trial, evaluations
 from tune.space import decode
+from tune.stopping import SearchSignals
 from tune.trial import TrialPlan, run_trial
 
 if TYPE_CHECKING:
@@ -60,8 +62,12 @@ def open_folder(search: Search, *, resume: Resume) -> None:
     write_text(file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
 
 
-def run_search(plan: TrialPlan, configs: list[Config]) -> list[Trial]:
+def run_search(
+    plan: TrialPlan, configs: list[Config], signals: SearchSignals, say: Callable[[str], None]
+) -> list[Trial]:
     """Run every trial of `plan` that has not ended, and return all of them; `configs` are what they may come to.
+
+    A signal ends it with its running trials saved; `say` prints a line.
 
     Raises:
         UserError: the cluster offers no `tune_driver`.
@@ -71,21 +77,28 @@ def run_search(plan: TrialPlan, configs: list[Config]) -> list[Trial]:
     search = plan.search
     workers = max(config.cluster.workers * config.cluster.cpus_per_worker for config in configs)
     cpus = search.max_concurrent_trials * workers
+    say("joining the Ray cluster" if joins_cluster() else "starting Ray on this machine")
     with search_cluster(cpus, search.max_concurrent_trials):
         # A failed trial is one line, and a reason in the table; the traceback lies in ray/TRIAL/error.txt.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        _tuner(plan, configs).fit()
+        tuner = _tuner(plan, configs)
+        with SearchFollower(search, count_trials(search, configs), say).following():
+            signals.call(tuner.fit)
     return read_trials(search)
+
+
+def count_trials(search: Search, configs: list[Config]) -> int:
+    """Return how many trials `search` has, by the `configs` it may come to."""
+    return len(configs) if search.algorithm == "grid" else search.trials or 1
 
 
 def read_trials(search: Search) -> list[Trial]:
     """Return the trials Ray Tune has noted for `search`, with the metrics of their run directories."""
     from ray.tune import ExperimentAnalysis
 
-    plan = TrialPlan.of(search)
     trials = []
     for noted in ExperimentAnalysis(str(search.folder / "ray")).trials:
-        run = RunDirectory(search.folder / "trials" / plan.run_name(noted.trial_id))
+        run = RunDirectory(search.run_dir(noted.trial_id))
         reason = _reason(noted, run) if noted.status == "ERROR" else ""
         if noted.status == "ERROR":
             status = "failed"
@@ -119,7 +132,7 @@ def _tuner(plan: TrialPlan, configs: list[Config]) -> "ray.tune.Tuner":
     import ray.tune
     from ray.tune.logger import JsonLoggerCallback
 
-    from tune.progress import Lines
+    from tune.progress import Recorder
 
     search = plan.search
 
@@ -146,7 +159,7 @@ def _tuner(plan: TrialPlan, configs: list[Config]) -> "ray.tune.Tuner":
             name=folder.name,
             storage_path=str(folder.parent),
             verbose=0,
-            callbacks=[Lines(search.metric), JsonLoggerCallback()],
+            callbacks=[Recorder(search), JsonLoggerCallback()],
         ),
     )
 
@@ -166,13 +179,9 @@ def _searcher(search: Search) -> Any:
 def _scheduler(search: Search, epochs: int) -> Any:
     if search.scheduler == "none":
         return None
-    from ray.tune.schedulers import ASHAScheduler
+    from tune.early_stop import AskingASHA
 
-    # Our own epochs: Tune's training_iteration starts over after a restore. Beyond the last epoch, because Ray kills a
-    # trial that reaches max_t, and ours have a report to write then.
-    return ASHAScheduler(
-        time_attr="epoch", max_t=epochs + 1, grace_period=search.grace, reduction_factor=search.reduction
-    )
+    return AskingASHA(search, epochs)
 
 
 def _reason(noted: Any, run: RunDirectory) -> str:

@@ -5,6 +5,8 @@ The keys of a search are documented in `tune/config.py`. Everything lands in `di
 `.svg`, and each trial's run directory below `trials/`.
 """
 
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,7 +27,10 @@ app = App(name="python -m tune.search", help=__doc__, version_flags=[])
 
 @app.default
 def search(*arguments: str, config: Annotated[Path, Parameter(name="--config")], resume: Resume = False) -> int:
-    """Run a search and report it; exit code 1 when no trial was measured or the search was interrupted.
+    """Run a search and report it; exit code 1 when no trial was measured or some are to go.
+
+    SIGTERM or Ctrl-C: the running trials save a checkpoint at the step they are in and the command ends with 128 plus
+    the signal's number; a second one ends it at once.
 
     Parameters
     ----------
@@ -37,7 +42,8 @@ def search(*arguments: str, config: Annotated[Path, Parameter(name="--config")],
         Go on with an interrupted search of the same name: ended trials are kept, others continue their runs.
         `--resume auto` starts it if there is none yet.
     """
-    from tune.runner import open_folder, run_search
+    from tune.runner import count_trials, open_folder, run_search
+    from tune.stopping import SearchSignals
 
     started = time.perf_counter()
     settings = load_search(config, arguments)
@@ -45,14 +51,24 @@ def search(*arguments: str, config: Annotated[Path, Parameter(name="--config")],
     configs = plan.check()
     _check_data(configs)
     open_folder(settings, resume=resume)
-    count = len(configs) if settings.algorithm == "grid" else settings.trials
     print(
-        f"{settings.name}  {settings.algorithm} search over {', '.join(settings.space)} · {count} trials, "
-        f"{settings.max_concurrent_trials} at a time · {settings.folder}",
+        f"{settings.name}  {settings.algorithm} search over {', '.join(settings.space)} · "
+        f"{count_trials(settings, configs)} trials, {settings.max_concurrent_trials} at a time · {settings.folder}",
         flush=True,
     )
-    trials = run_search(plan, configs)
-    return _report(plan, trials, time.perf_counter() - started)
+    signals = SearchSignals(settings, _say)
+    try:
+        trials = run_search(plan, configs, signals, _say)
+    except KeyboardInterrupt:
+        number = signals.received or signal.SIGINT
+        print(f"{number.name}: stopped at once; --resume auto continues from the last checkpoints", file=sys.stderr)
+        return 128 + number
+    code = _report(plan, trials, time.perf_counter() - started)
+    return 128 + signals.received if code and signals.received else code
+
+
+def _say(text: str) -> None:
+    print(f"  {text}", flush=True)
 
 
 def _check_data(configs: list[Config]) -> None:

@@ -32,10 +32,6 @@ class TrialPlan:
         """Read the base configuration of `search`."""
         return cls(search, read(search.base), Path.cwd())
 
-    def run_name(self, trial_id: str) -> str:
-        """Name the run of a trial: the same after a restart, so that the restart goes on where it was."""
-        return f"{self.search.name}-{trial_id}"
-
     def config(self, values: Mapping[str, Any], trial_id: str) -> Config:
         """Return the configuration of a trial with `values` for the searched keys.
 
@@ -46,7 +42,7 @@ class TrialPlan:
         ours = {"tracking.group": search.name, "tracking.job_type": "tune"}
         tree = apply(self.base, (ours | search.overrides).items())
         tree = apply(tree, values.items())
-        tree["run"] = {"name": self.run_name(trial_id), "dir": str(search.folder / "trials")}
+        tree["run"] = {"name": search.run_name(trial_id), "dir": str(search.run_dir(trial_id).parent)}
         config = validate(tree, source=f"{search.base} with {describe(values)}")
         root = self.here / config.data.root.expanduser()
         return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
@@ -69,17 +65,29 @@ class TrialPlan:
 
 
 def run_trial(plan: TrialPlan, values: Mapping[str, Any]) -> None:
-    """Train one trial inside a Ray Tune function; one that ran before goes on, a finished one reports at once."""
+    """Train one trial inside a Ray Tune function; one that ran before goes on, a finished one reports at once.
+
+    A trial that the scheduler asked to stop returns with its checkpoint; one of a search that was asked never returns.
+    """
     import ray.tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from distributed.launch import fit
     from distributed.run_directory import RunDirectory
+    from distributed.stopping import stop_flag
+    from tune.stopping import park, parked_flag
 
-    config = plan.config(values, ray.tune.get_context().get_trial_id())
+    trial_id = ray.tune.get_context().get_trial_id()
+    config = plan.config(values, trial_id)
     run = RunDirectory(config.run_dir)
+    parked_flag(plan.search, trial_id).clear()
+    stop_flag(run.root).clear()
+    search_stops = stop_flag(plan.search.folder)
     evaluated_before = len(evaluations(run))
-    fit(config, resume=run.config.exists(), callbacks=[TuneReportCallback()])
+    if not search_stops.is_set():
+        fit(config, resume="auto", callbacks=[TuneReportCallback()])
+    if search_stops.is_set() and not run.summary.exists():
+        park(plan.search, trial_id)
     measured = evaluations(run)
     if len(measured) == evaluated_before:  # interrupted after its last epoch: all was measured, Tune wants a result
         ray.tune.report(measured[-1])

@@ -135,7 +135,7 @@ def test_a_signal_before_the_workers_are_up_ends_at_once_and_says_what_there_is(
 
 
 def test_workers_of_an_earlier_attempt_are_not_waited_for(tiny_config, monkeypatch) -> None:
-    monkeypatch.setattr(stopping, "_forget", lambda run: None)
+    monkeypatch.setattr(stopping.Flag, "clear", lambda flag: None)
     run = prepare(tiny_config("again"), resume=False)
     run.events.write_text(json.dumps({"event": "placed", "text": "2 worker(s) up"}) + "\n")
     signals = StopSignals(run, print)
