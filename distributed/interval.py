@@ -1,4 +1,6 @@
-"""What happened between two rows of metrics."""
+"""What happened between two rows of metrics, and over an epoch: whether the embeddings fall together."""
+
+from collections.abc import Mapping
 
 from allpairs.engine import similarity_statistics
 from distributed.step import Pairs, StepOutput
@@ -43,3 +45,27 @@ class Interval:
             "train/gradient_norm": self._norm,
             "train/samples_per_second": self._rows / max(1e-9, train_seconds - self._started),
         }
+
+
+class Collapse:
+    """Notices a run whose hardest negatives stay above its positives and that retrieves no better than by chance.
+
+    Either alone is common in runs that do well: among thousands of candidates one is often nearer than the positive,
+    and the first epochs may find little.
+    """
+
+    def __init__(self) -> None:
+        self._rows = 0
+        self._above = 0
+
+    def add(self, row: Mapping[str, float]) -> None:
+        """Note a row of training metrics."""
+        self._rows += 1
+        self._above += row["train/hardest_negative_similarity"] >= row["train/positive_similarity"]
+
+    def found(self, rsum: float, images: int) -> bool:
+        """Judge the rows since the last call and the RSUM of a gallery of `images` images, each with its captions."""
+        stayed_above = 0 < self._rows == self._above
+        self._rows = self._above = 0
+        chance = 2 * sum(100 * min(1.0, k / images) for k in (1, 5, 10))
+        return stayed_above and rsum <= chance + min(2 * chance, 0.1 * (600 - chance))

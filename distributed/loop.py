@@ -25,7 +25,7 @@ from distributed.config.tree import Objective
 from distributed.data import Position, TrainBatch, TrainReader, open_dataset
 from distributed.evaluation import encode, loss_and_similarities
 from distributed.heartbeat import READING, STEPPING
-from distributed.interval import Interval
+from distributed.interval import Collapse, Interval
 from distributed.run_directory import RunDirectory
 from distributed.step import Pairs, StepOutput, TrainStep
 from distributed.strategies import make_strategy
@@ -76,6 +76,7 @@ class Training:
         facts = read_json(self.run_dir.provenance) if world.rank == 0 else {}
         self.tracker = open_tracker(config, self.run_dir, rank=world.rank, resume_step=self.progress.step, facts=facts)
         self.interval = Interval(self.progress.train_seconds)
+        self.collapse = Collapse()
 
     def _init_from(self, encoder: DualEncoder, objective: PairObjective[Any]) -> None:
         """Take the weights that `model.init_from` names, unless this run has a checkpoint of its own. Collective."""
@@ -236,6 +237,7 @@ class Training:
             return
         row = self.interval.measure(self.world, progress.train_seconds)
         self.interval = Interval(progress.train_seconds)
+        self.collapse.add(row)
         remaining = (self.total_steps - progress.step) * progress.train_seconds / progress.step
         self.tracker.log(
             self.where()
@@ -285,6 +287,10 @@ class Training:
             progress.best_rsum, progress.best_epoch = best, progress.epoch
         row = {f"val/{name}": value for name, value in metrics.items()}
         row |= {"val/rsum": rsum, "val/best_rsum": best, "val/seconds": time.perf_counter() - started}
+        # While the learning rate still rises nothing is to be said.
+        warm = progress.epoch > self.config.optimizer.warmup_epochs + 1
+        if self.collapse.found(rsum, len(dataset)) and warm and not improved:
+            row["val/collapsing"] = 1.0
         self.tracker.log(self.where() | row)
         return row, improved
 

@@ -62,6 +62,8 @@ class Follower:
                 measured = len(rows)
             for row in rows[measured:]:
                 self._console.print(line(row), highlight=False, soft_wrap=True)
+                if "val/collapsing" in row:
+                    self.say(collapsing(row), style="yellow")
             measured = len(rows)
 
 
@@ -113,6 +115,19 @@ def line(row: dict[str, Any]) -> str:
     return "  ".join(
         f"{name.removesuffix('/rsum')} RSUM {value:.1f}" for name, value in row.items() if name.endswith("/rsum")
     )
+
+
+def collapsing(row: dict[str, Any]) -> str:
+    """Say what a row marked as collapsing means, and what helps."""
+    return (
+        f"collapsing: all epoch the hardest negatives stayed above the positives (now {_similarities(row, 'val')}) and "
+        "retrieval is no better than chance. What helps: begin softer (triplet_hn: train.triplet_warmup_epochs=1; or "
+        "objective.name=unified), a lower optimizer.lr, a longer optimizer.warmup_epochs, a smaller scale"
+    )
+
+
+def _similarities(row: dict[str, Any], split: str) -> str:
+    return f"{row[f'{split}/hardest_negative_similarity']:.3f} and {row[f'{split}/positive_similarity']:.3f}"
 
 
 def duration(seconds: float) -> str:

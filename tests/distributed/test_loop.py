@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from allpairs.errors import UserError
 from distributed.data.writer import Sample, write_split
 from distributed.finish import complete
+from distributed.interval import Collapse
 from distributed.launch import set_up
 from distributed.loop import Training
+from distributed.progress import collapsing
 from distributed.run_directory import RunDirectory
 from distributed.world import Stopped, World
 
@@ -233,3 +235,32 @@ def test_data_that_do_not_fit_are_refused_before_anything_starts(tiny_config, ti
         set_up(tiny_config(model={"image": {"kind": "regions"}}), resume=False)
     with pytest.raises(UserError, match=r"train\.global_batch=500 is larger than data\.train, which has 103 images"):
         set_up(tiny_config(train={"global_batch": 500}), resume=False)
+
+
+def test_a_run_whose_embeddings_fall_together_is_called_collapsing_and_one_that_learns_is_not(tiny_config):
+    schedule = {"warmup_epochs": 0, "schedule": "constant"}
+    hard = {"name": "triplet_hn", "margin": 0.2}
+    falls, *_ = train(tiny_config("falls", objective=hard, optimizer=schedule | {"lr": 0.05}, train={"epochs": 3}))
+    called = [row for row in falls.history() if "val/collapsing" in row]
+    assert [row["epoch"] for row in called] == [2, 3]
+    assert "hardest negatives stayed above the positives" in collapsing(called[0])
+    assert "train.triplet_warmup_epochs=1" in collapsing(called[0])
+    learns, *_ = train(tiny_config("learns", objective={"name": "unified"}, optimizer=schedule, train={"epochs": 3}))
+    assert rows(learns, "val/collapsing") == {}
+
+
+def test_collapse_needs_a_whole_epoch_above_and_chance():
+    above = {"train/positive_similarity": 0.5, "train/hardest_negative_similarity": 0.6}
+    below = {"train/positive_similarity": 0.6, "train/hardest_negative_similarity": 0.5}
+    chance = 2 * (0.1 + 0.5 + 1.0)  # of 1,000 images, in percent
+    for given, rsum, expected in [
+        ([above, above], chance, True),
+        ([above, below], chance, False),
+        ([above, above], 3 * chance + 0.1, False),
+        ([], chance, False),
+    ]:
+        collapse = Collapse()
+        for row in given:
+            collapse.add(row)
+        assert collapse.found(rsum, 1000) is expected
+    assert not collapse.found(chance, 1000), "rows are judged once"
