@@ -3,5 +3,5 @@
 - `search`: the command; `config`, `space`: its file, the values it tries and how they are called.
 - `runner`, `trial`: trials on Ray Tune, and the run that each of them is; `early_stop`: those that lag behind.
 - `progress`, `following`: what happens, as rows, and as lines while the search goes on; `stopping`: on a signal.
-- `results`, `plots`: the table and the picture.
+- `results`: trials; `settings`: mean and deviation over their seeds, the table; `plots`: the picture.
 """

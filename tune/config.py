@@ -14,6 +14,7 @@ from distributed.config.tree import Folder
 from distributed.config.yaml_text import parse
 from tune.space import Domain
 
+SEED = "train.seed"
 RESERVED = ("run", "run.name", "run.dir")
 
 
@@ -50,6 +51,8 @@ class Search(BaseModel):
     """Trials at a time; each needs `cluster.workers` workers."""
     seed: int = Field(0, ge=0)
     """Decides what random and optuna draw."""
+    seeds: int = Field(1, ge=1, le=100)
+    """Trials of each setting, with `train.seed`, `train.seed + 1`, …; tables then show mean ± standard deviation."""
     plot: Literal["landscape", "curves"] = "landscape"
     """landscape: the best metric over the searched keys; curves: loss, RSUM and similarities against epochs."""
 
@@ -75,6 +78,18 @@ class Search(BaseModel):
         twice = sorted(self.space.keys() & self.overrides.keys())
         if twice:
             raise ValueError(f"{twice[0]} is both searched and overridden")
+        return self
+
+    @model_validator(mode="after")
+    def _seeds_are_whole_settings(self) -> Self:
+        if self.seeds == 1:
+            return self
+        if SEED in self.space:
+            raise ValueError(f"seeds: {SEED} is searched already; accepted is 1, or another key in its place")
+        if self.algorithm == "optuna":
+            raise ValueError("seeds: optuna learns from single trials; accepted is 1, or algorithm grid or random")
+        if self.scheduler != "none":
+            raise ValueError(f"seeds: {self.scheduler} would stop some seeds of a setting; accepted is scheduler none")
         return self
 
     @property

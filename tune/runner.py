@@ -16,7 +16,7 @@ from distributed.config import Config
 from distributed.config.load import read
 from distributed.run_directory import RunDirectory, refuse_job_folder
 from retrieval_eval.ray_cluster import cluster, joins_cluster
-from tune.config import Search
+from tune.config import SEED, Search
 from tune.following import SearchFollower
 from tune.results import Trial, evaluations
 from tune.space import decode
@@ -89,7 +89,7 @@ def run_search(
 
 def count_trials(search: Search, configs: list[Config]) -> int:
     """Return how many trials `search` has, by the `configs` it may come to."""
-    return len(configs) if search.algorithm == "grid" else search.trials or 1
+    return (len(configs) if search.algorithm == "grid" else search.trials or 1) * search.seeds
 
 
 def read_trials(search: Search) -> list[Trial]:
@@ -99,14 +99,16 @@ def read_trials(search: Search) -> list[Trial]:
     trials = []
     for noted in ExperimentAnalysis(str(search.folder / "ray")).trials:
         run = RunDirectory(search.run_dir(noted.trial_id))
+        summary = run.read_summary()
         reason = _reason(noted, run) if noted.status == "ERROR" else ""
         if noted.status == "ERROR":
             status = "failed"
         elif noted.status != "TERMINATED":
             status = "unfinished"
         else:
-            status = "stopped early" if run.read_summary() is None else "finished"
-        trials.append(Trial(noted.trial_id, decode(noted.config), status, run.root, evaluations(run), reason))  # type: ignore[arg-type]
+            status = "stopped early" if summary is None else "finished"
+        values = decode(noted.config)
+        trials.append(Trial(noted.trial_id, values, status, run.root, evaluations(run), reason, summary or {}))  # type: ignore[arg-type]
     return trials
 
 
@@ -145,13 +147,13 @@ def _tuner(plan: TrialPlan, configs: list[Config]) -> "ray.tune.Tuner":
         return ray.tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, resume_errored=True)
     return ray.tune.Tuner(
         trainable,
-        param_space={key: domain.to_ray() for key, domain in search.space.items()},
+        param_space=param_space(search, configs[0]),
         tune_config=ray.tune.TuneConfig(
             metric=search.metric,
             mode=search.mode,
             num_samples=search.trials or 1,
             max_concurrent_trials=search.max_concurrent_trials,
-            search_alg=_searcher(search),
+            search_alg=make_searcher(search),
             scheduler=_scheduler(search, max(config.train.epochs for config in configs)),
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
@@ -164,7 +166,8 @@ def _tuner(plan: TrialPlan, configs: list[Config]) -> "ray.tune.Tuner":
     )
 
 
-def _searcher(search: Search) -> Any:
+def make_searcher(search: Search) -> Any:
+    """Return what draws the trials."""
     if search.algorithm == "optuna":
         import optuna
         from ray.tune.search.optuna import OptunaSearch
@@ -173,7 +176,18 @@ def _searcher(search: Search) -> Any:
         return OptunaSearch(metric=search.metric, mode=search.mode, seed=search.seed)
     from ray.tune.search import BasicVariantGenerator
 
-    return BasicVariantGenerator(random_state=search.seed)
+    # What is drawn is drawn once for all seeds.
+    return BasicVariantGenerator(random_state=search.seed, constant_grid_search=True)
+
+
+def param_space(search: Search, config: Config) -> dict[str, Any]:
+    """Return the values to try, for Ray Tune; with several seeds, each of them from that of `config` on."""
+    import ray.tune
+
+    space = {key: domain.to_ray() for key, domain in search.space.items()}
+    if search.seeds > 1:
+        space[SEED] = ray.tune.grid_search([config.train.seed + number for number in range(search.seeds)])
+    return space
 
 
 def _scheduler(search: Search, epochs: int) -> Any:

@@ -2,7 +2,7 @@
 
 A `key=value` sets a key of the search (`trials=20`) or, for all trials, one of the configuration (`train.epochs=4`).
 The keys of a search are documented in `tune/config.py`. Everything lands in `dir/name`: `results.csv`, `search.png` and
-`.svg`, and each trial's run directory below `trials/`.
+`.svg`, with `seeds` also `settings.csv` and `.tex`, and each trial's run directory below `trials/`.
 """
 
 import signal
@@ -86,19 +86,24 @@ def _report(plan: TrialPlan, trials: list["Trial"], seconds: float) -> int:
 
     from distributed.progress import duration
     from tune.plots import draw
-    from tune.results import table, write_csv
+    from tune.results import write_csv
+    from tune.settings import settings_of, table, write_settings
 
     settings = plan.search
     folder = settings.folder
     write_csv(folder / "results.csv", trials, settings)
     console = Console()
     console.print()
-    console.print(table(trials, settings))
+    grouped = settings_of(trials, settings)
+    console.print(table(grouped, settings))
+    if settings.seeds > 1:
+        write_settings(folder, grouped, settings)
     measured = [trial for trial in trials if trial.best(settings.metric, settings.mode) is not None]
     if measured:
-        draw(folder / "search.png", measured, settings)
+        draw(folder / "search.png", settings_of(measured, settings), settings)
     console.print(
         f"\n{len(measured)} of {len(trials)} trials measured, {duration(seconds)}\nresults  {folder / 'results.csv'}\n"
+        + (f"settings {folder / 'settings.csv'} (and .tex): mean ± std\n" if settings.seeds > 1 else "")
         + (f"plot     {folder / 'search.png'} (and .svg)\n" if measured else "")
         + (f"errors   {folder / 'ray'}/*/error.txt\n" if any(trial.status == "failed" for trial in trials) else "")
         + f"runs     {folder / 'trials'}",

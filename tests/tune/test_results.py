@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
+from pydantic import ValidationError
 from rich.console import Console
 
 from distributed.run_directory import RunDirectory
 from tune.config import Search
 from tune.plots import draw, draw_curves, draw_parameters, draw_plane, plane
-from tune.results import Trial, evaluations, ranked, table, write_csv
+from tune.results import Trial, evaluations, ranked, write_csv
+from tune.settings import settings_of, table, write_settings
 
 
 def search(space: dict, **more: object) -> Search:
@@ -82,7 +85,7 @@ def test_csv_columns_belong_to_their_keys_whatever_the_order_of_a_trial(tmp_path
 def test_table_lists_the_best_first_and_says_why_one_failed() -> None:
     console = Console(width=140)
     with console.capture() as capture:
-        console.print(table(GRID, MARGIN_SCALE))
+        console.print(table(settings_of(GRID, MARGIN_SCALE), MARGIN_SCALE))
     lines = capture.get().splitlines()
     assert lines[0].split() == ["trial", "margin", "scale", "val/rsum", "epoch"]
     assert lines[1].split()[:5] == ["7f_00001", "0.2", "10", "300.0", "2"]
@@ -100,17 +103,20 @@ def test_evaluations_are_read_from_the_run_without_its_final_one(tmp_path: Path)
 
 
 def test_two_numeric_lists_make_a_plane_and_nothing_else_does() -> None:
-    assert plane(GRID, MARGIN_SCALE) == ("objective.margin", "objective.scale")
-    assert plane(GRID[:1], search({"objective.margin": {"grid": [0.1]}})) is None
+    assert plane(settings_of(GRID, MARGIN_SCALE), MARGIN_SCALE) == ("objective.margin", "objective.scale")
+    margins = search({"objective.margin": {"grid": [0.1]}})
+    assert plane(settings_of(GRID[:1], margins), margins) is None
     drawn = {"objective.margin": {"uniform": [0, 1]}, "objective.scale": {"choice": [10]}}
-    assert plane(GRID, search(drawn, algorithm="random", trials=2)) is None
+    random = search(drawn, algorithm="random", trials=2)
+    assert plane(settings_of(GRID, random), random) is None
     names = search({"objective": {"grid": [{"name": "vlc"}]}, "train.seed": {"grid": [0]}})
-    assert plane([trial(0, {"objective": {"name": "vlc"}, "train.seed": 0}, [1.0])], names) is None
+    named = [trial(0, {"objective": {"name": "vlc"}, "train.seed": 0}, [1.0])]
+    assert plane(settings_of(named, names), names) is None
 
 
 def test_heat_map_shows_each_cell_at_its_place_and_leaves_the_missing_one_empty() -> None:
     figure = Figure()
-    draw_plane(figure, GRID[:3], MARGIN_SCALE, "objective.margin", "objective.scale")
+    draw_plane(figure, settings_of(GRID[:3], MARGIN_SCALE), MARGIN_SCALE, "objective.margin", "objective.scale")
     axes = figure.axes[0]
     (image,) = axes.get_images()
     np.testing.assert_array_equal(
@@ -125,7 +131,7 @@ def test_heat_map_shows_each_cell_at_its_place_and_leaves_the_missing_one_empty(
 def test_repeated_point_shows_its_best() -> None:
     twice = [*GRID[:3], trial(4, GRID[0].values, [250.0]), trial(5, GRID[0].values, [5.0])]
     figure = Figure()
-    draw_plane(figure, twice, MARGIN_SCALE, "objective.margin", "objective.scale")
+    draw_plane(figure, settings_of(twice, MARGIN_SCALE), MARGIN_SCALE, "objective.margin", "objective.scale")
     assert figure.axes[0].get_images()[0].get_array()[0, 0] == 250.0
 
 
@@ -139,7 +145,8 @@ def test_scatter_has_a_panel_for_each_key_and_marks_the_best() -> None:
         trial(1, {"objective": {"name": "unified"}, "optimizer.lr": 5e-3}, [200.0]),
     ]
     figure = Figure()
-    draw_parameters(figure, trials, search(space, algorithm="random", trials=2))
+    random = search(space, algorithm="random", trials=2)
+    draw_parameters(figure, settings_of(trials, random), random)
     left, right = figure.axes
     assert [label.get_text() for label in left.get_xticklabels()] == ["unified", "vlc"]
     assert (left.get_xlabel(), right.get_xlabel(), right.get_xscale()) == ("objective", "lr", "log")
@@ -158,7 +165,7 @@ def test_curves_show_loss_rsum_and_both_similarities_of_each_trial() -> None:
         trial(1, {"objective": {"name": "triplet_hn"}}, [5.0, 6.0]),
     ]
     figure = Figure()
-    draw_curves(figure, trials, space)
+    draw_curves(figure, settings_of(trials, space), space)
     loss, rsum, similarity = figure.axes
     np.testing.assert_allclose(loss.get_lines()[0].get_xydata(), [[1, 1], [2, 1 / 2], [3, 1 / 3]])
     np.testing.assert_allclose(rsum.get_lines()[1].get_xydata(), [[1, 5], [2, 6]])
@@ -176,8 +183,99 @@ def test_curves_show_loss_rsum_and_both_similarities_of_each_trial() -> None:
 def test_figure_is_written_as_png_and_svg_and_twice_the_same(tmp_path: Path, plot: str) -> None:
     chosen = MARGIN_SCALE.model_copy(update={"plot": plot})
     for name in ("first", "second"):
-        draw(tmp_path / f"{name}.png", GRID[:3], chosen)
+        draw(tmp_path / f"{name}.png", settings_of(GRID[:3], chosen), chosen)
     with Image.open(tmp_path / "first.png") as picture:
         assert min(picture.size) > 300
     assert ElementTree.parse(tmp_path / "first.svg").getroot().tag.endswith("svg")
     assert (tmp_path / "first.svg").read_bytes() == (tmp_path / "second.svg").read_bytes()
+
+
+SEEDS = search({"objective.margin": {"grid": [0.1, 0.2]}}, seeds=3)
+REPEATED = [
+    trial(number, {"objective.margin": margin, "train.seed": seed}, rsums)
+    for number, (margin, seed, rsums) in enumerate(
+        [(0.1, 0, [1.0, 9.0]), (0.2, 0, [4.0, 5.0]), (0.1, 1, [2.0, 1.0]), (0.2, 1, [7.0, 3.0]), (0.2, 2, [6.0, 1.0])]
+    )
+]
+FAILED = trial(5, {"objective.margin": 0.1, "train.seed": 2}, [], "failed", "no room")
+
+
+def with_tests(trial: Trial, r1: float) -> Trial:
+    names = [f"{way}/r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
+    summary = {f"test/{name}": r1 + place for place, name in enumerate(names)} | {"test/rsum": 6 * r1 + 15}
+    return replace(trial, summary=summary)
+
+
+def test_seeds_become_mean_and_standard_deviation_of_a_setting(tmp_path: Path) -> None:
+    small, large = settings_of([*REPEATED, FAILED], SEEDS)
+    # 9 and 2: mean 5.5, deviation 7/sqrt(2); 5, 7 and 6: mean 6, deviation 1.
+    assert small.best("val/rsum", "max") == (5.5, 1.5)
+    assert (spread := small.spread("val/rsum", "max")) is not None
+    assert (spread.mean, spread.seeds) == (5.5, 2)
+    assert spread.deviation == pytest.approx(7 / 2**0.5)
+    assert (spread := large.spread("val/rsum", "max")) is not None
+    assert (spread.mean, spread.deviation, spread.seeds) == (6.0, 1.0, 3)
+    console = Console(width=140)
+    with console.capture() as capture:
+        console.print(table([small, large], SEEDS))
+    lines = capture.get().splitlines()
+    assert lines[0].split() == ["seeds", "margin", "val/rsum", "epoch"]
+    assert lines[1].split() == ["3", "of", "3", "0.2", "6.000", "±", "1.000", "1.33", "finished"]
+    assert lines[2].split()[:7] == ["2", "of", "3", "0.1", "5.500", "±", "4.950"]
+    assert "2 finished, 1 failed: no room" in lines[2]
+    write_csv(tmp_path / "results.csv", REPEATED, SEEDS)
+    assert "objective.margin,train.seed" in (tmp_path / "results.csv").read_text()
+    write_settings(tmp_path, [small, large], SEEDS)
+    with (tmp_path / "settings.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["objective.margin"], first["seeds"]) == ("0.2", "3")
+    assert (first["best val/rsum mean"], first["best val/rsum std"]) == ("6.0", "1.0")
+    assert first["val/rsum mean"] == "6.0"
+    assert first["val/i2t/r1 mean"] == "", "never measured by these hand-written runs"
+    assert second["seeds"] == "2"
+
+
+def test_settings_compare_on_the_test_split_where_all_have_it(tmp_path: Path) -> None:
+    tested = [with_tests(one, 10.0 * number) for number, one in enumerate(REPEATED)]
+    write_settings(tmp_path, settings_of(tested, SEEDS), SEEDS)
+    with (tmp_path / "settings.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    # margin 0.2 has the trials 1, 3 and 4: R@1 10, 30 and 40.
+    assert float(first["test/i2t/r1 mean"]) == pytest.approx(80 / 3)
+    assert float(first["test/i2t/r1 std"]) == pytest.approx((700 / 3) ** 0.5)
+    assert float(second["test/rsum mean"]) == pytest.approx((15 + 135) / 2)
+    text = (tmp_path / "settings.tex").read_text()
+    assert r"margin & i2t R@1 & i2t R@5 & i2t R@10 & t2i R@1 & t2i R@5 & t2i R@10 & RSUM \\" in text
+    assert r"0.2 & $26.7 {\pm} 15.3$ & $27.7 {\pm} 15.3$" in text
+    write_settings(tmp_path, settings_of([*tested[1:], REPEATED[0]], SEEDS), SEEDS)
+    assert "test/" not in (tmp_path / "settings.csv").read_text(), "one run without a test: no comparison on it"
+
+
+def test_curves_and_landscapes_of_seeds_are_means_with_bars() -> None:
+    settings = settings_of(REPEATED, SEEDS)
+    figure = Figure()
+    draw_curves(figure, settings, SEEDS)
+    np.testing.assert_allclose(figure.axes[1].get_lines()[1].get_ydata(), [17 / 3, 3.0])
+    figure = Figure()
+    draw_parameters(figure, settings, SEEDS)
+    bars = figure.axes[0].containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose(bars[0], [[0.2, 5.0], [0.2, 7.0]])
+    grid = search({"objective.margin": {"grid": [0.1]}, "objective.scale": {"grid": [5]}}, seeds=2)
+    trials = [trial(n, {"objective.margin": 0.1, "objective.scale": 5, "train.seed": n}, [float(n)]) for n in (1, 3)]
+    figure = Figure()
+    draw_plane(figure, settings_of(trials, grid), grid, "objective.margin", "objective.scale")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["2\n±1.4"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"space": {"train.seed": {"grid": [0, 1]}}}, "train.seed is searched already"),
+        ({"algorithm": "optuna", "trials": 4, "space": {"objective.margin": {"uniform": [0, 1]}}}, "optuna learns"),
+        ({"scheduler": "asha"}, "asha would stop some seeds"),
+    ],
+)
+def test_seeds_need_whole_settings(more: dict, message: str) -> None:
+    declared = {"name": "s", "base": "b.yaml", "space": {"objective.margin": {"grid": [0.1]}}, "seeds": 2}
+    with pytest.raises(ValidationError, match=message):
+        Search.model_validate(declared | more)

@@ -3,10 +3,14 @@
 import random
 
 import pytest
+import ray.tune
 from pydantic import ValidationError
 from ray.tune.search import BasicVariantGenerator
 from ray.tune.search.variant_generator import generate_variants
 
+from distributed.config import validate
+from tune.config import Search
+from tune.runner import make_searcher, param_space
 from tune.space import Domain, combinations, decode, one_at_a_time
 
 
@@ -103,3 +107,24 @@ def test_optuna_takes_encoded_sections() -> None:
     values = decode(searcher.suggest("first"))
     assert values["objective"] in objectives
     assert 1e-4 <= values["optimizer.lr"] <= 1e-2
+
+
+def test_every_seed_gets_the_same_draws() -> None:
+    search = Search.model_validate(
+        {
+            "name": "s", "base": "b.yaml", "algorithm": "random", "trials": 3, "seeds": 2,
+            "space": {"objective.margin": {"uniform": [0, 1]}},
+        }
+    )  # fmt: skip
+    config = validate({"run": {"name": "r"}, "train": {"seed": 7}})
+    space = param_space(search, config)
+    generator = make_searcher(search)
+    generator.add_configurations(
+        ray.tune.Experiment("x", lambda config: None, config=space, num_samples=3, storage_path="/nowhere")
+    )
+    drawn = []
+    while (trial := generator.next_trial()) is not None:
+        drawn.append((trial.config["objective.margin"], trial.config["train.seed"]))
+    assert [seed for _, seed in drawn] == [7, 8] * 3
+    assert len({margin for margin, _ in drawn}) == 3
+    assert all(drawn[2 * n][0] == drawn[2 * n + 1][0] for n in range(3))
