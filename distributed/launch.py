@@ -92,9 +92,10 @@ def set_up(config: Config, *, resume: Resume) -> RunDirectory:
     """
     refuse_job_folder(config.run_dir, f"run.dir={config.run.dir}", config.run.dir)
     datasets = check_data(config)
-    check_text(config.model, config.data.max_caption_tokens)
-    if config.model.init_from is not None:
-        checkpoint_of(config.model.init_from)
+    if RunDirectory(config.run_dir).last_step() is None:  # a checkpoint needs neither hub nor another run
+        check_text(config.model, config.data.max_caption_tokens)
+        if config.model.init_from is not None:
+            checkpoint_of(config.model.init_from)
     run = prepare(config, resume=resume)
     if not run.summary.exists():
         write_text(run.provenance, json.dumps(provenance(config), indent=1))
@@ -122,7 +123,7 @@ def _run_on_ray(
     settings = config.model_dump(mode="json")
     settings["run"]["dir"] = str(run.root.parent)  # workers live in other folders: every path is made absolute here
     settings["data"] |= {split: str(config.data.folder(split)) for split in config.data.splits}
-    settings["model"] = _with_absolute_folders(settings["model"])
+    settings["model"] = _with_absolute_folders(settings["model"], fresh=run.last_step() is None)
     # Ray's own bookkeeping of this attempt. The name is new each time: under a known name Ray would silently resume by
     # its rules, while ours (checkpoints/last) also survive another number of workers.
     attempt = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
@@ -183,14 +184,15 @@ def _make_tokens(dataset: Dataset, config: Config) -> Tokens:
     return make_tokens(config.model, dataset.all_captions, **limits)
 
 
-def _with_absolute_folders(settings: dict[str, Any]) -> dict[str, Any]:
+def _with_absolute_folders(settings: dict[str, Any], *, fresh: bool) -> dict[str, Any]:
     """Return a model's settings with the names that are local folders made absolute, and where weights come from."""
     settings = {
-        key: _with_absolute_folders(value) if key in ("image", "text") else value for key, value in settings.items()
+        key: _with_absolute_folders(value, fresh=fresh) if key in ("image", "text") else value
+        for key, value in settings.items()
     }
     if "name" in settings and Path(settings["name"]).is_dir():
         settings["name"] = str(Path(settings["name"]).resolve())
-    if settings.get("init_from"):
+    if fresh and settings.get("init_from"):
         settings["init_from"] = str(checkpoint_of(settings["init_from"]))
     return settings
 

@@ -17,7 +17,7 @@ import torch
 
 from allpairs.errors import UserError
 from allpairs.files import read_json
-from allpairs.models import DualEncoder, build, load_tokens
+from allpairs.models import DualEncoder, Tokens, build, load, load_tokens
 from allpairs.objectives import PairObjective, arguments, make
 from distributed.checkpoints import Checkpoints, Progress, checkpoint_of, start_from
 from distributed.config import Config
@@ -58,9 +58,7 @@ class Training:
         self.stop_asked = stop_asked
         self.stopping = False
         self.run_dir = RunDirectory(config.run_dir)
-        self.vocabulary = load_tokens(self.run_dir.root, config.model)
-        torch.manual_seed(config.train.seed)  # the same initial weights on every rank and for every world size
-        encoder = build(config.model, len(self.vocabulary))
+        encoder, self.vocabulary = self._build()
         objective = make(config.objective.name, **objective_arguments(config.objective, encoder))
         self._init_from(encoder, objective)
         step = TrainStep(encoder, objective, world.group, config.train.precision)
@@ -77,6 +75,15 @@ class Training:
         self.tracker = open_tracker(config, self.run_dir, rank=world.rank, resume_step=self.progress.step, facts=facts)
         self.interval = Interval(self.progress.train_seconds)
         self.collapse = Collapse()
+
+    def _build(self) -> tuple[DualEncoder, Tokens]:
+        """Return the encoder and its words: of the last checkpoint, which needs no hub, or else a fresh one."""
+        if self.run_dir.last_step() is not None:
+            encoder, words = load(self.run_dir.checkpoints / "last")
+            return encoder.train(), words
+        words = load_tokens(self.run_dir.root, self.config.model)
+        torch.manual_seed(self.config.train.seed)  # the same initial weights on every rank and for every world size
+        return build(self.config.model, len(words)), words
 
     def _init_from(self, encoder: DualEncoder, objective: PairObjective[Any]) -> None:
         """Take the weights that `model.init_from` names, unless this run has a checkpoint of its own. Collective."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from allpairs.errors import UserError
 from allpairs.models.hub import network, self_contained
 from allpairs.models.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelNormalization
-from allpairs.models.pooling import GeneralizedPooling
+from allpairs.models.pooling import GeneralizedPooling, keep_some
 from allpairs.models.spec import TransformersSpec
 
 
@@ -29,6 +29,7 @@ class BackboneEncoder(nn.Module):
         super().__init__()
         self.pool = spec.pool
         self.freeze = spec.freeze
+        self.drop = spec.drop
         self.backbone: Any = network(spec, "model.image", "vision")
         self.spec = dataclasses.replace(spec, **self_contained(self.backbone))
         self.pixels = PixelNormalization(*_pixel_statistics(spec))
@@ -86,7 +87,10 @@ class BackboneEncoder(nn.Module):
         vectors = self.embedding(pooled)
         if self.pooling is None:
             return vectors
-        return self.pooling(vectors, torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device))
+        present_bN = torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
+        if self.training and self.drop:
+            present_bN = keep_some(present_bN, self.drop)
+        return self.pooling(vectors, present_bN)
 
 
 def _pixel_statistics(spec: TransformersSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:

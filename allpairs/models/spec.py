@@ -116,11 +116,19 @@ class TransformersSpec:
     """One vector per image: "mean" of positions, "first" (class token), "gpo" (VSE∞'s learned weights of the sorted
     values, after the embedding layer), or "auto": the backbone's own, else mean."""
 
+    drop: float = 0.0
+    """With `pool: gpo`: share of the positions that training leaves out (VSE∞: 0.2)."""
+
     def __post_init__(self) -> None:
         _check_kind(self)
         _check_network(self)
         _check_flag("freeze", self.freeze)
         _check_choice("pool", self.pool, ("auto", "mean", "first", "gpo"))
+        _check_probability("drop", self.drop)
+        if self.drop and self.pool != "gpo":
+            raise ValueError(
+                f"drop is {self.drop!r}; with pool: {self.pool} accepted is 0, positions are left out of gpo"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from allpairs.models import RegionsSpec, VsrnSpec
+from allpairs.models import RegionsSpec, TransformersSpec, VsrnSpec
+from allpairs.models.backbone import BackboneEncoder
 from allpairs.models.pooling import GeneralizedPooling, keep_some, position_codes
 from allpairs.models.regions import RegionsEncoder
 from allpairs.models.vsrn import GraphConvolution, VsrnEncoder
@@ -115,6 +116,21 @@ def test_a_fifth_of_the_regions_is_dropped_in_training_only(generator):
     assert torch.equal(encoder(features), first)  # a function of the seed
     encoder.eval()
     assert torch.equal(encoder(features), encoder.embedding(features).amax(dim=1))
+
+
+def test_a_fifth_of_a_grid_is_dropped_in_training_only():
+    config = {"embedding_size": 4, "hidden_sizes": [4], "depths": [1], "layer_type": "basic"}
+    spec = TransformersSpec(name="resnet", config=config, pretrained=False, pool="gpo", drop=0.5, freeze=True)
+    torch.manual_seed(0)
+    encoder = BackboneEncoder(spec, dim=3)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert not torch.equal(encoder(images), encoder(images))
+    encoder.eval()
+    states = encoder.embedding(encoder.backbone(encoder.pixels(images)).last_hidden_state.flatten(2).transpose(1, 2))
+    for row in range(2):
+        expected = pooled(encoder.pooling.double(), list(states[row].detach().double()))
+        encoder.pooling.float()
+        torch.testing.assert_close(encoder(images)[row].double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_graph_convolution_is_its_definition(generator):

@@ -5,7 +5,16 @@ import sys
 import pydantic
 import pytest
 
-from allpairs.models import CnnSpec, DualSpec, GruSpec, RegionsSpec, TransformersSpec
+from allpairs.models import (
+    CnnSpec,
+    DualSpec,
+    GruSpec,
+    RegionsSpec,
+    TextTransformersSpec,
+    TransformersSpec,
+    VsrnSpec,
+    WholeSpec,
+)
 
 ADAPTER = pydantic.TypeAdapter(DualSpec)
 
@@ -21,6 +30,15 @@ ADAPTER = pydantic.TypeAdapter(DualSpec)
         (lambda: TransformersSpec(name="vit", config={"hidden_size": 8}), "config"),
         (lambda: TransformersSpec(name="vit", pretrained=False, pool="max"), "pool"),
         (lambda: TransformersSpec(name="vit", freeze=1), "freeze"),
+        (lambda: TransformersSpec(name="vit", pretrained=False, pool="mean", drop=0.2), "drop"),
+        (lambda: RegionsSpec(pool="mean"), "pool"),
+        (lambda: RegionsSpec(drop=1), "drop"),
+        (lambda: VsrnSpec(layers=0), "layers"),
+        (lambda: TextTransformersSpec(name="bert", pool="last"), "pool"),
+        (lambda: WholeSpec(name="clip", freeze=True), "freeze"),
+        (lambda: WholeSpec(name="clip", head=0), "head"),
+        (lambda: WholeSpec(name="clip", freeze="all"), "freeze:"),
+        (lambda: DualSpec(image=CnnSpec(), text=GruSpec(), init_from=""), "init_from"),
         (lambda: GruSpec(kind="lstm"), "kind"),
         (lambda: GruSpec(embedding=-1), "embedding"),
         (lambda: GruSpec(word_dropout=1.0), "word_dropout"),
