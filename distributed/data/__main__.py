@@ -14,7 +14,7 @@ from allpairs.files import write_json
 from distributed.data.build_commands import app as build_app
 from distributed.data.describe import describe_folder
 from distributed.data.manifest import split_folders
-from distributed.data.validate import SHARD_PROBLEMS, ValidationReport, validate_folder
+from distributed.data.validate import SHARD_PROBLEMS, ValidationReport, validate_folders
 
 app = App(name="python -m distributed.data", help="Build, check and describe image–text data sets.", version_flags=[])
 app.command(build_app)
@@ -38,7 +38,7 @@ def validate(
     json
         Write the report to this file as well.
     """
-    reports = [validate_folder(part, world=world, max_image_pixels=max_image_pixels) for part in split_folders(folder)]
+    reports = validate_folders(split_folders(folder), world=world, max_image_pixels=max_image_pixels)
     for report in reports:
         _print_report(report)
     _write_json(json, [report.as_dict() for report in reports])

@@ -1,5 +1,6 @@
 """Building a data set: every source becomes one folder per split, whole or not at all, and a table of what is there."""
 
+import errno
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,8 +14,10 @@ from rich.progress import track
 from rich.table import Table
 
 from allpairs.errors import UserError
+from distributed.data.dataset import open_dataset
 from distributed.data.draws import Purpose, permutation
-from distributed.data.manifest import SPLIT_ORDER, Manifest
+from distributed.data.manifest import SPLIT_ORDER, Kind, Manifest, split_folders
+from distributed.data.pictures import SHOWN, Pictures, Wordless, repeated, shared
 from distributed.data.writer import Sample, new_folder, write_split
 
 
@@ -25,16 +28,16 @@ class Built:
     Attributes:
         out: the folder.
         manifests: one per split.
-        left_out: samples of the source that were not written, by cause.
+        left_out: what of the source was not written, one line per cause with the first examples.
     """
 
     out: Path
     manifests: list[Manifest]
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
 
-    def without(self, left_out: Mapping[str, int]) -> "Built":
+    def without(self, incomplete: "Incomplete") -> "Built":
         """Return the same with what was left out."""
-        return replace(self, left_out=dict(left_out))
+        return replace(self, left_out=incomplete.lines())
 
 
 def write_splits(
@@ -45,15 +48,18 @@ def write_splits(
     source: Mapping[str, Any],
     overwrite: bool,
     shard_samples: int,
-    kind: str = "image",
+    kind: Kind = "image",
 ) -> Built:
     """Write `out`/{split} for each split.
 
     Raises:
-        UserError: `out` exists and `overwrite` is off, or the source is broken; then nothing is left behind.
+        UserError: `out` exists and `overwrite` is off, or the source is broken or holds nothing; then nothing is left
+            behind.
     """
     if shard_samples < 1:
         raise UserError(f"--shard-samples {shard_samples}: at least 1")
+    if not splits:
+        raise UserError(f"{name}: nothing to build, the source holds no sample")
     manifests = []
     with new_folder(out, overwrite=overwrite) as fresh:
         for split in sorted(splits, key=SPLIT_ORDER.index):
@@ -71,7 +77,7 @@ def write_splits(
 
 
 def print_built(built: Built) -> None:
-    """Print one row per split, and what was left out."""
+    """Print one row per split, what was left out, and what is odd about the pictures and captions."""
     table = Table("split", "samples", "captions", "shards", "MB", title=f"{built.out}", title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -81,8 +87,28 @@ def print_built(built: Built) -> None:
         table.add_row(manifest.split, *(f"{value:,}" for value in row), f"{megabytes:,.1f}")
     console = Console()
     console.print(table)
-    for cause, count in sorted(built.left_out.items()):
-        console.print(f"left out: {count:,} ({cause})")
+    for line in built.left_out:
+        console.print(f"left out: {line}", markup=False, highlight=False, soft_wrap=True)
+    for line in _oddities(built.out):
+        console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _oddities(out: Path) -> list[str]:
+    """Compare all splits of `out`, also one that was there before, by their indexes alone."""
+    lines: list[str] = []
+    parts: list[Pictures] = []
+    for folder in split_folders(out):
+        try:
+            dataset = open_dataset(folder)
+        except UserError as error:
+            lines.append(f"not compared with {folder.name}: {error}")
+            continue
+        wordless = Wordless(dataset.manifest.split)
+        for key, captions in dataset.captions_by_key():
+            wordless.add(key, captions)
+        parts.append(dataset.pictures())
+        lines += [line for line in (repeated(parts[-1]), wordless.note()) if line]
+    return lines + shared(parts)
 
 
 def _shown(samples: Iterable[Sample], split: str) -> Iterator[Sample]:
@@ -91,7 +117,7 @@ def _shown(samples: Iterable[Sample], split: str) -> Iterator[Sample]:
 
 
 class Incomplete:
-    """Strict by default; with `skip` it counts what the sources leave out.
+    """Strict by default; with `skip` it counts what the sources leave out, and remembers the first of each cause.
 
     Attributes:
         counts: samples left out, by cause.
@@ -100,12 +126,56 @@ class Incomplete:
     def __init__(self, *, skip: bool) -> None:
         self._skip = skip
         self.counts: Counter[str] = Counter()
+        self._first: dict[str, list[str]] = {}
 
     def report(self, cause: str, detail: str) -> None:
         """Count one sample that is left out, or raise UserError when none may be."""
         if not self._skip:
-            raise UserError(f"{detail}: {cause}; complete it, or leave such samples out with --skip-incomplete")
+            raise UserError(
+                f"{printable(detail)}: {cause}; complete it, or leave such samples out with --skip-incomplete"
+            )
+        self.note(cause, detail)
+
+    def note(self, cause: str, detail: str) -> None:
+        """Count something that is left out whatever was asked for: half a pair that is no mistake."""
         self.counts[cause] += 1
+        first = self._first.setdefault(cause, [])
+        if len(first) < SHOWN:
+            first.append(printable(detail))
+
+    def lines(self) -> list[str]:
+        """Return one line per cause: how many, and which were the first."""
+        return [
+            f"{count:,}, {cause}: {', '.join(self._first[cause])}{', …' if count > SHOWN else ''}"
+            for cause, count in sorted(self.counts.items())
+        ]
+
+
+def printable(name: str) -> str:
+    """Return a file's name with the bytes that are not UTF-8 written as ``\\xe9``."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def read_inside(file: Path, folder: Path, *, follow_symlinks: bool) -> bytes | None:
+    """Return the bytes of a `file` of the source `folder`; None when there is no such file (or it is not a plain one).
+
+    Raises:
+        UserError: it cannot be read, or a link leads out of the folder: what somebody else packed could name any file
+            of this machine. `follow_symlinks` allows it.
+    """
+    try:
+        if not file.is_file():
+            return None
+        if not follow_symlinks and not (target := file.resolve()).is_relative_to(folder.resolve()):
+            raise UserError(
+                f"{printable(str(file))}: a link that leads out of {folder}, to {printable(str(target))}; "
+                "--follow-symlinks takes what it leads to"
+            )
+        return file.read_bytes()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return None
+        raise UserError(f"{printable(str(file))}: cannot be read ({error.strerror})") from None
 
 
 def split_by_seed(names: Sequence[str], *, seed: int, val: float, test: float) -> dict[str, list[str]]:
@@ -122,9 +192,8 @@ def split_by_seed(names: Sequence[str], *, seed: int, val: float, test: float) -
     """
     if not (val >= 0 and test >= 0 and val + test < 1):
         raise UserError(f"--val {val:g} and --test {test:g}: both at least 0 and together below 1")
-    ids = np.array(
-        [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") for name in names], dtype=np.uint64
-    )
+    digests = [hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names]
+    ids = np.array([int.from_bytes(digest[:8], "big") for digest in digests], dtype=np.uint64)
     order = permutation(seed, 0, Purpose.SPLIT, ids).tolist()
     tests, vals = round(test * len(names)), round(val * len(names))
     parts = {"train": order[tests + vals :], "val": order[tests : tests + vals], "test": order[:tests]}

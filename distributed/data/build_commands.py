@@ -39,6 +39,9 @@ class Splits:
 
 
 SkipIncomplete = Annotated[bool, Parameter(help="Leave out samples without image or caption, instead of stopping.")]
+FollowSymlinks = Annotated[
+    bool, Parameter(help="Read links that lead out of the folder too: whatever they name becomes data.")
+]
 
 
 @app.command
@@ -54,7 +57,14 @@ def scenes(*, target: Target, seed: int = 0) -> None:
 
 
 @app.command
-def karpathy(json: Path, *, images: Path, target: Target, skip_incomplete: SkipIncomplete = False) -> None:
+def karpathy(
+    json: Path,
+    *,
+    images: Path,
+    target: Target,
+    skip_incomplete: SkipIncomplete = False,
+    follow_symlinks: FollowSymlinks = False,
+) -> None:
     """A Karpathy-schema JSON (COCO, Flickr30K, …) and its folder of images; restval joins train.
 
     Parameters
@@ -64,11 +74,21 @@ def karpathy(json: Path, *, images: Path, target: Target, skip_incomplete: SkipI
     images
         Folder that its image paths start from.
     """
-    print_built(sources.build_karpathy(json, images=images, skip_incomplete=skip_incomplete, **vars(target)))
+    built = sources.build_karpathy(
+        json, images=images, skip_incomplete=skip_incomplete, follow_symlinks=follow_symlinks, **vars(target)
+    )
+    print_built(built)
 
 
 @app.command
-def folder(folder: Path, *, target: Target, splits: Splits = Splits(), skip_incomplete: SkipIncomplete = False) -> None:
+def folder(
+    folder: Path,
+    *,
+    target: Target,
+    splits: Splits = Splits(),
+    skip_incomplete: SkipIncomplete = False,
+    follow_symlinks: FollowSymlinks = False,
+) -> None:
     """Images, each beside a .txt of the same name (a caption per line); subfolders train/val/test are its splits.
 
     Parameters
@@ -76,7 +96,10 @@ def folder(folder: Path, *, target: Target, splits: Splits = Splits(), skip_inco
     folder
         Folder of the pairs.
     """
-    print_built(sources.build_folder(folder, skip_incomplete=skip_incomplete, **vars(splits), **vars(target)))
+    built = sources.build_folder(
+        folder, skip_incomplete=skip_incomplete, follow_symlinks=follow_symlinks, **vars(splits), **vars(target)
+    )
+    print_built(built)
 
 
 @app.command
@@ -96,7 +119,7 @@ def emoji(*, noto: Path, cldr: Path, target: Target, splits: Splits = Splits(), 
 
 
 @app.command
-def regions(folder: Path, *, target: Target) -> None:
+def regions(folder: Path, *, target: Target, skip_incomplete: SkipIncomplete = False) -> None:
     """Precomputed region features: {split}_ims.npy and {split}_caps.txt with five captions per image.
 
     Parameters
@@ -104,7 +127,7 @@ def regions(folder: Path, *, target: Target) -> None:
     folder
         Where these files lie.
     """
-    print_built(sources.build_regions(folder, **vars(target)))
+    print_built(sources.build_regions(folder, skip_incomplete=skip_incomplete, **vars(target)))
 
 
 @app.command(name="img2dataset")

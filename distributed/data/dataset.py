@@ -13,15 +13,30 @@ import pyarrow as pa
 
 from allpairs.errors import UserError, nearest
 from distributed.data.index import read_index
-from distributed.data.manifest import INDEX, MANIFEST, Manifest, shard_path
+from distributed.data.manifest import INDEX, MANIFEST, Manifest, is_folder, shard_path
+from distributed.data.pictures import Pictures
 
 _OPEN_SHARDS = 64
 
+CAUSES = (
+    "missing image",
+    "missing text",
+    "undecodable image",
+    "oversized image",
+    "undecodable regions",
+    "empty regions",
+    "non-finite regions",
+    "text not UTF-8",
+    "empty captions",
+)
+"""Why a sample cannot be used; training, evaluation and `validate` count under these names."""
+
 
 class BadSampleError(Exception):
-    """One sample cannot be used; `cause` is what it is counted under."""
+    """One sample cannot be used; `cause`, one of `CAUSES`, is what it is counted under."""
 
     def __init__(self, cause: str, detail: str = "") -> None:
+        assert cause in CAUSES, cause
         super().__init__(f"{cause}: {detail}" if detail else cause)
         self.cause = cause
 
@@ -95,10 +110,22 @@ class Dataset:
             raise BadSampleError("empty captions")
         return captions
 
+    def pictures(self) -> Pictures:
+        """Return the fingerprints of all pictures; no shard is touched."""
+        columns = [batch.column("fingerprint").to_numpy() for batch in self._index]
+        return Pictures(self.manifest.split, np.concatenate([np.empty(0, np.uint64), *columns]), self.key)
+
     def all_captions(self) -> Iterator[str]:
         """Yield every caption in manifest order; no image and no shard is touched."""
         for batch in self._index:
             yield from batch.column("captions").flatten().to_pylist()
+
+    def captions_by_key(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield every sample's key and captions (none where its text cannot be used) in manifest order."""
+        for batch in self._index:
+            columns = (batch.column(name).to_pylist() for name in ("key", "captions"))
+            for key, captions in zip(*columns, strict=True):
+                yield key, captions or []
 
     def read(self, row: int) -> RawSample:
         """Return one sample.
@@ -136,9 +163,9 @@ def open_dataset(path: str | Path) -> Dataset:
             missing, cut off or replaced.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"data folder {str(folder)!r} does not exist{_nearest_sibling(folder)}")
-    if not (folder / MANIFEST).is_file():
+    if not (folder / MANIFEST).exists():
         raise UserError(_no_manifest(folder))
     manifest = Manifest.read(folder)
     for shard in manifest.shards:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # No other format is tried: some of Pillow's readers start programs or parse rarely checked formats.
 FORMATS = ("PNG", "JPEG", "WEBP")
-_HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
 
 
@@ -57,7 +57,7 @@ def decode_image(
         if preprocessing is None:
             image.draft("RGB", (side, side))  # JPEG only: decodes at the nearest 1/2, 1/4, 1/8 that is large enough
         ImageOps.exif_transpose(image, in_place=True)
-        image = _opaque(image)
+        image = _middle(_opaque(image), max(1, max_pixels // side**2))
         if preprocessing is not None:
             return preprocessing.geometry(image, side)
         scale = side / min(image.size)
@@ -80,28 +80,43 @@ def _opaque(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _middle(image: Image.Image, proportion: int) -> Image.Image:
+    """Cut an image longer than `proportion` : 1 to its middle: one row of pixels, resized, would fill any memory."""
+    width, height = image.size
+    longest = proportion * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
+
+
 def decode_regions(data: bytes) -> np.ndarray:
     """Decode a ``.npy`` member to ``[R, F]`` float32. Nothing is unpickled: object arrays are refused by their header.
 
     Raises:
-        BadSampleError: ``undecodable regions``.
+        BadSampleError: ``undecodable regions``, ``empty regions``, or ``non-finite regions`` for a value that is NaN,
+            infinite or too large for float32.
     """
     stream = io.BytesIO(data)
     try:
-        version = np.lib.format.read_magic(stream)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[
-            version
-        ]
-        shape, fortran, dtype = read_header(stream)
-    except (ValueError, KeyError, EOFError) as error:
+        shape, fortran, dtype = _HEADERS[np.lib.format.read_magic(stream)](stream)
+    except Exception as error:  # as for images: numpy evaluates the header as a literal
         raise BadSampleError("undecodable regions", str(error)) from error
     body = data[stream.tell() :]
-    if dtype.kind != "f" or len(shape) != 2 or math.prod(shape) * dtype.itemsize != len(body):
+    whole = len(shape) == 2 and min(shape) >= 0 and math.prod(shape) * dtype.itemsize == len(body)
+    if dtype.kind != "f" or not whole:
         raise BadSampleError(
             "undecodable regions", f"{dtype} {shape} in {len(body)} bytes; expected a whole [R, F] float array"
         )
+    if not len(body):
+        raise BadSampleError("empty regions", f"shape {shape}")
     array = np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
-    return np.ascontiguousarray(array, dtype=np.float32)
+    with np.errstate(over="ignore"):
+        regions = np.ascontiguousarray(array, dtype=np.float32)
+    finite = np.isfinite(regions)
+    if not finite.all():
+        raise BadSampleError("non-finite regions", f"{finite.size - np.count_nonzero(finite)} of {finite.size} values")
+    return regions
 
 
 Augment = Literal["none", "crop", "crop_flip"]

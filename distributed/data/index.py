@@ -1,7 +1,7 @@
 """The index beside the manifest: one Arrow record batch per shard, memory-mapped, so that any sample is one `pread`.
 
-Columns: key · image_offset, image_size, suffix (size -1: no image member) · text_offset, text_size (size -1: no text
-member) · captions (null: the text is not UTF-8).
+Columns: key · image_offset, image_size, suffix (size -1: no image member) · fingerprint of its bytes (0: none) ·
+text_offset, text_size (size -1: no text member) · captions (null: the text is not UTF-8).
 """
 
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from distributed.data.pictures import NO_PICTURE, fingerprint
 from distributed.data.shards import ShardSample, Span, walk_shard
 
 SCHEMA = pa.schema(
@@ -18,6 +19,7 @@ SCHEMA = pa.schema(
         ("image_offset", pa.int64()),
         ("image_size", pa.int64()),
         ("suffix", pa.string()),
+        ("fingerprint", pa.uint64()),
         ("text_offset", pa.int64()),
         ("text_size", pa.int64()),
         ("captions", pa.list_(pa.string())),
@@ -51,11 +53,15 @@ def _record_batch(samples: list[ShardSample], descriptor: int, mode: str) -> pa.
     captions = [
         parse_captions(os.pread(descriptor, span.size, span.offset), mode) if span.size >= 0 else [] for span in texts
     ]
+    prints = [
+        fingerprint(os.pread(descriptor, span.size, span.offset)) if span.size >= 0 else NO_PICTURE for span in images
+    ]
     columns = [
         [sample.key for sample in samples],
         [span.offset for span in images],
         [span.size for span in images],
         [sample.suffix for sample in samples],
+        prints,
         [span.offset for span in texts],
         [span.size for span in texts],
         captions,

@@ -3,29 +3,48 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 
 from allpairs.errors import UserError
 from allpairs.files import write_text
+from distributed.data.documents import read_document
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 INDEX = "index.arrow"
 SPLIT_ORDER = ("train", "val", "test")
+_LONGEST_NAME = 255  # bytes, on every file system in use
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+TextMode = Literal["lines", "whole"]
+Kind = Literal["image", "regions"]
+_STRICT = ConfigDict(strict=True, extra="forbid")
+
+
+def _known_format(value: int) -> int:
+    if value != FORMAT:
+        raise ValueError(f"this version reads format {FORMAT}; build the data again")
+    return value
 
 
 @dataclass(frozen=True)
 class Shard:
     """One tar file; `file` is relative to the manifest's folder, or absolute for shards indexed where they lie."""
 
-    file: str
-    samples: int
-    captions: int
-    bytes: int
-    sha256: str
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    file: Annotated[str, Field(min_length=1)]
+    samples: Count
+    captions: Count
+    bytes: Count
+    sha256: Sha256
 
 
 @dataclass(frozen=True)
@@ -46,16 +65,18 @@ class Manifest:
         shards: the shards, in the order that numbers the rows.
     """
 
-    format: int
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    format: Annotated[int, AfterValidator(_known_format)]
     name: str
     split: str
     source: dict[str, Any]
-    kind: str
-    text: str
-    samples: int
-    captions: int
-    index_bytes: int
-    index_sha256: str
+    kind: Kind
+    text: TextMode
+    samples: Count
+    captions: Count
+    index_bytes: Count
+    index_sha256: Sha256
     shards: list[Shard]
 
     def write(self, folder: Path) -> None:
@@ -67,32 +88,26 @@ class Manifest:
     def read(cls, folder: Path) -> "Manifest":
         """Read `folder`/manifest.json. Raises UserError when it is broken or of another format."""
         file = folder / MANIFEST
-        try:
-            fields = json.loads(file.read_text(encoding="utf-8"))
-            found = fields["format"]
-            if found != FORMAT:
+        manifest = read_document(file, _SHAPE, "a data manifest")
+        for what in ("samples", "captions"):
+            if getattr(manifest, what) != sum(getattr(shard, what) for shard in manifest.shards):
                 raise UserError(
-                    f"{file}: format {found} is not the format {FORMAT} of this version; build the data again"
+                    f"{file}: {getattr(manifest, what)} {what} in all, but its shards add up to another number"
                 )
-            shards = [Shard(**shard) for shard in fields.pop("shards")]
-            manifest = cls(**fields, shards=shards)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(
-                f"{file}: not a data manifest ({type(error).__name__}: {error}); build the data again"
-            ) from error
-        if manifest.samples != sum(shard.samples for shard in shards):
-            raise UserError(f"{file}: {manifest.samples} samples in all, but its shards add up to another number")
         return manifest
+
+
+_SHAPE = TypeAdapter(Manifest)
 
 
 def shard_path(name: str, folder: Path) -> Path:
     """Return where shard `name` of a manifest in `folder` lies.
 
     Raises:
-        UserError: the name asks for a command or a remote address; only files are read.
+        UserError: the name asks for a command or a remote address (only files are read), or no file can have it.
     """
+    if "\0" in name or any(len(os.fsencode(part)) > _LONGEST_NAME for part in Path(name).parts):
+        raise UserError(f"shard {name!r}: no file has such a name")
     if name.startswith("pipe:") or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", name):
         scheme = name.split(":", 1)[0]
         raise UserError(
@@ -107,15 +122,23 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def is_folder(path: Path) -> bool:
+    """Return whether `path` is a folder; also where no folder could have this name."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def split_folders(folder: Path) -> list[Path]:
     """Return the data set folders under `folder`: itself when it holds a manifest or shards, otherwise its splits.
 
     Raises:
         UserError: there is none.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"{folder}: no such folder")
-    if (folder / MANIFEST).is_file() or any(folder.glob("*.tar")):
+    if (folder / MANIFEST).exists() or any(folder.glob("*.tar")):
         return [folder]
     splits = sorted({file.parent for file in (*folder.glob(f"*/{MANIFEST}"), *folder.glob("*/*.tar"))})
     if not splits:

@@ -9,6 +9,7 @@ IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 REGION_SUFFIX = "npy"
 TEXT_SUFFIX = "txt"
 _BLOCK = 512
+_TAIL = 2**20  # read at a time after the end mark, which is mostly followed by 10 KiB at most
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def split_name(member: str) -> tuple[str, str]:
 def walk_shard(file: Path) -> Iterator[ShardSample]:
     """Yield the samples of a shard in order: consecutive members with the same key.
 
-    A repeated suffix starts a new sample, so that a doubled key shows up as two samples.
+    A repeated suffix starts a new sample, so that a doubled key shows up as two samples. Bytes of a name that are not
+    UTF-8 stand as ``\\xe9`` in the key.
 
     Raises:
         TruncatedShardError: the file ends early, has no end mark or is no plain tar; the samples before are given.
@@ -73,14 +75,34 @@ def _members(file: Path) -> Iterator[tuple[str, Span]]:
     try:
         # "r:" is plain tar only: a compressed shard has no places to read from.
         with tarfile.open(file, "r:") as tar:
+            end = 0
             while (member := tar.next()) is not None:
+                if member.size < 0 or tar.offset <= end:
+                    raise TruncatedShardError(file, f"impossible size {member.size} at byte {end}")
                 if member.isreg() and not member.issparse():
-                    yield member.name, Span(member.offset_data, member.size)
+                    yield _readable(member.name), Span(member.offset_data, member.size)
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header; a shard can hold millions
+                end = tar.offset
             end = tar.offset
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:  # ValueError: no number where one should be
         raise TruncatedShardError(file, str(error)) from error
+    _check_end(file, end)
+
+
+def _readable(name: str) -> str:
+    """Undo tarfile's escapes for bytes that are not UTF-8, which no other file could hold."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _check_end(file: Path, end: int) -> None:
+    """Raise TruncatedShardError unless there are zeros, and nothing else, from byte `end` on.
+
+    tarfile takes garbage, or a block of zeros in the middle, for the end.
+    """
     with file.open("rb") as stream:
         stream.seek(end)
-        if stream.read(_BLOCK) != bytes(_BLOCK):  # tarfile takes garbage after the first member for the end
+        if stream.read(_BLOCK) != bytes(_BLOCK):
             raise TruncatedShardError(file, f"no end-of-archive mark at byte {end}")
+        while chunk := stream.read(_TAIL):
+            if chunk.count(0) != len(chunk):
+                raise TruncatedShardError(file, f"data after the end-of-archive mark at byte {end}")

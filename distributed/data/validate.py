@@ -1,29 +1,27 @@
 """Looking for everything that would go wrong in training, shard by shard, before it does."""
 
 import os
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distributed.data.dataset import BadSampleError
-from distributed.data.images import decode_regions, open_image
+import numpy as np
+
+from distributed.data.dataset import CAUSES, BadSampleError
+from distributed.data.images import decode_image, decode_regions
 from distributed.data.index import parse_captions
 from distributed.data.manifest import INDEX, MANIFEST, Manifest, Shard, sha256, shard_path
+from distributed.data.pictures import NO_PICTURE, Pictures, Wordless, fingerprint, repeated, shared
 from distributed.data.shards import REGION_SUFFIX, ShardSample, Span, TruncatedShardError, walk_shard
 
 # Per shard: the column of the report and what it counts.
-SHARD_PROBLEMS = (
-    "missing image",
-    "missing text",
-    "undecodable image",
-    "oversized image",
-    "undecodable regions",
-    "text not UTF-8",
-    "empty captions",
-    "duplicate keys",
-)
+SHARD_PROBLEMS = (*CAUSES, "duplicate keys")
+_SIDE = 64
+"""Pictures are decoded to this side, by the function that training decodes them with: whether they can be does not
+depend on it."""
 
 
 @dataclass
@@ -47,6 +45,7 @@ class ValidationReport:
         shards: one report each.
         faults: what is wrong with the folder as a whole.
         notes: worth knowing, but no fault.
+        pictures: the fingerprints of its pictures.
     """
 
     folder: str
@@ -54,6 +53,7 @@ class ValidationReport:
     shards: list[ShardReport]
     faults: list[str]
     notes: list[str]
+    pictures: Pictures
 
     @property
     def ok(self) -> bool:
@@ -63,7 +63,23 @@ class ValidationReport:
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values."""
         shards = [{**vars(shard), "problems": dict(shard.problems)} for shard in self.shards]
-        return {**vars(self), "shards": shards, "ok": self.ok}
+        facts = {name: value for name, value in vars(self).items() if name != "pictures"}
+        return {**facts, "shards": shards, "ok": self.ok}
+
+
+def validate_folders(folders: Sequence[Path], *, world: int, max_image_pixels: int) -> list[ValidationReport]:
+    """Check each of `folders`, the splits of one data set; a picture in two of them is a fault of the later one.
+
+    Raises:
+        UserError: a manifest cannot be read.
+    """
+    reports: list[ValidationReport] = []
+    for folder in folders:
+        report = validate_folder(folder, world=world, max_image_pixels=max_image_pixels)
+        for earlier in reports:
+            report.faults += shared([earlier.pictures, report.pictures])
+        reports.append(report)
+    return reports
 
 
 def validate_folder(folder: Path, *, world: int, max_image_pixels: int) -> ValidationReport:
@@ -72,25 +88,27 @@ def validate_folder(folder: Path, *, world: int, max_image_pixels: int) -> Valid
     Raises:
         UserError: the manifest itself cannot be read.
     """
-    manifest = Manifest.read(folder) if (folder / MANIFEST).is_file() else None
+    manifest = Manifest.read(folder) if (folder / MANIFEST).exists() else None
     if manifest is None:
         files: list[tuple[Path, Shard | None]] = [(file, None) for file in sorted(folder.glob("*.tar"))]
     else:
         files = [(shard_path(shard.file, folder), shard) for shard in manifest.shards]
-    seen: dict[str, str] = {}
-    text = manifest.text if manifest else "lines"
-    shards = [_check_shard(file, shard, seen, text, max_image_pixels) for file, shard in files]
+    split = manifest.split if manifest else folder.resolve().name
+    looked = _Look(manifest.text if manifest else "lines", max_image_pixels, Wordless(split))
+    shards = [looked.check_shard(file, shard) for file, shard in files]
     samples = sum(shard.samples for shard in shards)
-    faults = _check_folder(folder, manifest)
+    faults = _check_folder(folder, manifest) + looked.faults(manifest)
     if samples < world:
         faults.append(f"{samples} samples cannot feed {world} ranks")
+    pictures = Pictures(split, np.array(looked.prints, dtype=np.uint64), looked.keys.__getitem__)
     notes = [] if manifest else [f"no {MANIFEST}: contents checked, hashes not"]
+    notes += [line for line in (repeated(pictures), looked.wordless.note()) if line]
     if samples % world:
         notes.append(
             f"{samples:,} samples over {world} ranks: {samples % world} ranks read one more per epoch; the reader cuts "
             "every batch evenly, so all take the same number of steps"
         )
-    return ValidationReport(str(folder), samples, shards, faults, notes)
+    return ValidationReport(str(folder), samples, shards, faults, notes, pictures)
 
 
 def _check_folder(folder: Path, manifest: Manifest | None) -> list[str]:
@@ -102,51 +120,86 @@ def _check_folder(folder: Path, manifest: Manifest | None) -> list[str]:
     return [] if sha256(index) == manifest.index_sha256 else [f"{INDEX} is not the one the manifest was written with"]
 
 
-def _check_shard(file: Path, expected: Shard | None, seen: dict[str, str], text: str, max_pixels: int) -> ShardReport:
-    report = ShardReport(str(file))
-    if not file.is_file():
-        report.faults.append("does not exist")
-        return report
-    if expected is not None and (file.stat().st_size != expected.bytes or sha256(file) != expected.sha256):
-        report.faults.append("not the bytes the manifest was written for")
-    try:
-        with file.open("rb") as stream:
-            for sample in walk_shard(file):
-                report.samples += 1
-                for cause in _sample_problems(sample, stream.fileno(), text, max_pixels):
-                    _count(report, cause, sample.key)
-                if sample.key in seen:
-                    _count(report, "duplicate keys", f"{sample.key} (also in {seen[sample.key]})")
-                seen.setdefault(sample.key, file.name)
-    except TruncatedShardError as error:
-        report.faults.append(error.reason)
-    if expected is not None and report.samples != expected.samples:
-        report.faults.append(f"{report.samples} samples, the manifest says {expected.samples}")
-    return report
+@dataclass
+class _Look:
+    """Looks at one shard after the other and remembers what has to be compared over all of them."""
 
+    text: str
+    max_pixels: int
+    wordless: Wordless
+    keys: list[str] = field(default_factory=list)
+    prints: array = field(default_factory=lambda: array("Q"))
+    seen: dict[str, str] = field(default_factory=dict)
+    """Where each key was met first."""
+    kinds: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """How many samples are images, or regions of one shape, and the first of them."""
 
-def _sample_problems(sample: ShardSample, descriptor: int, text: str, max_pixels: int) -> Iterator[str]:
-    if sample.image is None:
-        yield "missing image"
-    else:
-        data = _read(descriptor, sample.image)
+    def check_shard(self, file: Path, expected: Shard | None) -> ShardReport:
+        """Check one shard: against what the manifest says of it, if there is one, and every sample."""
+        report = ShardReport(str(file))
+        if not file.is_file():
+            report.faults.append("does not exist")
+            return report
+        if expected is not None and (file.stat().st_size != expected.bytes or sha256(file) != expected.sha256):
+            report.faults.append("not the bytes the manifest was written for")
         try:
-            if sample.suffix == REGION_SUFFIX:
-                decode_regions(data)
+            with file.open("rb") as stream:
+                for sample in walk_shard(file):
+                    report.samples += 1
+                    for cause in self._problems(sample, stream.fileno(), file.name):
+                        _count(report, cause, sample.key)
+                    if sample.key in self.seen:
+                        _count(report, "duplicate keys", f"{sample.key} (also in {self.seen[sample.key]})")
+                    self.seen.setdefault(sample.key, file.name)
+            if not report.samples:
+                report.faults.append("holds no sample")
+        except TruncatedShardError as error:
+            report.faults.append(error.reason)
+        if expected is not None and report.samples != expected.samples:
+            report.faults.append(f"{report.samples} samples, the manifest says {expected.samples}")
+        return report
+
+    def faults(self, manifest: Manifest | None) -> list[str]:
+        """Say what does not fit together: a batch is one array, so one kind and one shape of regions."""
+        found = ", ".join(
+            f"{name} in {count:,} samples (first {where})"
+            for name, (count, where) in sorted(self.kinds.items(), key=lambda item: -item[1][0])
+        )
+        if len(self.kinds) > 1:
+            return [f"samples that fit in no batch together: {found}"]
+        if manifest and any((manifest.kind == "regions") == name.startswith("images") for name in self.kinds):
+            return [f"the manifest says {manifest.kind}, but here are {found}"]
+        return []
+
+    def _problems(self, sample: ShardSample, descriptor: int, shard: str) -> Iterator[str]:
+        self.keys.append(sample.key)
+        if sample.image is None:
+            self.prints.append(NO_PICTURE)
+            yield "missing image"
+        else:
+            data = _read(descriptor, sample.image)
+            self.prints.append(fingerprint(data))
+            try:
+                if sample.suffix == REGION_SUFFIX:
+                    kind = f"regions {list(decode_regions(data).shape)}"
+                else:
+                    decode_image(data, _SIDE, self.max_pixels)
+                    kind = "images"
+            except BadSampleError as bad:
+                yield bad.cause
             else:
-                open_image(data, max_pixels).load()
-        except BadSampleError as bad:
-            yield bad.cause
-        except Exception:  # a damaged image can make a decoder raise anything
-            yield "undecodable image"
-    if sample.text is None:
-        yield "missing text"
-    else:
-        captions = parse_captions(_read(descriptor, sample.text), text)
-        if captions is None:
-            yield "text not UTF-8"
-        elif not captions:
-            yield "empty captions"
+                count, first = self.kinds.get(kind, (0, f"{shard}: {sample.key}"))
+                self.kinds[kind] = (count + 1, first)
+        if sample.text is None:
+            yield "missing text"
+        else:
+            captions = parse_captions(_read(descriptor, sample.text), self.text)
+            if captions is None:
+                yield "text not UTF-8"
+            elif not captions:
+                yield "empty captions"
+            else:
+                self.wordless.add(sample.key, captions)
 
 
 def _read(descriptor: int, span: Span) -> bytes:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from allpairs.errors import UserError
 from allpairs.files import replacing_folder
 from distributed.data.index import index_shard, write_index
-from distributed.data.manifest import FORMAT, INDEX, MANIFEST, Manifest, Shard, sha256
+from distributed.data.manifest import FORMAT, INDEX, MANIFEST, Kind, Manifest, Shard, TextMode, sha256
 from distributed.data.shards import split_name
 
 
@@ -40,18 +40,22 @@ def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """Give a temporary folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
 
     Raises:
-        UserError: `out` exists, is not empty, and `overwrite` is off or what is there is no data set.
+        UserError: `out` exists, is not empty, and `overwrite` is off or what is there is no data set; or it cannot be
+            written, or not to its end.
     """
-    out = out.resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not overwrite:
-            raise UserError(f"{out} exists already; give another --out, or --overwrite to replace it")
-        if not [*out.glob(MANIFEST), *out.glob(f"*/{MANIFEST}")]:
-            raise UserError(
-                f"{out} is no data set (no {MANIFEST} in it or in its splits): --overwrite does not replace it"
-            )
-    with replacing_folder(out) as fresh:
-        yield fresh
+    try:
+        out = out.resolve()
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            if not overwrite:
+                raise UserError(f"{out} exists already; give another --out, or --overwrite to replace it")
+            if not [*out.glob(MANIFEST), *out.glob(f"*/{MANIFEST}")]:
+                raise UserError(
+                    f"{out} is no data set (no {MANIFEST} in it or in its splits): --overwrite does not replace it"
+                )
+        with replacing_folder(out) as fresh:
+            yield fresh
+    except OSError as error:  # what cannot be read has been said by whoever reads it
+        raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from error
 
 
 def write_split(
@@ -61,7 +65,7 @@ def write_split(
     name: str,
     split: str,
     source: Mapping[str, Any],
-    kind: str = "image",
+    kind: Kind = "image",
     shard_samples: int = 1000,
     shard_bytes: int = 2**28,
 ) -> Manifest:
@@ -105,8 +109,8 @@ def write_manifest(
     name: str,
     split: str,
     source: Mapping[str, Any],
-    kind: str,
-    text: str,
+    kind: Kind,
+    text: TextMode,
     relative: bool,
 ) -> Manifest:
     """Index the shards `files` and write index and manifest into `folder`. Raises shards.TruncatedShardError."""

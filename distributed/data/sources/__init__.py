@@ -7,6 +7,7 @@ UserError for a source that is not what it should be.
 - `emoji`: a data set of real drawings, made of two public repositories.
 """
 
+import re
 from pathlib import Path
 
 from allpairs.errors import UserError
@@ -35,15 +36,16 @@ def build_karpathy(
     images: Path,
     out: Path,
     skip_incomplete: bool = False,
+    follow_symlinks: bool = False,
     overwrite: bool = False,
     shard_samples: int = SHARD_SAMPLES,
 ) -> Built:
     """Write a Karpathy-schema JSON with its folder of images; restval joins train."""
     incomplete = Incomplete(skip=skip_incomplete)
-    name, splits = karpathy_splits(file, images, incomplete)
+    name, splits = karpathy_splits(file, images, incomplete, follow_symlinks=follow_symlinks)
     about = {"kind": "karpathy", "file": file.name}
     built = write_splits(out, splits, name=name, source=about, overwrite=overwrite, shard_samples=shard_samples)
-    return built.without(incomplete.counts)
+    return built.without(incomplete)
 
 
 def build_folder(
@@ -54,16 +56,17 @@ def build_folder(
     val: float = 0.1,
     test: float = 0.1,
     skip_incomplete: bool = False,
+    follow_symlinks: bool = False,
     overwrite: bool = False,
     shard_samples: int = SHARD_SAMPLES,
 ) -> Built:
     """Write images that lie beside text files of the same name; `val` and `test` are fractions of an unsplit folder."""
     incomplete = Incomplete(skip=skip_incomplete)
-    splits = folder_splits(folder, incomplete, seed=seed, val=val, test=test)
+    splits = folder_splits(folder, incomplete, seed=seed, val=val, test=test, follow_symlinks=follow_symlinks)
     about = {"kind": "folder", "seed": seed, "val": val, "test": test}
     name = folder.resolve().name
     built = write_splits(out, splits, name=name, source=about, overwrite=overwrite, shard_samples=shard_samples)
-    return built.without(incomplete.counts)
+    return built.without(incomplete)
 
 
 def build_emoji(
@@ -83,25 +86,34 @@ def build_emoji(
     splits = emoji_splits(noto, cldr, incomplete, pixels=pixels, seed=seed, val=val, test=test)
     about = {"kind": "emoji", "pixels": pixels, "seed": seed, "val": val, "test": test}
     built = write_splits(out, splits, name="emoji", source=about, overwrite=overwrite, shard_samples=shard_samples)
-    return built.without(incomplete.counts)
+    return built.without(incomplete)
 
 
-def build_regions(folder: Path, *, out: Path, overwrite: bool = False, shard_samples: int = SHARD_SAMPLES) -> Built:
+def build_regions(
+    folder: Path,
+    *,
+    out: Path,
+    skip_incomplete: bool = False,
+    overwrite: bool = False,
+    shard_samples: int = SHARD_SAMPLES,
+) -> Built:
     """Write precomputed region features: ``{split}_ims.npy`` with ``{split}_caps.txt``, five captions per image."""
-    return write_splits(
+    incomplete = Incomplete(skip=skip_incomplete)
+    built = write_splits(
         out,
-        region_splits(folder),
+        region_splits(folder, incomplete),
         name=folder.resolve().name,
         source={"kind": "regions"},
         kind="regions",
         overwrite=overwrite,
         shard_samples=shard_samples,
     )
+    return built.without(incomplete)
 
 
 def build_img2dataset(*sources: str, out: Path, split: str, overwrite: bool = False) -> Built:
     """Index img2dataset shards (folders, files or glob patterns) where they lie, as the one split `out`/`split`."""
-    if Path(split).name != split:
+    if not re.fullmatch(r"\w[\w.-]{0,99}", split):
         raise UserError(f"--split {split!r}: a plain name, such as train, val or test")
     files = find_shards(sources)
     with new_folder(out / split, overwrite=overwrite) as fresh:

@@ -4,15 +4,18 @@ Five captions per emoji from its name and keywords; skin-tone and gender variant
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter
 
 from allpairs.errors import UserError
 from distributed.data.build import Incomplete, split_by_seed
+from distributed.data.documents import read_document
 from distributed.data.draws import Purpose, choose
 from distributed.data.writer import Sample
 
@@ -20,6 +23,28 @@ ANNOTATIONS = (
     "cldr-json/cldr-annotations-full/annotations/en/annotations.json",
     "cldr-json/cldr-annotations-derived-full/annotationsDerived/en/annotations.json",
 )
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What CLDR says of one emoji: its name (for text to speech) and its keywords."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True)
+
+    tts: list[str] = field(default_factory=list)
+    default: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """One language's annotations, by emoji."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True)
+
+    annotations: dict[str, Annotation]
+
+
+_SHAPE = TypeAdapter(dict[str, Annotations])
 _PREFIX = "emoji_u"
 _CODES = re.compile(_PREFIX + r"([0-9a-f]+(?:_[0-9a-f]+)*)")
 _VARIATION_SELECTOR = "fe0f"  # asks for the coloured form; CLDR leaves it out, some file names have it
@@ -44,7 +69,8 @@ def emoji_splits(
             codes = [code for code in match[1].split("_") if code != _VARIATION_SELECTOR]
             files.setdefault("_".join(codes), file)
     known = [key for key in files if _characters(key) in names]
-    incomplete.counts["no English name in CLDR"] += len(files) - len(known)
+    for key in sorted(files.keys() - known):
+        incomplete.note("no English name in CLDR", files[key].name)
     if not known:
         raise UserError(f"{drawings}: no drawing {_PREFIX}*.png that CLDR has a name for")
     parts = split_by_seed(known, seed=seed, val=val, test=test)
@@ -77,16 +103,9 @@ def _characters(key: str) -> str:
 def _read_annotations(cldr: Path) -> dict[str, tuple[str, list[str]]]:
     names: dict[str, tuple[str, list[str]]] = {}
     for relative in ANNOTATIONS:
-        file = cldr / relative
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            entries = content["annotationsDerived" if "Derived" in relative else "annotations"]["annotations"]
-        except OSError as error:
-            raise UserError(f"--cldr {cldr}: cannot read {relative} ({error.strerror})") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file}: not CLDR annotations ({error!r})") from error
-        for characters, entry in entries.items():
-            if entry.get("tts") and entry.get("default"):
-                plain = characters.replace(chr(int(_VARIATION_SELECTOR, 16)), "")
-                names.setdefault(plain, (entry["tts"][0], list(entry["default"])))
+        for part in read_document(cldr / relative, _SHAPE, "CLDR annotations").values():
+            for characters, entry in part.annotations.items():
+                if entry.tts and entry.default:
+                    plain = characters.replace(chr(int(_VARIATION_SELECTOR, 16)), "")
+                    names.setdefault(plain, (entry.tts[0], entry.default))
     return names

@@ -4,51 +4,66 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from allpairs.errors import UserError
-from distributed.data.build import Incomplete, split_by_seed
+from distributed.data.build import Incomplete, printable, read_inside, split_by_seed
 from distributed.data.index import parse_captions
+from distributed.data.manifest import is_folder
 from distributed.data.shards import IMAGE_SUFFIXES
 from distributed.data.writer import Sample
 
 SPLITS = ("train", "val", "test")
+TEXT = ".txt"
 
 
 def folder_splits(
-    folder: Path, incomplete: Incomplete, *, seed: int, val: float, test: float
+    folder: Path, incomplete: Incomplete, *, seed: int, val: float, test: float, follow_symlinks: bool = False
 ) -> dict[str, Iterator[Sample]]:
     """Return the samples per split, sorted by path: subfolders train, val, test if there are any, else seeded splits.
 
+    Text files without an image are left out and counted, whatever `incomplete` says: one may be a README.
+
     Raises:
-        UserError: no such folder, or no image in it.
+        UserError: no such folder, no image in it, or a link that leads out of it.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"{folder}: no such folder")
     subfolders = [split for split in SPLITS if (folder / split).is_dir()]
     if subfolders:
-        return {split: _samples(folder / split, _images(folder / split), incomplete) for split in subfolders}
-    parts = split_by_seed(_images(folder), seed=seed, val=val, test=test)
-    return {split: _samples(folder, names, incomplete) for split, names in parts.items()}
+        parts = {split: (folder / split, _images(folder / split, incomplete)) for split in subfolders}
+    else:
+        names = split_by_seed(_images(folder, incomplete), seed=seed, val=val, test=test)
+        parts = {split: (folder, part) for split, part in names.items()}
+    return {split: _samples(*part, incomplete, follow_symlinks) for split, part in parts.items()}
 
 
-def _images(folder: Path) -> list[str]:
-    files = (file for file in folder.rglob("*") if file.suffix[1:].lower() in IMAGE_SUFFIXES and file.is_file())
-    names = sorted(file.relative_to(folder).as_posix() for file in files)
-    if not names:
+def _images(folder: Path, incomplete: Incomplete) -> list[str]:
+    files = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
+    images = [file for file in files if file.suffix[1:].lower() in IMAGE_SUFFIXES]
+    if not images:
         raise UserError(f"{folder}: no image ({', '.join(IMAGE_SUFFIXES)}) in it")
-    return names
+    pictured = {file.with_suffix("") for file in images}
+    for text in sorted(file for file in files if file.suffix == TEXT and file.with_suffix("") not in pictured):
+        incomplete.note("text file without an image beside it", str(folder / text))
+    return sorted(file.as_posix() for file in images)
 
 
-def _samples(folder: Path, names: list[str], incomplete: Incomplete) -> Iterator[Sample]:
+def _samples(folder: Path, names: list[str], incomplete: Incomplete, follow_symlinks: bool) -> Iterator[Sample]:
     for name in names:
         image = folder / name
-        text = image.with_suffix(".txt")
-        if not text.is_file():
+        beside = image.with_suffix(TEXT)
+        text = read_inside(beside, folder, follow_symlinks=follow_symlinks)
+        if text is None:
             incomplete.report("no text file beside the image", str(image))
             continue
-        captions = parse_captions(text.read_bytes(), "lines")
-        if captions is None:
-            incomplete.report("text not UTF-8", str(text))
+        captions = parse_captions(text, "lines")
+        data = read_inside(image, folder, follow_symlinks=follow_symlinks)
+        if printable(name) != name:
+            incomplete.report("its name is not UTF-8", str(image))
+        elif captions is None:
+            incomplete.report("text not UTF-8", str(beside))
         elif not captions:
-            incomplete.report("no caption", str(text))
+            incomplete.report("no caption", str(beside))
+        elif data is None:
+            incomplete.report("no such image", str(image))
         else:
             key = name.removesuffix(image.suffix).replace(".", "_")
-            yield Sample(key, image.suffix[1:].lower(), image.read_bytes(), captions, {"filename": name})
+            yield Sample(key, image.suffix[1:].lower(), data, captions, {"filename": name})

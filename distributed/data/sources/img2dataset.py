@@ -13,29 +13,41 @@ def find_shards(sources: Sequence[str]) -> list[Path]:
     """Return the tar files that folders, files and glob patterns name, sorted and without duplicates.
 
     Raises:
-        UserError: a pattern that finds nothing, or that is a command or an address.
+        UserError: a pattern that finds nothing, or that is a command or an address; no pattern at all.
     """
     files: set[Path] = set()
+    if not sources:
+        raise UserError("no shards given: name folders, tar files or quoted glob patterns")
     for source in sources:
         path = shard_path(source, Path.cwd())
-        if path.is_dir():
-            found = list(path.glob("*.tar"))
-        elif path.is_file():
-            found = [path]
-        else:
-            anchor = Path(path.anchor)
-            found = [file for file in anchor.glob(path.relative_to(anchor).as_posix()) if file.is_file()]
+        try:
+            found = _find(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{source}: cannot be looked for ({error})") from None
         if not found:
             raise UserError(f"{source}: no shard (*.tar) there")
         files.update(found)
     return sorted(files)
 
 
+def _find(path: Path) -> list[Path]:
+    if path.is_dir():
+        return list(path.glob("*.tar"))
+    if path.is_file():
+        return [path]
+    anchor = Path(path.anchor)
+    return [file for file in anchor.glob(path.relative_to(anchor).as_posix()) if file.is_file()]
+
+
 def index_shards(folder: Path, files: Sequence[Path], *, name: str, split: str) -> Manifest:
-    """Write manifest and index of `files` into the new folder. Raises UserError for a shard that is cut off."""
+    """Write manifest and index of `files` into the new folder.
+
+    Raises:
+        UserError: a shard is cut off or has something in its middle that is no member, or no shard has a sample.
+    """
     folder.mkdir(exist_ok=True)
     try:
-        return write_manifest(
+        manifest = write_manifest(
             folder,
             files,
             name=name,
@@ -47,3 +59,7 @@ def index_shards(folder: Path, files: Sequence[Path], *, name: str, split: str) 
         )
     except TruncatedShardError as error:
         raise UserError(f"{error}; fetch this shard again or leave it out") from error
+    if not manifest.samples:
+        more = f" and {len(files) - 1} more" if files[1:] else ""
+        raise UserError(f"{files[0]}{more}: nothing to build, no sample in it")
+    return manifest

@@ -4,63 +4,114 @@ Schema: images[].{filename, filepath?, split (train/restval/val/test), imgid?, s
 Karpathy & Fei-Fei, "Deep Visual-Semantic Alignments for Generating Image Descriptions", CVPR 2015.
 """
 
-import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 
 from allpairs.errors import UserError, nearest
-from distributed.data.build import Incomplete
+from distributed.data.build import Incomplete, read_inside
+from distributed.data.documents import read_document
+from distributed.data.manifest import is_folder
 from distributed.data.shards import IMAGE_SUFFIXES
 from distributed.data.writer import Sample
 
 # restval are the images of COCO's validation set that everyone trains on as well.
 SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
+_STRICT = ConfigDict(strict=True)
 
 
-def karpathy_splits(file: Path, images: Path, incomplete: Incomplete) -> tuple[str, dict[str, Iterator[Sample]]]:
+def _known_split(name: str) -> str:
+    if name not in SPLITS:
+        raise ValueError(f"unknown split{nearest(name, SPLITS)}")
+    return name
+
+
+def _safe_path(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise ValueError("leads out of the folder of images")
+    return name
+
+
+def _picture(name: str) -> str:
+    if PurePosixPath(name).suffix[1:].lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"not one of {', '.join(IMAGE_SUFFIXES)}")
+    return _safe_path(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """One caption, as it was written or as its words."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    raw: str | None = None
+    tokens: list[str] | None = None
+
+    @property
+    def text(self) -> str:
+        """The caption."""
+        return self.raw or " ".join(self.tokens or ())
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One image with its captions."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    filename: Annotated[str, Field(min_length=1), AfterValidator(_picture)]
+    split: Annotated[str, AfterValidator(_known_split)]
+    sentences: list[Sentence]
+    filepath: Annotated[str, AfterValidator(_safe_path)] = ""
+    imgid: Any = None
+    cocoid: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """The whole file."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    images: Annotated[list[Entry], Field(min_length=1)]
+    dataset: str | None = None
+
+
+_SHAPE = TypeAdapter(Document)
+
+
+def karpathy_splits(
+    file: Path, images: Path, incomplete: Incomplete, *, follow_symlinks: bool = False
+) -> tuple[str, dict[str, Iterator[Sample]]]:
     """Return the data set's name and its samples per split, in the file's order.
 
     Raises:
         UserError: the JSON is not of this schema (names the entry), or the folder of images does not exist.
     """
-    if not images.is_dir():
+    if not is_folder(images):
         raise UserError(f"--images {images}: no such folder")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        entries = content["images"]
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: not a Karpathy-schema JSON (an object with the list 'images'): {error!r}") from error
-    parts: dict[str, list[dict[str, Any]]] = {}
-    for number, entry in enumerate(entries):
-        where = f"{file}: images[{number}]"
-        if missing := [field for field in ("filename", "split", "sentences") if field not in entry]:
-            raise UserError(f"{where} has no {missing[0]!r}")
-        if entry["split"] not in SPLITS:
-            raise UserError(f"{where}: unknown split {entry['split']!r}{nearest(str(entry['split']), SPLITS)}")
-        parts.setdefault(SPLITS[entry["split"]], []).append(entry)
-    name = str(content.get("dataset", file.stem))
-    return name, {split: _samples(part, images, incomplete) for split, part in parts.items()}
+    document = read_document(file, _SHAPE, "a Karpathy-schema JSON")
+    parts: dict[str, list[Entry]] = {}
+    for entry in document.images:
+        parts.setdefault(SPLITS[entry.split], []).append(entry)
+    splits = {split: _samples(part, images, incomplete, follow_symlinks) for split, part in parts.items()}
+    return document.dataset or file.stem, splits
 
 
-def _samples(entries: list[dict[str, Any]], images: Path, incomplete: Incomplete) -> Iterator[Sample]:
+def _samples(entries: list[Entry], images: Path, incomplete: Incomplete, follow_symlinks: bool) -> Iterator[Sample]:
     for entry in entries:
-        relative = PurePosixPath(entry.get("filepath", "")) / entry["filename"]
-        if relative.is_absolute() or ".." in relative.parts:
-            raise UserError(f"image path {str(relative)!r} leads out of the folder of images")
-        suffix = relative.suffix[1:].lower()
-        if suffix not in IMAGE_SUFFIXES:
-            raise UserError(f"image {str(relative)!r}: not one of {', '.join(IMAGE_SUFFIXES)}")
-        captions = [sentence.get("raw") or " ".join(sentence.get("tokens", ())) for sentence in entry["sentences"]]
+        relative = PurePosixPath(entry.filepath) / entry.filename
+        captions = [sentence.text for sentence in entry.sentences]
         if not any(map(str.strip, captions)):
             incomplete.report("no caption", str(relative))
-        elif not (images / relative).is_file():
+        elif (data := read_inside(images / relative, images, follow_symlinks=follow_symlinks)) is None:
             incomplete.report("no such image", str(images / relative))
         else:
-            extra: dict[str, Any] = {
-                name: entry[name] for name in ("cocoid", "filename", "imgid", "split") if name in entry
-            }
+            facts = {name: getattr(entry, name) for name in ("cocoid", "filename", "imgid", "split")}
+            extra = {name: value for name, value in facts.items() if value is not None}
             key = relative.with_name(relative.stem.replace(".", "_")).as_posix()
-            yield Sample(key, suffix, (images / relative).read_bytes(), captions, extra)
+            yield Sample(key, relative.suffix[1:].lower(), data, captions, extra)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from allpairs.command import run
 from distributed.data import Dataset, open_dataset
+from distributed.data.__main__ import app
 from distributed.data.sources.img2dataset import index_shards
 
 Members = Sequence[tuple[str, bytes]]
@@ -40,6 +42,19 @@ def tar_shard() -> Callable[[Path, Members], Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def command(capsys):
+    """Run the command line in this process: exit code, standard output, standard error."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            run(app, [str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        return caught.value.code, output.out, output.err
+
+    return call
 
 
 @pytest.fixture

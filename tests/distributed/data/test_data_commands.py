@@ -6,24 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from allpairs.command import run
 from distributed.data import open_dataset
-from distributed.data.__main__ import app
 
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture
-def command(capsys):
-    """Run the command line in this process: exit code, standard output, standard error."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            run(app, [str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return caught.value.code, output.out, output.err
-
-    return call
 
 
 @pytest.fixture

@@ -59,5 +59,5 @@ def test_a_wrong_checkout_is_named(checkouts, tmp_path):
     options = {"pixels": 72, "seed": 0, "val": 0.1, "test": 0.1}
     with pytest.raises(UserError, match=r"no folder png/128 \(sizes there: 72\)"):
         emoji_splits(noto, cldr, Incomplete(skip=False), **{**options, "pixels": 128})
-    with pytest.raises(UserError, match="cannot read cldr-json/cldr-annotations-full"):
+    with pytest.raises(UserError, match=r"cldr-json/cldr-annotations-full/.*: cannot be read \(No such file"):
         emoji_splits(noto, tmp_path, Incomplete(skip=False), **options)

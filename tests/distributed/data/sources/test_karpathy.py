@@ -50,10 +50,13 @@ def change(file, function):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda entry: entry.update(split="trian"), r"images\[0\]: unknown split 'trian'; did you mean 'train'"),
-        (lambda entry: entry.pop("sentences"), r"images\[0\] has no 'sentences'"),
+        (
+            lambda entry: entry.update(split="trian"),
+            r"images\[0\]\.split='trian' is not accepted: unknown split; did you mean 'train'",
+        ),
+        (lambda entry: entry.pop("sentences"), r"images\[0\]\.sentences: missing"),
         (lambda entry: entry.update(filename="../secret.png"), "leads out of the folder"),
-        (lambda entry: entry.update(filename="a.gif"), r"'a\.gif': not one of png, jpg"),
+        (lambda entry: entry.update(filename="a.gif"), r"filename='a\.gif' is not accepted: not one of png, jpg"),
         (lambda entry: entry.update(filename="gone.png"), r"gone\.png: no such image; .*--skip-incomplete"),
         (lambda entry: entry.update(sentences=[]), "no caption"),
     ],
