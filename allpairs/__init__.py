@@ -4,7 +4,7 @@
 - `models`: dual encoders.
 - `analysis`: which samples contribute, and by how much.
 - `embeddings`: embeddings of a split, on disk.
-- `command`, `errors`, `files`: how commands end, mistakes of users, files written whole.
+- `command`, `errors`: how commands end, mistakes of users; `files`, `hashes`: files written whole and read unaltered.
 """
 
 __version__ = "0.1.0"

@@ -1,5 +1,6 @@
 """Files: written whole or not at all, and refused with one clear line where they are missing or broken."""
 
+import errno
 import json
 import os
 import shutil
@@ -74,6 +75,27 @@ def write_text(path: Path, text: str) -> Path:
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> Path:
     """Write `value` as JSON in place of what was there; return `path`."""
     return write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+
+
+def unwritable(error: BaseException) -> str | None:
+    """Say in the system's words why a file could not be written; None where `error` came from something else.
+
+    torch and safetensors tell of a full disk by errors of their own, which name it beside or behind them.
+    """
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError) and behind.strerror:
+            return behind.strerror
+        _, found, text = str(behind).partition("I/O error: ")
+        if found:
+            return text.partition(" (os error")[0]
+        behind = behind.__cause__ or behind.__context__
+    return None
+
+
+def disk_is_full(error: OSError) -> bool:
+    """Whether `error` says that nothing more can be written there, however often it is tried."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def existing(path: Path) -> Path:

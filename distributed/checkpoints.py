@@ -1,16 +1,20 @@
-"""Checkpoints of a run: written whole or not at all, `last` and `best` always point to complete ones.
+"""Checkpoints of a run: written whole or not at all, and never read when they are not what was written.
 
 checkpoints/
   step-00000120/   the model (allpairs.models: weights, description, words, preprocessing), the strategy's optimiser
-                   state, objective.safetensors (learned scale), position.json
-  last -> step-00000120, best -> step-00000090      relative links, replaced atomically
+                   state, objective.safetensors (learned scale), position.json, and hashes.json of all of them
+  last -> step-00000120, previous -> step-00000100, best -> step-00000090      relative links, replaced atomically
+
+What no link names is deleted: a run keeps three checkpoints at most, each about three times the size of its weights.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +23,15 @@ from safetensors.torch import load_file, save_file
 
 from allpairs import models
 from allpairs.errors import UserError
-from allpairs.files import existing, replacing
+from allpairs.files import existing, replacing, unwritable
+from allpairs.hashes import Hashes, check_files, files_in, hash_files, read_hashes, write_hashes
 from allpairs.models import DualEncoder, ModelSpec, Tokens
 from allpairs.objectives import PairObjective
 from distributed.strategies import Strategy
-from distributed.world import World
+from distributed.world import Stopped, World
+
+LAST, PREVIOUS, BEST = "last", "previous", "best"
+OBJECTIVE, POSITION = "objective.safetensors", "position.json"
 
 
 @dataclass
@@ -42,81 +50,225 @@ class Progress:
 
 
 class Checkpoints:
-    """The `checkpoints/` folder of one run."""
+    """The `checkpoints/` folder of one run; `tell` hears, on rank 0, what a person should know of them."""
 
-    def __init__(self, folder: Path, spec: ModelSpec, vocabulary: Tokens, world: World) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        vocabulary: Tokens,
+        world: World,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self._folder = folder
         self._spec = spec
         self._vocabulary = vocabulary
         self._world = world
+        self._tell = tell if world.rank == 0 else lambda text: None
 
     def save(self, strategy: Strategy, progress: Progress, *, best: bool) -> None:
         """Write a checkpoint and move `last` (and `best`) to it. Collective.
 
-        Order: everything into a hidden folder, flushed to disk; rename; move the links; delete what no link names.
-        A crash at any point leaves the links on complete checkpoints.
+        Order: everything into a hidden folder, hashes last, flushed to disk; rename; move the links; delete what no
+        link names. A crash at any point leaves the links on complete checkpoints.
+
+        Raises:
+            Stopped: on all ranks, where any could not write (a full disk); the checkpoints before are as they were.
         """
         final = self._folder / f"step-{progress.step:08d}"
         temporary = self._folder / f".{final.name}"
-        if self._world.rank == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        self._world.barrier()
-        strategy.save(str(temporary))
-        if self._world.rank == 0:
-            models.save(temporary, strategy.step.encoder, self._spec, self._vocabulary)
-            objective = {key: value.contiguous().cpu() for key, value in strategy.step.objective.state_dict().items()}
-            with replacing(temporary / "objective.safetensors") as partial:
-                save_file(objective, partial)
-            (temporary / "position.json").write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
-        self._world.barrier()
-        if self._world.rank == 0:
-            _flush(temporary)
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.rename(final)
-            self._point("last", final)
-            if best:
-                self._point("best", final)
-            self._delete_unnamed()
-        # Nobody reads `best` while it moves: a rank that hurried on would load the one before, or one being deleted.
-        self._world.barrier()
+        first = self._world.rank == 0
+        try:
+            with self._writing(progress.step):
+                if first:
+                    shutil.rmtree(temporary, ignore_errors=True)
+                    temporary.mkdir(parents=True)
+            with self._writing(progress.step):
+                strategy.save(str(temporary))
+                if first:
+                    self._save_weights(strategy, temporary)
+                    text = json.dumps(asdict(progress), indent=1)
+                    (temporary / POSITION).write_text(text, encoding="utf-8")
+            hashes: Hashes = {}
+            with self._writing(progress.step):
+                hashes = hash_files(temporary, _share(files_in(temporary), self._world))
+            parts = self._world.gather(hashes)
+            with self._writing(progress.step):
+                if first:
+                    write_hashes(temporary, dict(sorted(entry for part in parts for entry in part.items())))
+                    self._publish(temporary, final, best=best)
+        except BaseException:
+            if first:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
-    def restore(self, strategy: Strategy) -> Progress | None:
-        """Load `last` into `strategy` and return where it stands; None if there is no checkpoint yet. Collective."""
-        folder = self._folder / "last"
-        if not folder.exists():
-            return None
-        self.load_weights(strategy, "last")
-        strategy.load(str(folder.resolve()))
-        return read_progress(folder)
+    def restore(self, strategy: Strategy, found: "Found") -> Progress:
+        """Load what `strategy` and its objective had learned at a checkpoint; return where it stands. Collective.
 
-    def load_weights(self, strategy: Strategy, name: str) -> None:
-        """Load encoder and objective weights of checkpoint `name` into `strategy`."""
-        folder = self._folder / name
-        encoder, _ = models.load(folder)
-        strategy.step.encoder.load_state_dict(encoder.state_dict())
-        load_objective(folder, strategy.step.objective)
+        The encoder comes from there already.
+
+        Raises:
+            Stopped: on all ranks, where what was written doesn't fit this run.
+        """
+        folder = found.folder
+        self._world.together(lambda: load_objective(folder, strategy.step.objective))
+        self._world.together(lambda: strategy.load(str(folder)))
+        progress = self._world.together(lambda: read_progress(folder))
+        if found.best_is_lost:
+            progress.best_rsum = progress.best_epoch = None  # the best of those to come
+        return progress
+
+    def load_best(self, strategy: Strategy) -> str:
+        """Load the weights of `best`, or of `last` where it isn't what was written; return which it is. Collective.
+
+        Raises:
+            Stopped: on all ranks, where neither can be loaded.
+        """
+        links = self._world.gather(_links(self._folder))[0]
+        reasons: list[str] = []
+        for link in (BEST, LAST) if links.get(BEST) != links.get(LAST) else (BEST,):
+            folder = self._folder / links.get(link, link)
+            reason = self._world.agree(_mistake(partial(self._load_weights, strategy, folder)))
+            if reason is None:
+                if reasons:
+                    self._tell(f"the best checkpoint cannot be used ({reasons[0]}): the last one is measured instead")
+                return link
+            reasons.append(reason)
+        raise Stopped("; ".join(reasons))
 
     def step_of(self, name: str) -> int:
         """Return the step at which checkpoint `name` was written."""
         return read_progress(self._folder / name).step
 
-    def _point(self, name: str, target: Path) -> None:
-        link = self._folder / f".{name}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(target.name)
-        link.replace(self._folder / name)
+    @contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        """Have all ranks stop together where one of them cannot write. Collective, at the block's end."""
+        reason = None
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            why = unwritable(error)
+            if why is None:
+                raise
+            reason = (
+                f"the checkpoint of step {step:,} cannot be written to {self._folder} ({why}); those before it are "
+                "whole: make room, and go on with --resume auto"
+            )
+        self._world.stop_together(reason)
 
-    def _delete_unnamed(self) -> None:
-        named = {(self._folder / name).resolve() for name in ("last", "best")}
+    def _save_weights(self, strategy: Strategy, folder: Path) -> None:
+        models.save(folder, strategy.step.encoder, self._spec, self._vocabulary)
+        objective = {key: value.contiguous().cpu() for key, value in strategy.step.objective.state_dict().items()}
+        with replacing(folder / OBJECTIVE) as path:
+            save_file(objective, path)
+
+    def _load_weights(self, strategy: Strategy, folder: Path) -> None:
+        encoder, _ = models.load(folder)
+        strategy.step.encoder.load_state_dict(encoder.state_dict())
+        load_objective(folder, strategy.step.objective)
+
+    def _publish(self, temporary: Path, final: Path, *, best: bool) -> None:
+        _flush(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        before = _links(self._folder).get(LAST)
+        if before is not None and before != final.name:
+            _point(self._folder, PREVIOUS, before)
+        _point(self._folder, LAST, final.name)
+        if best:
+            _point(self._folder, BEST, final.name)
+        named = {self._folder / name for name in _links(self._folder).values()}
         for folder in self._folder.glob("*step-*"):
-            if folder.resolve() not in named:
+            if folder not in named:
                 shutil.rmtree(folder)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint to go on from."""
+
+    folder: Path
+    best_is_lost: bool
+    """Whether the best one cannot be used any more."""
+
+
+def find_usable(folder: Path, world: World, tell: Callable[[str], None]) -> Found | None:
+    """Return the newest checkpoint in `folder` that is what was written, the same on all ranks. Collective.
+
+    `last` gives way to `previous`, and that to `best`: then the links are moved, and `tell` hears on rank 0 what was
+    passed over. None where there is no checkpoint yet.
+
+    Raises:
+        Stopped: on all ranks, where none can be used.
+    """
+    links = world.gather(_links(folder))[0]
+    if not links:
+        return None
+    faults: dict[str, str] = {}
+    for name in dict.fromkeys(links[link] for link in (LAST, PREVIOUS, BEST) if link in links):
+        fault, compared = _compare(folder / name, world)
+        if fault is None:
+            break
+        faults[name] = fault
+    else:
+        raise Stopped(f"no checkpoint can be used: {'; '.join(faults.values())}; start anew under another run.name")
+    lost = links.get(BEST) in faults
+    if world.rank == 0 and faults:
+        what = "; ".join(faults.values())
+        tell(f"checkpoint {', '.join(faults)} is not what was written ({what}); going on from the one before, {name}")
+        _point(folder, LAST, name)
+        if lost:
+            _point(folder, BEST, name)
+    if world.rank == 0 and not compared:
+        tell(f"checkpoint {name} was written without hashes, so its files are not verified")
+    return Found(folder / name, lost)
+
+
+def _compare(folder: Path, world: World) -> tuple[str | None, bool]:
+    """Compare a checkpoint with its hashes, each rank its share of the files. Collective.
+
+    Returns what is wrong, the same on all ranks, and whether there were hashes to compare with.
+    """
+    compared = False
+
+    def compare() -> None:
+        nonlocal compared
+        if not folder.is_dir():
+            raise UserError(f"checkpoint {folder}: not there")
+        hashes = read_hashes(folder)
+        compared = hashes is not None and check_files(folder, _share(sorted(hashes), world))
+
+    return world.agree(_mistake(compare)), compared
+
+
+def _share(names: list[str], world: World) -> list[str]:
+    """Return the part of `names` that this rank hashes."""
+    return names[world.rank :: world.size]
+
+
+def _links(folder: Path) -> dict[str, str]:
+    """Return the folder that each link in `folder` names, whether that is there or not."""
+    links = {}
+    for link in (LAST, PREVIOUS, BEST):
+        path = folder / link
+        if path.is_symlink():
+            links[link] = str(path.readlink())
+        elif path.is_dir():  # a copy of the run without links
+            links[link] = link
+    return links
+
+
+def _point(folder: Path, name: str, target: str) -> None:
+    link = folder / f".{name}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+    link.replace(folder / name)
 
 
 def load_objective(folder: Path, objective: PairObjective[Any]) -> None:
     """Load what `objective` had learned at the checkpoint in `folder`."""
-    path = folder / "objective.safetensors"
+    path = folder / OBJECTIVE
+    check_files(folder, (OBJECTIVE,))
     try:
         objective.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -139,26 +291,35 @@ def start_from(folder: Path, encoder: DualEncoder, objective: PairObjective[Any]
     """Load the encoder's weights from the checkpoint in `folder`, and a learned scale unless it is among the `given`.
 
     Raises:
-        UserError: it holds another model.
+        UserError: it holds another model, or other bytes than were written.
     """
     path = folder / models.WEIGHTS
+    check_files(folder, (models.WEIGHTS, OBJECTIVE))
     try:
         encoder.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(f"model.init_from: {path} does not fit this model: {' '.join(str(error).split())}") from None
     if objective.learned() and not objective.learned().keys() & set(given):
-        learned = load_file(folder / "objective.safetensors")
+        learned = load_file(folder / OBJECTIVE)
         if learned.keys() == objective.state_dict().keys():
             objective.load_state_dict(learned)
 
 
 def read_progress(folder: Path) -> Progress:
     """Return where training stood at the checkpoint in `folder`; UserError where it does not say."""
-    path = folder / "position.json"
+    path = folder / POSITION
     try:
         return Progress(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: not a readable training position ({error})") from None
+
+
+def _mistake(work: Callable[[], None]) -> str | None:
+    try:
+        work()
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _flush(folder: Path) -> None:

@@ -3,6 +3,7 @@
 python -m distributed.embed --run runs/emoji --split train --out embeddings/emoji
 """
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,8 +15,9 @@ from allpairs.command import run as run_command
 from allpairs.embeddings import EmbeddingSet, refuse_other_than_embeddings
 from allpairs.errors import UserError, nearest
 from allpairs.files import existing
+from allpairs.hashes import check_files
 from allpairs.objectives import PairObjective, make
-from distributed.checkpoints import load_objective, read_progress
+from distributed.checkpoints import POSITION, load_objective, read_progress
 from distributed.config import Config
 from distributed.config.load import read, validate
 from distributed.data import open_dataset
@@ -68,6 +70,8 @@ def embed_split(run: Path, split: str, checkpoint: str) -> EmbeddingSet:
         raise UserError(f"--split {split!r}: {run} has no such split{nearest(split, config.data.splits)}")
     folder = existing(directory.checkpoints / checkpoint).resolve()
     encoder, vocabulary = models.load(folder)
+    if not check_files(folder, (POSITION,)):
+        print(f"checkpoint {folder} was written without hashes, so its files are not verified", file=sys.stderr)
     device = torch.device("cuda" if torch.cuda.is_available() and config.cluster.device != "cpu" else "cpu")
     dataset = open_dataset(config.data.folder(split))
     try:

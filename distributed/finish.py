@@ -42,7 +42,7 @@ def finish(training: Training) -> dict[str, float] | None:
     config, run, progress = training.config, training.run_dir, training.progress
     split = config.data.splits[-1]
     dataset = open_dataset(config.data.folder(split))
-    training.checkpoints.load_weights(training.strategy, "best")
+    checkpoint = training.checkpoints.load_best(training.strategy)
     encoded = encode(training.encoder, dataset, training.vocabulary, config, training.world)
     if encoded is None:
         return None
@@ -52,7 +52,7 @@ def finish(training: Training) -> dict[str, float] | None:
     metrics = {f"{split}/{name}": value for name, value in report.metrics.items()}
     training.tracker.log(training.where() | metrics)
     objective = training.strategy.step.objective
-    origin = origin_of(config, "best", training.checkpoints.step_of("best"), objective)
+    origin = origin_of(config, checkpoint, training.checkpoints.step_of(checkpoint), objective)
     embeddings = embedding_set(encoded, dataset, split, origin, max_image_pixels=config.data.max_image_pixels)
     embeddings.write(run.embeddings(split))
     _write_page(training, embeddings, report)

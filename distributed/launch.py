@@ -139,11 +139,12 @@ def _run_on_ray(
             worker_runtime_env={"env_vars": QUIET},  # type: ignore[call-arg]
         ),
     )
+    earlier = len(read_rows(run.events))
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        failed = [row for row in read_rows(run.events) if row["event"] == "failed"]
-        raise RunFailed(failed[-1]["text"] if failed else str(error).splitlines()[0]) from None
+        failed = [row for row in read_rows(run.events)[earlier:] if row["event"] == "failed"]
+        raise RunFailed(failed[-1]["text"] if failed else Supervisor(config).explain(error)) from None
     finally:
         shutil.rmtree(run.heartbeats, ignore_errors=True)
 

@@ -17,9 +17,9 @@ import torch
 
 from allpairs.errors import UserError
 from allpairs.files import read_json
-from allpairs.models import DualEncoder, Tokens, build, load, load_tokens
-from allpairs.objectives import PairObjective, arguments, make
-from distributed.checkpoints import Checkpoints, Progress, checkpoint_of, start_from
+from allpairs.models import DualEncoder, build, load, load_tokens
+from allpairs.objectives import arguments, make
+from distributed.checkpoints import Checkpoints, Progress, checkpoint_of, find_usable, start_from
 from distributed.config import Config
 from distributed.config.tree import Objective
 from distributed.data import Position, TrainBatch, TrainReader, open_dataset
@@ -58,43 +58,42 @@ class Training:
         self.stop_asked = stop_asked
         self.stopping = False
         self.run_dir = RunDirectory(config.run_dir)
-        encoder, self.vocabulary = self._build()
-        objective = make(config.objective.name, **objective_arguments(config.objective, encoder))
-        self._init_from(encoder, objective)
-        step = TrainStep(encoder, objective, world.group, config.train.precision)
-        if config.train.triplet_warmup_epochs:
-            step.warmup = make("triplet", **config.objective.arguments())
+        self.found = find_usable(self.run_dir.checkpoints, world, self._tell)
+        step = world.together(self._build)
+        self.encoder = step.encoder
+        self.reader = world.together(self._open_reader)
         self.strategy = make_strategy(config, step, world)
-        self.encoder = encoder
-        self.reader = self._open_reader()
-        self.checkpoints = Checkpoints(self.run_dir.checkpoints, config.model, self.vocabulary, world)
-        restored = self.checkpoints.restore(self.strategy)
-        self.progress = restored or Progress()
-        self.saved_step = restored.step if restored else None
+        self.checkpoints = Checkpoints(self.run_dir.checkpoints, config.model, self.vocabulary, world, self._tell)
+        self.progress = self.checkpoints.restore(self.strategy, self.found) if self.found else Progress()
+        self.saved_step = self.progress.step if self.found else None
         facts = read_json(self.run_dir.provenance) if world.rank == 0 else {}
         self.tracker = open_tracker(config, self.run_dir, rank=world.rank, resume_step=self.progress.step, facts=facts)
         self.interval = Interval(self.progress.train_seconds)
         self.collapse = Collapse()
+        self.saved_at = time.monotonic()
+        self.save_due = False
 
-    def _build(self) -> tuple[DualEncoder, Tokens]:
-        """Return the encoder and its words: of the last checkpoint, which needs no hub, or else a fresh one."""
-        if self.run_dir.last_step() is not None:
-            encoder, words = load(self.run_dir.checkpoints / "last")
-            return encoder.train(), words
-        words = load_tokens(self.run_dir.root, self.config.model)
-        torch.manual_seed(self.config.train.seed)  # the same initial weights on every rank and for every world size
-        return build(self.config.model, len(words)), words
+    def _tell(self, text: str) -> None:
+        """Have the driver say one line."""
+        self.run_dir.note("note", text)
 
-    def _init_from(self, encoder: DualEncoder, objective: PairObjective[Any]) -> None:
-        """Take the weights that `model.init_from` names, unless this run has a checkpoint of its own. Collective."""
-        reason = None
-        if self.config.model.init_from is not None and self.run_dir.last_step() is None:
-            try:
-                folder = checkpoint_of(self.config.model.init_from)
-                start_from(folder, encoder, objective, self.config.objective.arguments())
-            except UserError as error:
-                reason = str(error)
-        self.world.stop_together(reason)
+    def _build(self) -> TrainStep:
+        """Make the encoder, of the checkpoint that was found (which needs no hub) or a fresh one, and the objective."""
+        config = self.config
+        if self.found is not None:
+            encoder, self.vocabulary = load(self.found.folder)
+            encoder.train()
+        else:
+            self.vocabulary = load_tokens(self.run_dir.root, config.model)
+            torch.manual_seed(config.train.seed)  # the same initial weights on every rank and for every world size
+            encoder = build(config.model, len(self.vocabulary))
+        objective = make(config.objective.name, **objective_arguments(config.objective, encoder))
+        if self.found is None and config.model.init_from is not None:
+            start_from(checkpoint_of(config.model.init_from), encoder, objective, config.objective.arguments())
+        step = TrainStep(encoder, objective, self.world.group, config.train.precision)
+        if config.train.triplet_warmup_epochs:
+            step.warmup = make("triplet", **config.objective.arguments())
+        return step
 
     def _open_reader(self) -> TrainReader:
         data = self.config.data
@@ -154,6 +153,11 @@ class Training:
                     if self.saved_step != progress.step:
                         self._save(best=False)
                     return
+                if self.save_due:
+                    waited = time.perf_counter()
+                    self._save(best=False)
+                    started += time.perf_counter() - waited
+                    self.heartbeat(progress.step + 1, STEPPING)
                 self._step(batch)
                 epoch_ended = batch.position.epoch > progress.epoch
                 progress.epoch, progress.sample = batch.position.epoch, batch.position.sample
@@ -172,11 +176,13 @@ class Training:
         self.heartbeat(self.progress.step, "writing a checkpoint")
         self.checkpoints.save(self.strategy, self.progress, best=best)
         self.saved_step = self.progress.step
+        self.saved_at = time.monotonic()
 
     def _next(self, batches: Iterator[TrainBatch]) -> TrainBatch | None:
         """Read this rank's slice; None once any rank was asked to stop.
 
-        All ranks learn of a failure, of bad samples and of the request, wherever it was heard, before anyone goes on.
+        All ranks learn of a failure, of bad samples and of the request, wherever it was heard, before anyone goes on;
+        and, by rank 0's clock, that a checkpoint is due.
         """
         batch, reason = None, None
         self.heartbeat(self.progress.step + 1, READING)
@@ -185,9 +191,10 @@ class Training:
         except UserError as error:
             reason = str(error)
         self.heartbeat(self.progress.step + 1, STEPPING)
-        failed, bad, seen, stop = self.world.sum(
-            [reason is not None, sum(self.reader.bad.values()), self.reader.seen, self.stop_asked()]
+        failed, bad, seen, stop, due = self.world.sum(
+            [reason is not None, sum(self.reader.bad.values()), self.reader.seen, self.stop_asked(), self._due()]
         )
+        self.save_due = bool(due)
         limit = self.config.data.max_bad_fraction
         if not failed and bad > limit * max(seen, min(1000, len(self.reader.dataset))):
             failed = 1
@@ -200,6 +207,13 @@ class Training:
             self.world.raise_reasons(reason)
         assert batch is not None
         return None if stop else batch
+
+    def _due(self) -> bool:
+        """Whether `train.checkpoint_every_minutes` have passed by the clock of rank 0, whose word counts."""
+        minutes = self.config.train.checkpoint_every_minutes
+        if minutes is None or self.world.rank != 0 or self.progress.step in (0, self.saved_step):
+            return False
+        return time.monotonic() - self.saved_at >= minutes * 60
 
     def _step(self, batch: TrainBatch) -> None:
         """Forward, agree that the loss is finite everywhere, update."""

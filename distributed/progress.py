@@ -45,6 +45,9 @@ class Follower:
             last = done.wait(0.5)
             events = read_rows(run.events)
             for event in events[happened:]:
+                if event["event"] == "note":
+                    self.say(event["text"], style="yellow")
+                    continue
                 waiting = Waiting(event) if event["event"] == "asked" else None
                 doing = None if event["event"] == "placed" else ""
                 if event["event"] != "failed":  # how the run ends is said by who started it

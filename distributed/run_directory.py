@@ -1,7 +1,9 @@
 """What lies where in a run directory, and whether a run may start, go on, or is finished."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from distributed.config.load import read, validate
 from retrieval_eval.run_files import read_rows
 
 FREE_TO_CHANGE = ("run.dir", "data.root", "data.cache_mb", "data.threads", "eval", "tracking", "cluster",
-                  "train.log_every", "train.checkpoint_every_steps", "train.stop_after_epochs")  # fmt: skip
+                  "train.log_every", "train.checkpoint_every_minutes", "train.checkpoint_every_steps",
+                   "train.stop_after_epochs")  # fmt: skip
 """Keys that may differ when a run is resumed: none of them changes what is learned from which sample.
 
 (`cluster.workers` regroups the batch-norm statistics and the rounding, not the stream of global batches.)
@@ -73,7 +76,7 @@ class RunDirectory:
 
     @property
     def events(self) -> Path:
-        """What happened to the workers, one JSON object per line: asked for, up, lost, restarted."""
+        """What happened to the workers, one JSON object per line: asked for, up, lost, restarted; and their notes."""
         return self.root / "events.jsonl"
 
     @property
@@ -101,6 +104,12 @@ class RunDirectory:
         """
         position = self.checkpoints / "last" / "position.json"
         return int(read_json(position)["step"]) if position.exists() else None
+
+    def note(self, event: str, text: str, **more: Any) -> None:
+        """Add what happened to `events`, for the driver to say. The run goes on where it cannot be written."""
+        row = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, "text": text, **more}
+        with suppress(OSError), self.events.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
         """Return the rows of metrics.jsonl; a half-written last line (a killed run) is left out."""

@@ -4,14 +4,12 @@ What it sees goes to the run's `events.jsonl`, one row per event with the line a
 prints them (`distributed.progress`). Ray's own words, forty lines a lost worker, stay there under `detail`.
 """
 
-import json
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import NodeDiedError, RayActorError
-from ray.train import WorkerGroupError
+from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import RestartingState, ShuttingDownState
@@ -53,7 +51,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         asked = f"{count}×{_amounts(each)}"
         if self._asked_since is None:
             self._asked_since = time.monotonic()
-            self._note("asked", f"asking for {asked}", workers=count, each=each)
+            self._run.note("asked", f"asking for {asked}", workers=count, each=each)
         limit = self._cluster.wait_minutes
         # Ray asks anew every minute at the latest: a second less is the same round.
         if limit is not None and time.monotonic() - self._asked_since > limit * 60 - 1:
@@ -72,15 +70,22 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         nodes = len({place.node_id for place in workers.values()})
         places = {rank: {"node": place.node_ip, "pid": place.pid} for rank, place in workers.items()}
         text = f"{len(workers)} worker(s) up on {nodes} node(s); they read data, model and checkpoint"
-        self._note("placed", text, ranks=places)
+        self._run.note("placed", text, ranks=places)
 
     def after_worker_group_training_start(self, worker_group: "WorkerGroup") -> None:
         """Start to listen."""
         self._watch.start(len(self._nodes))
 
     def after_worker_group_poll_status(self, worker_group_status: "WorkerGroupPollStatus") -> None:
-        """Raise, as Ray Train's own detector of hangs does, once a rank stands still; Ray then restarts the group."""
-        if worker_group_status.errors:
+        """End the run where a rank names a mistake; raise for a restart, as Ray Train's own detector of hangs does,
+        once a rank stands still."""
+        errors = worker_group_status.errors
+        mistakes: dict[int, Exception] = {rank: why for rank, why in errors.items() if isinstance(why, UserError)}
+        if mistakes:
+            # Nothing that a restart would change. The other ranks may wait for this one, in a collective.
+            _kill(self._places)
+            raise ControllerError(UserError(self.explain(WorkerGroupError("", mistakes))))
+        if errors:
             return
         statuses = worker_group_status.worker_statuses
         running = [rank for rank, status in statuses.items() if status.running]
@@ -98,11 +103,11 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
             error = current_state.training_failed_error
             self._restarts += 1
             after = f"restart {self._restarts} of {self._cluster.max_failures}, {self._from_where()}"
-            self._note("restart", f"{self.explain(error)}: {after}", detail=str(error))
+            self._run.note("restart", f"{self.explain(error)}: {after}", detail=str(error))
         elif isinstance(current_state, ShuttingDownState):
             final = getattr(current_state.next_state, "training_failed_error", None)
             if final is not None:
-                self._note("failed", self.explain(final), detail=str(final))
+                self._run.note("failed", self.explain(final), detail=str(final))
 
     def explain(self, error: Exception) -> str:
         """Say in one line which ranks failed, where, and why: the lost and the still first, for they take others down.
@@ -115,12 +120,15 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
             return str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         lost = {rank: why for rank, failure in failures.items() if (why := _lost(failure)) is not None}
         if lost:
-            return "; ".join(f"rank {rank} on {self._nodes.get(rank, '?')} {why}" for rank, why in sorted(lost.items()))
+            return "; ".join(f"{self._place(rank)} {why}" for rank, why in sorted(lost.items()))
         rank, failure = min(failures.items())
         first = next(iter(str(failure).strip().splitlines()), "")
         name = "" if isinstance(failure, UserError) else f"{type(failure).__name__}: "
         others = f" (and {len(failures) - 1} more rank(s))" if len(failures) > 1 else ""
-        return f"rank {rank} on {self._nodes.get(rank, '?')} failed{others}: {name}{first}"
+        return f"{self._place(rank)} failed{others}: {name}{first}"
+
+    def _place(self, rank: int) -> str:
+        return f"rank {rank} on {self._nodes[rank]}" if rank in self._nodes else f"rank {rank}"
 
     def _from_where(self) -> str:
         try:
@@ -128,11 +136,6 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
             return "from the start" if step is None else f"from step {step:,}"
         except UserError as error:
             return str(error)
-
-    def _note(self, event: str, text: str, **more: Any) -> None:
-        row = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, "text": text, **more}
-        with self._run.events.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 class Watch:

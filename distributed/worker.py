@@ -3,13 +3,14 @@
 import json
 import logging
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from allpairs.errors import UserError
-from allpairs.files import write_text
+from allpairs.files import disk_is_full, write_text
 from distributed.config import Config, validate
 from distributed.heartbeat import Heartbeat
 from distributed.run_directory import RunDirectory
@@ -20,8 +21,9 @@ from distributed.world import Stopped, World
 def train_worker(settings: dict[str, Any]) -> None:
     """Train with the resolved configuration `settings["config"]` (plain values); Ray Train's `train_loop_per_worker`.
 
-    A reason to stop that all ranks agreed on (non-finite loss, too many bad samples) ends the function normally, so
-    that Ray doesn't restart what would fail again; the driver reads the reason from the run directory.
+    A reason to stop that all ranks agreed on (non-finite loss, too many bad samples, no checkpoint that can be used)
+    ends the function normally, so that Ray doesn't restart what would fail again; the driver reads the reason from the
+    run directory. A UserError of one rank alone ends the run too: `distributed.supervision` ends the others.
     """
     import ray.train
 
@@ -42,17 +44,35 @@ def _train(config: Config, heartbeat: Heartbeat) -> None:
     from distributed.loop import Training
 
     world = World.join(ray.train.torch.get_device())
-    stop_request = StopRequest(RunDirectory(config.run_dir))
-    try:
-        try:
-            training = Training(config, world, ray.train.report, heartbeat.at, stop_request)
-        except UserError as error:
-            # Raised while restoring, by all ranks or one: the others may wait in a collective, so this rank must fail.
-            if world.size == 1:
-                raise Stopped(str(error)) from None
-            raise
+    run = RunDirectory(config.run_dir)
+    stop_request = StopRequest(run)
+    with told_in_one_line(run, world.rank):
+        training = Training(config, world, ray.train.report, heartbeat.at, stop_request)
         with stop_request.heard() if world.rank == 0 else nullcontext():
             complete(training)
+
+
+@contextmanager
+def told_in_one_line(run: RunDirectory, rank: int) -> Iterator[None]:
+    """Make of an end that a restart would only repeat what the driver says in one line.
+
+    Raises:
+        UserError: the disk is full, so that nothing more can be left in the run directory.
+    """
+    try:
+        yield
     except Stopped as stopped:
-        if world.rank == 0:
-            write_text(RunDirectory(config.run_dir).stopped, json.dumps({"reason": str(stopped)}))
+        if rank != 0:
+            return
+        try:
+            write_text(run.stopped, json.dumps({"reason": str(stopped)}))
+        except OSError:
+            raise UserError(str(stopped)) from None
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        where = f" to {error.filename}" if error.filename else ""
+        raise UserError(
+            f"nothing can be written{where} ({error.strerror}); the last checkpoint is whole: make room, and go on "
+            "with --resume auto"
+        ) from None

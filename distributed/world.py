@@ -1,11 +1,16 @@
 """What all ranks know and agree on: small CPU collectives beside the training traffic."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from allpairs.errors import UserError
+
+T = TypeVar("T")
 
 
 class Stopped(RuntimeError):  # noqa: N818 -- not a mistake of the program: all ranks agreed to stop
@@ -57,11 +62,40 @@ class World:
 
     def raise_reasons(self, reason: str | None) -> None:
         """Exchange the reasons and raise; call on all ranks once it is known that some rank has one."""
-        reasons: list[str | None] = [reason]
-        if self.control is not None:
-            reasons = [None] * self.size
-            dist.all_gather_object(reasons, reason, group=self.control)
+        reasons = self.gather(reason)
         raise Stopped("; ".join(f"rank {rank}: {text}" for rank, text in enumerate(reasons) if text is not None))
+
+    def agree(self, reason: str | None) -> str | None:
+        """Return what ranks give as reasons, the same text on all of them; None where no rank has one. Collective."""
+        if not self.sum([reason is not None])[0]:
+            return None
+        reasons = self.gather(reason)
+        if len(set(reasons)) == 1:
+            return reasons[0]
+        return "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(reasons) if text is not None)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns; a UserError that it raises on any rank becomes `Stopped` on all. Collective.
+
+        `work` itself waits for nobody: a rank that fails in it would leave the others there.
+        """
+        outcomes: list[T] = []
+        reason = None
+        try:
+            outcomes.append(work())
+        except UserError as error:
+            reason = str(error)
+        if (agreed := self.agree(reason)) is not None:
+            raise Stopped(agreed)
+        return outcomes[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Return every rank's `value`, a small object, in rank order, on every rank. Collective."""
+        if self.control is None:
+            return [value]
+        values: list[T] = [value] * self.size
+        dist.all_gather_object(values, value, group=self.control)
+        return values
 
     def gather_rows(self, rows: Tensor) -> Tensor | None:
         """Concatenate every rank's `rows` `[n_r, ...]` on rank 0, in rank order; None elsewhere. Collective, ragged."""

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from allpairs.errors import UserError, nearest
 from allpairs.files import replacing, write_json
+from allpairs.hashes import HASHES, check_files
 from allpairs.models.build import build
 from allpairs.models.dual import DualEncoder
 from allpairs.models.preprocessing import FILE as PREPROCESSING
@@ -45,6 +46,7 @@ def save(folder: str | Path, model: DualEncoder, spec: ModelSpec, vocabulary: To
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / HASHES).unlink(missing_ok=True)  # of what was there before
     # safetensors stores plain row-major tensors; the channels-last layout is restored by loading into a fresh model.
     weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     with replacing(folder / WEIGHTS) as partial:
@@ -59,13 +61,15 @@ def save(folder: str | Path, model: DualEncoder, spec: ModelSpec, vocabulary: To
 def load(folder: str | Path) -> tuple[DualEncoder, Tokens]:
     """Return the model, on the CPU and in evaluation mode, and the vocabulary that `save` wrote into `folder`.
 
-    A UserError names the file that is missing, corrupt or does not fit the others. Nothing is unpickled.
+    A UserError names the file that is missing, corrupt, does not fit the others or, where hashes lie beside it
+    (`allpairs.hashes`), is not what was written. Nothing is unpickled.
     """
     folder = Path(folder)
     words = TOKENIZER if (folder / TOKENIZER).is_dir() else VOCABULARY
     for name in (DESCRIPTION, words, WEIGHTS):
         if not (folder / name).exists():
             raise UserError(f"checkpoint {folder}: no {name} in it")
+    check_files(folder, (DESCRIPTION, words, WEIGHTS, PREPROCESSING))
     spec = _read_spec(folder / DESCRIPTION)
     vocabulary = load_tokens(folder, spec)
     try:

@@ -174,8 +174,10 @@ class Train(Section):
     """For `strategy: deepspeed`: shard optimiser state (1) and gradients (2)."""
     log_every: int = Field(10, ge=1)
     """Steps between progress lines."""
+    checkpoint_every_minutes: float | None = Field(10, gt=0)
+    """Checkpoint inside epochs once the last one is this old: what a crash costs at most; null: by steps only."""
     checkpoint_every_steps: int | None = Field(None, ge=1)
-    """Checkpoint inside epochs too; null: at their ends only."""
+    """Checkpoint inside epochs after every so many steps too; null: at their ends and by the clock only."""
     triplet_warmup_epochs: int = Field(0, ge=0)
     """Epochs of `triplet`, all negatives at the same margin, before `triplet_hn`, which may collapse from scratch; VSE∞
     takes 1."""

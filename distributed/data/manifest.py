@@ -1,7 +1,6 @@
 """The manifest of a data set folder: what it holds, in which shards, with which hashes; and which folders hold one."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -114,12 +113,6 @@ def shard_path(name: str, folder: Path) -> Path:
             f"shard {name!r}: {scheme!r} addresses are refused, only files are read (no commands, no downloads)"
         )
     return folder / name
-
-
-def sha256(file: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def is_folder(path: Path) -> bool:

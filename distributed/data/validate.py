@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from allpairs.hashes import sha256
 from distributed.data.dataset import CAUSES, BadSampleError
 from distributed.data.images import decode_image, decode_regions
 from distributed.data.index import parse_captions
-from distributed.data.manifest import INDEX, MANIFEST, Manifest, Shard, sha256, shard_path
+from distributed.data.manifest import INDEX, MANIFEST, Manifest, Shard, shard_path
 from distributed.data.pictures import NO_PICTURE, Pictures, Wordless, fingerprint, repeated, shared
 from distributed.data.shards import REGION_SUFFIX, ShardSample, Span, TruncatedShardError, walk_shard
 

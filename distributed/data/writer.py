@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from allpairs.errors import UserError
 from allpairs.files import replacing_folder
+from allpairs.hashes import sha256
 from distributed.data.index import index_shard, write_index
-from distributed.data.manifest import FORMAT, INDEX, MANIFEST, Kind, Manifest, Shard, TextMode, sha256
+from distributed.data.manifest import FORMAT, INDEX, MANIFEST, Kind, Manifest, Shard, TextMode
 from distributed.data.shards import split_name
 
 

@@ -48,7 +48,8 @@ class DataParallel:
     def save(self, folder: str) -> None:
         """Rank 0 writes optimizer.pt: the state is the same on all ranks."""
         if self._rank == 0:
-            torch.save(self._optimizer.state_dict(), Path(folder) / "optimizer.pt")
+            with (Path(folder) / "optimizer.pt").open("wb") as file:  # torch's own file hides what the system says
+                torch.save(self._optimizer.state_dict(), file)
 
     def load(self, folder: str) -> None:
         """Read optimizer.pt; tensors and plain values only, no other object is ever constructed."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from allpairs.errors import UserError
+from allpairs.files import unwritable
 from distributed.config import Config
 from distributed.step import Pairs, StepOutput, TrainStep
 from distributed.strategies.optimizer import make_adamw, set_learning_rate
@@ -60,8 +61,17 @@ class DeepSpeedZero:
         return float(norm) if norm is not None else float("nan")
 
     def save(self, folder: str) -> None:
-        """Every rank writes its shard, in DeepSpeed's own format."""
-        self._engine.save_checkpoint(folder, tag=TAG)
+        """Every rank writes its shard, in DeepSpeed's own format.
+
+        Raises:
+            UserError: this rank cannot write. The others wait inside DeepSpeed: who watches the run must end them.
+        """
+        try:
+            self._engine.save_checkpoint(folder, tag=TAG)
+        except (OSError, RuntimeError) as error:
+            if (why := unwritable(error)) is None:
+                raise
+            raise UserError(f"{folder}: the optimiser's state cannot be written ({why})") from None
 
     def load(self, folder: str) -> None:
         """Read this rank's shard; the number of workers must be the one that wrote it."""

@@ -1,7 +1,6 @@
 """The training loop in this process, without Ray: learning, resuming, refusing."""
 
 import json
-import re
 
 import numpy as np
 import pytest
@@ -215,17 +214,6 @@ def test_a_taken_name_is_refused_and_resuming_checks_the_settings(tiny_config):
     with pytest.raises(UserError, match=r"there is no run .*runn to resume; did you mean 'run'"):
         set_up(tiny_config("runn"), resume=True)
     assert run.read_summary()
-
-
-def test_a_broken_checkpoint_is_named(tiny_config):
-    run, _, _ = train(tiny_config(train={"stop_after_epochs": 1}))
-    for name in ("position.json", "optimizer.pt", "objective.safetensors"):
-        path = run.checkpoints / "last" / name
-        content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2])
-        with pytest.raises(UserError, match=re.escape(name)):
-            Training(tiny_config(), World.join(CPU), lambda _: None)
-        path.write_bytes(content)
 
 
 def test_data_that_do_not_fit_are_refused_before_anything_starts(tiny_config, tiny):

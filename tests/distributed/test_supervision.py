@@ -6,12 +6,22 @@ from pathlib import Path
 
 import pytest
 from ray.exceptions import ActorDiedError, NodeDiedError
-from ray.train import WorkerGroupError
+from ray.train import ControllerError, FailureConfig, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
-from ray.train.v2._internal.execution.controller.state import RestartingState, RunningState
+from ray.train.v2._internal.execution.controller.state import (
+    ErroredState,
+    RestartingState,
+    RunningState,
+    ShuttingDownState,
+)
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 
+from allpairs.errors import UserError
+from distributed import supervision
 from distributed.heartbeat import READING, STEPPING, Heartbeat, read
 from distributed.supervision import StandsStill, Supervisor, Watch
+from retrieval_eval.run_files import read_rows
 
 
 def beats(count: int, **places: tuple[int, str]) -> dict[int, dict]:
@@ -108,6 +118,23 @@ def lost(cause: Exception) -> WorkerHealthCheckFailedError:
 )  # fmt: skip
 def test_a_failure_is_one_line_of_the_ranks_to_blame(supervisor, failures, said) -> None:
     assert supervisor.explain(WorkerGroupError("forty lines", failures)) == said
+
+
+def test_a_mistake_that_one_rank_names_ends_the_run_without_a_restart(supervisor, tiny_config, monkeypatch) -> None:
+    ended = []
+    monkeypatch.setattr(supervision, "_kill", ended.append)
+    supervisor._places = [("node-a", 11), ("node-b", 12)]
+    waiting, failed = WorkerStatus(running=True), WorkerStatus(running=False, error=UserError("0.tar: was cut off"))
+    with pytest.raises(ControllerError) as raised:
+        supervisor.after_worker_group_poll_status(WorkerGroupPollStatus({0: waiting, 1: failed}))
+    assert ended == [supervisor._places]
+    # Ray restarts after errors of workers, up to max_failures times, and never after one of the controller.
+    policy = DefaultFailurePolicy(FailureConfig(max_failures=2))
+    assert policy.make_decision(raised.value) == FailureDecision.RAISE
+    final = ShuttingDownState(next_state=ErroredState(training_failed_error=raised.value))
+    supervisor.after_controller_state_update(RunningState(), final)
+    (row,) = read_rows(tiny_config().run_dir / "events.jsonl")
+    assert (row["event"], row["text"]) == ("failed", "rank 1 on 10.0.0.2 failed: 0.tar: was cut off")
 
 
 def test_restarts_are_counted_and_say_where_they_begin(supervisor, tiny_config) -> None:

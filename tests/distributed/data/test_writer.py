@@ -7,8 +7,8 @@ import webdataset
 from PIL import Image
 
 from allpairs.errors import UserError
+from allpairs.hashes import sha256
 from distributed.data import open_dataset
-from distributed.data.manifest import sha256
 from distributed.data.writer import Sample, new_folder, write_split
 
 
