@@ -19,10 +19,11 @@ def run(app: "App", arguments: Sequence[str] | None = None) -> NoReturn:
     from cyclopts import CycloptsError
 
     words = list(sys.argv[1:] if arguments is None else arguments)
-    # A bare --resume takes no value, whatever follows it.
-    words = [
+    # A bare --resume takes no value, whatever follows it; behind "--" stands another command's.
+    own = words.index("--") if "--" in words else len(words)
+    words[:own] = [
         f"{word}=true" if word == "--resume" and following != "auto" else word
-        for word, following in zip(words, [*words, ""][1:], strict=True)
+        for word, following in zip(words[:own], [*words, ""][1 : own + 1], strict=True)
     ]
     try:
         code = app(words, exit_on_error=False, print_error=True)

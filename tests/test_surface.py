@@ -17,6 +17,7 @@ from tune.config import Search
 SURFACE = Path(__file__).with_name("surface.txt")
 COMMANDS = {
     "allpairs.analysis": "allpairs.analysis.__main__",
+    "deploy.submit": "deploy.submit",
     "distributed.data": "distributed.data.__main__",
     "distributed.doctor": "distributed.doctor.__main__",
     "distributed.embed": "distributed.embed",

@@ -1,6 +1,6 @@
 """Say what this machine has and lacks for allpairs.
 
-    python -m distributed.doctor [--json]
+    python -m distributed.doctor [--json] [--config configs/NAME.yaml [section.key=value ...]]
 
 Exit code 1 when there is a problem; warnings (optional things, likely trouble) leave it at 0.
 """
@@ -9,18 +9,21 @@ import json
 import sys
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
 
-from distributed.doctor.examination import examine
+from distributed.doctor.examination import checks, examine
 from distributed.doctor.finding import Finding
 from distributed.doctor.packages import INSTALL
 
 try:
-    from cyclopts import App
+    from cyclopts import App, Parameter
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from allpairs.command import run
+    from allpairs.errors import UserError
 except ImportError as error:  # the one command that has to speak in a bare environment
     sys.exit(f"error: {error}\nremedy: {INSTALL}")
 
@@ -30,15 +33,28 @@ app = App(name="python -m distributed.doctor", help="What this machine has and l
 
 
 @app.default
-def doctor(*, json: bool = False) -> int:
+def doctor(
+    *overrides: str, config: Annotated[Path | None, Parameter(name="--config")] = None, json: bool = False
+) -> int:
     """Check versions, GPU, FAISS, compiler, Ray, W&B, names and room; exit code 1 when there is a problem.
 
     Parameters
     ----------
+    overrides
+        `section.key=value` over the file.
+    config
+        YAML file of a run: whether the cluster has what it asks for, and every node its folders.
     json
         Print the findings as JSON instead of a table.
     """
-    findings = examine()
+    if overrides and config is None:
+        raise UserError(f"{overrides[0]}: a key is set over a configuration; give it with --config")
+    if config is None:
+        findings = examine(checks())
+    else:
+        from distributed.config import load
+
+        findings = examine(checks(load(config, overrides)))
     if json:
         print(_as_json(findings))
     else:

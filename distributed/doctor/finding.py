@@ -26,14 +26,14 @@ class ProbeError(RuntimeError):
     """The probing process failed; the message is the last line it wrote."""
 
 
-def ask(code: str, timeout_s: float = 120.0) -> str:
-    """Run `code` in a fresh interpreter like this one and return the last line it printed.
+def ask(code: str, *arguments: str, timeout_s: float = 120.0) -> str:
+    """Run `code` with `arguments` in a fresh interpreter like this one and return the last line it printed.
 
     Raises :class:`ProbeError` when it exits with an error, dies by a signal or outlives `timeout_s` seconds.
     """
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=timeout_s, check=False
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=timeout_s, check=False
         )
     except subprocess.TimeoutExpired:
         raise ProbeError(f"no answer within {timeout_s:.0f} s") from None

@@ -1,18 +1,21 @@
-"""The services a run reaches: Ray's token and cluster, Weights & Biases."""
+"""What the environment says of services: the cluster's address and token, W&B's key. No secret is ever shown."""
 
-import json
 import netrc
 import os
-import socket
 import stat
 from pathlib import Path
-from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 from distributed.doctor.finding import Finding
 
-_TIMEOUT_S = 3.0
+
+def cluster_address() -> tuple[str, str] | None:
+    """Variable and value of the cluster address, or None where Ray would start a cluster of its own."""
+    for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        value = os.environ.get(variable)
+        if value and value not in ("local", "auto"):
+            return variable, value
+    return None
 
 
 def token_source() -> str | None:
@@ -22,30 +25,51 @@ def token_source() -> str | None:
     """
     if os.environ.get("RAY_AUTH_TOKEN"):
         return "RAY_AUTH_TOKEN"
+    path, token = _token_file()
+    if token:
+        return str(path)
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return f"unusable RAY_AUTH_TOKEN_PATH {named}" if named else None
+
+
+def token_remedy() -> str:
+    """What to do where a cluster refuses the token that Ray sends."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        return "export RAY_AUTH_MODE=token and copy the cluster's token to ~/.ray/auth_token"
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        path, token = _token_file()
+        instead = f"unset it to use {path}" if token else "unset it and copy the cluster's token to ~/.ray/auth_token"
+        return f"RAY_AUTH_TOKEN goes before any file: set it to the cluster's token, or {instead}"
+    return f"copy the cluster's token to {_token_file()[0]}"
+
+
+def _token_file() -> tuple[Path, str]:
+    """Return the file that Ray would read where RAY_AUTH_TOKEN is not set, and what it holds."""
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     path = Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
     try:
-        filled = bool(path.read_text().strip())
-    except OSError:
-        filled = False
-    if filled:
-        return str(path)
-    return f"unusable RAY_AUTH_TOKEN_PATH {named}" if named else None
+        return path, path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return path, ""
 
 
 def check_authentication() -> Finding:
     """Token authentication is on for both sides, and there is a token only its owner can read."""
     mode = os.environ.get("RAY_AUTH_MODE", "")
     source = token_source()
-    remote = _address() is not None
+    remote = cluster_address() is not None
     found = f"mode {mode or 'unset'}; " + (f"token in {source}" if source else "no token")
+    if source == "RAY_AUTH_TOKEN":
+        path, token = _token_file()
+        if token and token != os.environ["RAY_AUTH_TOKEN"].strip():
+            found += f", which goes before the other one in {path}"
     if source and source.startswith("unusable"):
         return Finding("ray token", "problem", found, "point it at a readable file that holds the token")
     if mode.lower() == "disabled":
         remedy = "export RAY_AUTH_MODE=token: without it whoever reaches the cluster runs code on it"
         return Finding("ray token", "warning", found, remedy)
     if mode.lower() == "token" and source is None and remote:
-        return Finding("ray token", "problem", found, "copy the cluster's token to ~/.ray/auth_token")
+        return Finding("ray token", "problem", found, token_remedy())
     if source and source != "RAY_AUTH_TOKEN" and _open_to_others(Path(source)):
         return Finding("ray token", "warning", f"{found}, which others can read", f"chmod 600 {source}")
     if not mode and remote:
@@ -60,64 +84,6 @@ def _open_to_others(path: Path) -> bool:
     path = path.resolve()
     readable = path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH)
     return bool(readable) and all(above.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH) for above in path.parents)
-
-
-def check_cluster() -> Finding:
-    """The cluster address in the environment answers within three seconds, with the Ray version installed here."""
-    named = _address()
-    if named is None:
-        return Finding("ray cluster", "ok", "no address set: runs start a local Ray")
-    variable, address = named
-    where = f"{variable}={_without_credentials(address)}"
-    if address.startswith(("http://", "https://")):
-        return _ask_dashboard(where, address)
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return Finding("ray cluster", "problem", f"{where} is no address", f"{variable}=HOST:PORT, or http://HOST:8265")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_TIMEOUT_S).close()
-    except OSError as error:
-        remedy = f"start the cluster, or unset {variable}"
-        return Finding("ray cluster", "problem", f"{where} does not answer: {error}", remedy)
-    return Finding("ray cluster", "ok", f"{where} answers")
-
-
-def _ask_dashboard(where: str, address: str) -> Finding:
-    import ray
-    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
-
-    request = Request(f"{address.rstrip('/')}/api/version", headers=get_auth_headers_if_auth_enabled({}))
-    try:
-        with urlopen(request, timeout=_TIMEOUT_S) as answer:
-            theirs = json.load(answer)["ray_version"]
-    except HTTPError as error:
-        if error.code in (401, 403):
-            remedy = "export RAY_AUTH_MODE=token and copy the cluster's token to ~/.ray/auth_token"
-            return Finding("ray cluster", "problem", f"{where} refuses this token ({error.code})", remedy)
-        return Finding("ray cluster", "problem", f"{where} answers {error.code}", "is this Ray's dashboard?")
-    except (OSError, ValueError, KeyError) as error:
-        remedy = "start the cluster, forward its port 8265, or unset the address"
-        return Finding("ray cluster", "problem", f"{where} does not answer as Ray does: {error}", remedy)
-    if theirs != ray.__version__:
-        remedy = f"pip install 'ray[default,train,tune]=={theirs}'"
-        return Finding("ray cluster", "warning", f"{where} runs Ray {theirs}, here is {ray.__version__}", remedy)
-    return Finding("ray cluster", "ok", f"{where} answers, Ray {theirs}")
-
-
-def _address() -> tuple[str, str] | None:
-    """Variable and value of the cluster address, or None where Ray would start a cluster of its own."""
-    for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
-        value = os.environ.get(variable)
-        if value and value not in ("local", "auto"):
-            return variable, value
-    return None
-
-
-def _without_credentials(address: str) -> str:
-    parts = urlsplit(address)
-    if "@" not in parts.netloc:
-        return address
-    return parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]).geturl()
 
 
 def check_wandb() -> Finding:

@@ -8,7 +8,7 @@ _SECRET_KEY = re.compile(_NAME, re.IGNORECASE)
 _SECRET_FLAG = re.compile(f"-{{1,2}}{_NAME}", re.IGNORECASE)
 _SETTING = re.compile(rf"(?<![\w.-])(?P<name>{_NAME})(?P<between>=|:\s+)(?:\"[^\"]*\"|'[^']*'|[^\s,;&}}\]]+)", re.I)
 _URL_CREDENTIALS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/@\s]+@", re.IGNORECASE)
-_KNOWN_TOKEN = re.compile(
+KNOWN_TOKEN = re.compile(
     r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{20,}|glpat-[\w-]{16,}|AKIA[A-Z0-9]{12,}"
     r"|AIza[\w-]{30,}|sk-[\w-]{20,}|xox[a-z]-[\w-]{10,}|wandb_v\d_\w{16,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,})"
 )
@@ -36,6 +36,6 @@ def redact(value: Any, key: str = "") -> Any:
     if isinstance(value, str):
         value = _URL_CREDENTIALS.sub(rf"\g<scheme>{REDACTED}@", value)
         value = _SETTING.sub(rf"\g<name>\g<between>{REDACTED}", value)
-        value = _KNOWN_TOKEN.sub(REDACTED, value)
+        value = KNOWN_TOKEN.sub(REDACTED, value)
         return value if key.endswith("commit") else _HEX_TOKEN.sub(REDACTED, value)
     return value

@@ -12,11 +12,13 @@ from threading import Thread
 
 import pytest
 
-from distributed.doctor import packages
+from distributed.doctor import cluster, node_probe, packages
+from distributed.doctor.cluster import check_cluster
 from distributed.doctor.examination import examine
 from distributed.doctor.finding import Finding, ProbeError, ask
 from distributed.doctor.packages import check_faiss, check_packages, check_toolchain, read_pins
-from distributed.doctor.services import check_authentication, check_cluster, check_wandb
+from distributed.doctor.services import check_authentication, check_wandb, token_remedy
+from tune.runner import DRIVER
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "b6d1c2f0a9e84775b1c2"
@@ -155,9 +157,10 @@ def dashboard():
 
 def test_cluster_that_refuses_the_token_is_a_problem(dashboard: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", dashboard)
-    finding = check_cluster()
+    (finding,) = check_cluster()
     assert finding.status == "problem"
     assert "refuses this token (401)" in finding.found
+    assert finding.remedy.startswith("export RAY_AUTH_MODE=token")
 
 
 def test_cluster_with_another_ray_is_a_warning(dashboard: str) -> None:
@@ -171,14 +174,91 @@ def test_cluster_with_another_ray_is_a_warning(dashboard: str) -> None:
 
 def test_cluster_address_nobody_answers_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    assert check_cluster().status == "problem"
+    assert [row.status for row in check_cluster()] == ["problem"]
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
-    assert "is no address" in check_cluster().found
+    assert "is no address" in check_cluster()[0].found
 
 
 def test_credentials_in_an_address_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"http://user:{SECRET}@127.0.0.1:1")
-    assert SECRET not in check_cluster().found
+    assert SECRET not in check_cluster()[0].found
+
+
+def test_a_token_in_the_environment_goes_before_a_file_and_this_is_said(tmp_path: Path, monkeypatch) -> None:
+    path = write_token(tmp_path / ".ray" / "auth_token", text="another")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert token_remedy() == f"copy the cluster's token to {path}"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", SECRET)
+    assert check_authentication().found.endswith(f"token in RAY_AUTH_TOKEN, which goes before the other one in {path}")
+    assert token_remedy().endswith(f"set it to the cluster's token, or unset it to use {path}")
+    path.write_text(f"{SECRET}\n")
+    assert check_authentication().found.endswith("token in RAY_AUTH_TOKEN")
+
+
+def cluster_of(monkeypatch, dashboard: str, resources: dict, *problems: list[str]) -> None:
+    """Let the dashboard's cluster have `resources` and a node per list of problems."""
+    nodes = [{"node": f"10.0.0.{n}", "resources": {}, "problems": found} for n, found in enumerate(problems)]
+    found = json.dumps({"version": "2", "resources": resources, "nodes": nodes})
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", dashboard)
+    monkeypatch.setattr(cluster, "ask_dashboard", lambda where, address: Finding("ray cluster", "ok", where))
+    monkeypatch.setattr(cluster, "_ask_by_job", lambda address, asked: found)
+
+
+def told(config=None) -> list[tuple[str, str, str]]:
+    return [(row.check, row.status, row.found) for row in check_cluster(config)[1:]]
+
+
+def test_a_cluster_s_room_is_told_and_measured_against_the_run(tiny_config, monkeypatch) -> None:
+    cluster_of(monkeypatch, "http://head:8265", {"CPU": 4.0, "GPU": 1.0, cluster.TUNE_DRIVER: 8.0}, [], [])
+    assert told() == [
+        ("ray room", "ok", "2 node(s): 4 CPU, 1 GPU, 8 tune_driver"),
+        ("node 10.0.0.0", "ok", "answers"),
+        ("node 10.0.0.1", "ok", "answers"),
+    ]
+    asked = "cluster.workers=9 with cluster."
+    assert told(tiny_config(cluster={"workers": 9}))[1:3] == [
+        ("ray room", "warning", f"{asked}cpus_per_worker=1 ask for 9 CPU, here are 4: the run would wait"),
+        ("ray room", "warning", f"{asked}device=auto ask for 9 GPU, here are 1: the run would compute on CPUs"),
+    ]
+    cluster_of(monkeypatch, "http://head:8265", {"CPU": 4.0})
+    ((_, status, found),) = told()
+    assert (status, found) == ("warning", "0 node(s): 4 CPU, 0 GPU, 0 tune_driver; no search can run")
+    assert cluster.TUNE_DRIVER == DRIVER
+
+
+def test_nodes_that_do_not_share_the_folders_are_problems(tiny_config, monkeypatch) -> None:
+    config = tiny_config()
+    cluster_of(monkeypatch, "http://head:8265", {"CPU": 4.0, cluster.TUNE_DRIVER: 1.0}, [], ["a", "b"])
+    assert told(config)[2:] == [
+        ("node 10.0.0.0", "ok", f"run.dir {config.run.dir} written and read; data.train, data.val, data.test read"),
+        ("node 10.0.0.1", "problem", "a; b"),
+    ]
+    relative = tiny_config(run={"dir": "runs"}, data={"root": "data"})
+    assert [found[:2] for found in told(relative)] == [("run.dir", "problem"), ("data.root", "problem")]
+
+
+def test_a_node_s_view_of_the_folders(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/manifest.json").write_text("{}")
+    folders = [str(tmp_path / "data"), str(tmp_path / "gone")]
+    marker = node_probe.mark(str(tmp_path / "runs/of/mine"))  # is not there yet: one level up, where it would be made
+    assert marker is not None
+    assert marker.parent == tmp_path
+    assert node_probe.look(str(marker), "n1", node_probe.digests(folders[:1])) == []
+    assert node_probe.seen(Path(f"{marker}-n1"))
+    assert node_probe.look(None, "n1", {folders[0]: "0" * 64, folders[1]: "0" * 64}) == [
+        f"{folders[0]} holds other data than on the other nodes",
+        f"{folders[1]}/manifest.json cannot be read: No such file or directory",
+    ]
+    marker.unlink()
+    assert not node_probe.seen(marker, seconds=0.1)
+
+
+def test_keys_without_a_config_are_refused() -> None:
+    command = [sys.executable, "-m", "distributed.doctor", "run.dir=/shared"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "give it with --config" in done.stderr
 
 
 def test_wandb_key_in_netrc(tmp_path: Path) -> None:
