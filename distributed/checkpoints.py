@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ class Progress:
     """Time inside training steps, waiting for data included, evaluation and checkpoints not."""
     best_rsum: float | None = None
     best_epoch: int | None = None
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Samples that could not be used, by cause; each counts every time it was to be read."""
 
 
 class Checkpoints:

@@ -4,7 +4,8 @@ Legend: N images, C captions, D embedding, b images at a time.
 """
 
 import io
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from allpairs.models import DualEncoder, Tokens
 from allpairs.objectives import PairObjective
 from distributed.config import Config
 from distributed.data import Dataset, evaluation_batches
+from distributed.data.dataset import CAUSES
 from distributed.data.images import open_image
 from distributed.world import World
 from retrieval_eval.evaluate import Report, evaluate
@@ -33,6 +35,8 @@ class Encoded:
     image_ids_N: Tensor
     captions_CD: Tensor
     caption_ids_C: Tensor
+    dropped: Mapping[str, int]
+    """Samples of the split that could not be used, by cause: a gallery without them is an easier one."""
 
     def evaluate(self) -> Report:
         """Return the retrieval metrics of the whole split."""
@@ -52,6 +56,7 @@ def encode(encoder: DualEncoder, dataset: Dataset, vocabulary: Tokens, config: C
     caption_ids: list[Tensor] = []
     was_training = encoder.training
     encoder.eval()
+    dropped: Counter[str] = Counter()
     reader = evaluation_batches(
         dataset,
         config.data,
@@ -60,6 +65,7 @@ def encode(encoder: DualEncoder, dataset: Dataset, vocabulary: Tokens, config: C
         world=world.size,
         tokenize=lambda texts: vocabulary.encode(texts, config.data.max_caption_tokens),
         preprocessing=encoder.preprocessing,
+        dropped=dropped,
     )
     bf16 = config.train.precision == "bf16"
     reason = None
@@ -75,6 +81,7 @@ def encode(encoder: DualEncoder, dataset: Dataset, vocabulary: Tokens, config: C
         reason = str(error)
     encoder.train(was_training)
     world.stop_together(reason)  # or the others would wait for this rank's rows
+    counts = world.sum([dropped[cause] for cause in CAUSES])
     gathered = [
         world.gather_rows(torch.cat(parts) if parts else empty)
         for parts, empty in (
@@ -85,7 +92,11 @@ def encode(encoder: DualEncoder, dataset: Dataset, vocabulary: Tokens, config: C
         )
     ]
     whole = [part for part in gathered if part is not None]
-    return Encoded(*whole) if whole else None
+    if not whole:
+        return None
+    images_ND, image_ids_N, captions_CD, caption_ids_C = whole
+    dropped_overall = dict(zip(CAUSES, map(int, counts), strict=True))
+    return Encoded(images_ND, image_ids_N, captions_CD, caption_ids_C, dropped_overall)
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ import json
 from allpairs.embeddings import EmbeddingSet
 from allpairs.files import write_text
 from distributed.data import open_dataset
+from distributed.data.batch import describe_dropped, dropped_metrics, dropped_so_far
+from distributed.data.dataset import shared_pictures
 from distributed.evaluation import embedding_set, encode, origin_of
 from distributed.loop import Training
 from distributed.progress import duration
@@ -50,6 +52,7 @@ def finish(training: Training) -> dict[str, float] | None:
     assert progress.best_rsum is not None, "the last epoch is always evaluated"
     assert progress.best_epoch is not None
     metrics = {f"{split}/{name}": value for name, value in report.metrics.items()}
+    metrics |= dropped_metrics(split, encoded.dropped)
     training.tracker.log(training.where() | metrics)
     objective = training.strategy.step.objective
     origin = origin_of(config, checkpoint, training.checkpoints.step_of(checkpoint), objective)
@@ -58,13 +61,17 @@ def finish(training: Training) -> dict[str, float] | None:
     _write_page(training, embeddings, report)
     if config.tracking.examples:
         training.tracker.log_examples(embeddings, examples(embeddings, report, config.tracking.examples))
-    summary = metrics | {
-        "val/best_rsum": progress.best_rsum,
-        "val/best_epoch": progress.best_epoch,
-        "train/seconds": progress.train_seconds,
-        "samples_seen": progress.samples_seen,
-        "step": progress.step,
-    }
+    summary = (
+        metrics
+        | dropped_so_far(run.history())
+        | {
+            "val/best_rsum": progress.best_rsum,
+            "val/best_epoch": progress.best_epoch,
+            "train/seconds": progress.train_seconds,
+            "samples_seen": progress.samples_seen,
+            "step": progress.step,
+        }
+    )
     write_text(run.summary, json.dumps(summary, indent=1))
     return summary
 
@@ -77,7 +84,7 @@ def _write_page(training: Training, embeddings: EmbeddingSet, report: Report) ->
         history=training.run_dir.history(),
         title=training.config.run.name,
         config=redact(training.config.model_dump(mode="json")),
-        facts=_facts(training),
+        facts=_facts(training) | _facts_of_data(training),
         cross_check=cross_check(report, embeddings.images, embeddings.captions),
         intervals=intervals(report) if len(embeddings.images) > 1 else None,  # of one image nothing can be redrawn
     )
@@ -96,3 +103,11 @@ def _facts(training: Training) -> dict[str, str]:
         "Best epoch": f"{training.progress.best_epoch} of {config.train.epochs}",
         "Versions": ", ".join(f"{name} {origin['packages'][name]}" for name in ("torch", "ray")),
     }
+
+
+def _facts_of_data(training: Training) -> dict[str, str]:
+    """Return what the data did to the figures: samples that could not be used, pictures in two splits."""
+    data = training.config.data
+    facts = {"Dropped samples": describe_dropped(dropped_so_far(training.run_dir.history())) or "none"}
+    repeated = shared_pictures({split: open_dataset(data.folder(split)) for split in data.splits})
+    return facts | ({"Pictures in two splits": "; ".join(repeated)} if repeated else {})

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,10 +13,23 @@ from typing import TYPE_CHECKING, Any
 from allpairs.command import Resume
 from allpairs.errors import UserError
 from allpairs.files import write_text
-from allpairs.models import Tokens, WholeSpec, check_text, load_tokens, make_tokens, reads_regions, save_tokens
+from allpairs.models import (
+    DualSpec,
+    RegionsSpec,
+    Tokens,
+    VsrnSpec,
+    WholeSpec,
+    check_text,
+    load_tokens,
+    make_tokens,
+    reads_regions,
+    save_tokens,
+)
 from distributed.checkpoints import checkpoint_of
 from distributed.config import Config
 from distributed.data import Dataset, open_dataset
+from distributed.data.dataset import BadSampleError, shared_pictures
+from distributed.data.images import decode_regions
 from distributed.progress import Follower
 from distributed.provenance import provenance
 from distributed.run_directory import RunDirectory, prepare, refuse_job_folder
@@ -84,14 +97,18 @@ def train_on_ray(
     return Result(metrics, run.root, finished=run.summary.exists(), step=run.last_step() or 0)
 
 
-def set_up(config: Config, *, resume: Resume) -> RunDirectory:
+def set_up(config: Config, *, resume: Resume, tell: Callable[[str], None] = lambda text: None) -> RunDirectory:
     """Check everything that can be checked before workers start, and lay out the run directory with its vocabulary.
+
+    `tell` hears what a person should know of the data: pictures that are in two splits.
 
     Raises:
         UserError: the run directory is taken, data are missing or do not fit the model.
     """
     refuse_job_folder(config.run_dir, f"run.dir={config.run.dir}", config.run.dir)
     datasets = check_data(config)
+    for line in shared_pictures(datasets):
+        tell(f"data: {line}")
     if RunDirectory(config.run_dir).last_step() is None:  # a checkpoint needs neither hub nor another run
         check_text(config.model, config.data.max_caption_tokens)
         if config.model.init_from is not None:
@@ -153,7 +170,8 @@ def check_data(config: Config) -> dict[str, Dataset]:
     """Open every split of the run before anything starts.
 
     Raises:
-        UserError: a folder is missing or broken, or holds regions where the model reads images (or the reverse).
+        UserError: a folder is missing or broken, or holds regions where the model reads images (or the reverse), or
+            regions of another length than the model reads.
     """
     datasets = {}
     model = config.model
@@ -169,12 +187,27 @@ def check_data(config: Config) -> dict[str, Dataset]:
             raise UserError(
                 f"data.{split}: {folder} holds {_PLURAL[dataset.kind]}, but {reader} reads {_PLURAL[wanted]}"
             )
+        if isinstance(model, DualSpec) and isinstance(model.image, RegionsSpec | VsrnSpec):
+            found = _features(dataset)
+            if found not in (None, model.image.features):
+                raise UserError(
+                    f"data.{split}: {folder} holds regions of {found} features, but model.image.features="
+                    f"{model.image.features}; accepted: {found}"
+                )
     if len(datasets["train"]) < config.train.global_batch:
         raise UserError(
             f"train.global_batch={config.train.global_batch} is larger than data.train, which has "
             f"{len(datasets['train'])} images; accepted: at most that many"
         )
     return datasets
+
+
+def _features(dataset: Dataset) -> int | None:
+    """Return the length of the first regions that can be used; None where there are none among the first samples."""
+    for row in range(min(len(dataset), 100)):
+        with suppress(BadSampleError):
+            return decode_regions(dataset.read(row).data).shape[1]
+    return None
 
 
 def _make_tokens(dataset: Dataset, config: Config) -> Tokens:

@@ -9,6 +9,7 @@ of (seed, step) and (seed, epoch, sample), so there is no generator state to res
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,6 +24,8 @@ from distributed.checkpoints import Checkpoints, Progress, checkpoint_of, find_u
 from distributed.config import Config
 from distributed.config.tree import Objective
 from distributed.data import Position, TrainBatch, TrainReader, open_dataset
+from distributed.data.batch import dropped_metrics
+from distributed.data.dataset import CAUSES
 from distributed.evaluation import encode, loss_and_similarities
 from distributed.heartbeat import READING, STEPPING
 from distributed.interval import Collapse, Interval
@@ -66,6 +69,7 @@ class Training:
         self.checkpoints = Checkpoints(self.run_dir.checkpoints, config.model, self.vocabulary, world, self._tell)
         self.progress = self.checkpoints.restore(self.strategy, self.found) if self.found else Progress()
         self.saved_step = self.progress.step if self.found else None
+        self.dropped_before = Counter(self.progress.dropped)
         facts = read_json(self.run_dir.provenance) if world.rank == 0 else {}
         self.tracker = open_tracker(config, self.run_dir, rank=world.rank, resume_step=self.progress.step, facts=facts)
         self.interval = Interval(self.progress.train_seconds)
@@ -191,12 +195,13 @@ class Training:
         except UserError as error:
             reason = str(error)
         self.heartbeat(self.progress.step + 1, STEPPING)
-        failed, bad, seen, stop, due = self.world.sum(
-            [reason is not None, sum(self.reader.bad.values()), self.reader.seen, self.stop_asked(), self._due()]
+        dropped = [self.reader.bad[cause] for cause in CAUSES]
+        failed, seen, stop, due, *bad = self.world.sum(
+            [reason is not None, self.reader.seen, self.stop_asked(), self._due(), *dropped]
         )
         self.save_due = bool(due)
         limit = self.config.data.max_bad_fraction
-        if not failed and bad > limit * max(seen, min(1000, len(self.reader.dataset))):
+        if not failed and sum(bad) > limit * max(seen, min(1000, len(self.reader.dataset))):
             failed = 1
             if self.reader.bad:
                 causes = ", ".join(f"{count} {cause}" for cause, count in self.reader.bad.most_common())
@@ -206,7 +211,10 @@ class Training:
         if failed:
             self.world.raise_reasons(reason)
         assert batch is not None
-        return None if stop else batch
+        if stop:
+            return None
+        self.progress.dropped = dict(self.dropped_before + Counter(dict(zip(CAUSES, map(int, bad), strict=True))))
+        return batch
 
     def _due(self) -> bool:
         """Whether `train.checkpoint_every_minutes` have passed by the clock of rank 0, whose word counts."""
@@ -264,6 +272,7 @@ class Training:
             self.where()
             | row
             | {f"train/{name}": value for name, value in self.strategy.step.objective.learned().items()}
+            | dropped_metrics("train", progress.dropped)
             | {"train/seconds": progress.train_seconds, "train/eta_seconds": remaining}
         )
 
@@ -307,6 +316,7 @@ class Training:
         if improved:
             progress.best_rsum, progress.best_epoch = best, progress.epoch
         row = {f"val/{name}": value for name, value in metrics.items()}
+        row |= dropped_metrics("val", encoded.dropped) if encoded is not None else {}
         row |= {"val/rsum": rsum, "val/best_rsum": best, "val/seconds": time.perf_counter() - started}
         # While the learning rate still rises nothing is to be said.
         warm = progress.epoch > self.config.optimizer.warmup_epochs + 1

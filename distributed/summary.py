@@ -3,6 +3,7 @@
 from rich import box
 from rich.table import Table
 
+from distributed.data.batch import describe_dropped
 from distributed.launch import Result
 from distributed.progress import duration
 from retrieval_eval.metrics import RECALLS, metric_of
@@ -36,10 +37,12 @@ def summary_table(result: Result) -> Table:
 def summary_lines(result: Result, seconds: float) -> str:
     """Return what took how long, and where everything lies."""
     metrics, folder = result.metrics, result.run_dir
+    dropped = describe_dropped(metrics)
     return (
         f"best epoch {metrics['val/best_epoch']:.0f} (val RSUM {metrics['val/best_rsum']:.1f}) · "
         f"training {duration(metrics['train/seconds'])}, this command {duration(seconds)}\n"
-        f"report       {folder / 'report.html'}\n"
+        + (f"dropped      {dropped}\n" if dropped else "")
+        + f"report       {folder / 'report.html'}\n"
         f"checkpoints  {folder / 'checkpoints'}\n"
         f"metrics      {folder / 'metrics.jsonl'}"
     )

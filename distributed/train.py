@@ -55,7 +55,7 @@ def train(*overrides: str, config: Annotated[Path, Parameter(name="--config")], 
         console.print(f"its loss is a surrogate, {surrogate}: the gradient is given directly, the value need not fall")
     follower = Follower(console)
     follower.say("checking the data and the run directory")
-    directory = set_up(settings, resume=resume)
+    directory = set_up(settings, resume=resume, tell=lambda text: follower.say(text, style="yellow"))
     signals = StopSignals(directory, follower.say)
     try:
         follower.say("joining the Ray cluster" if joins_cluster() else "starting Ray on this machine")

@@ -7,7 +7,7 @@ pixels · R regions · F features.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import numpy as np
 
 from allpairs.errors import UserError
 from distributed.data.dataset import BadSampleError, Dataset
+from distributed.data.manifest import SPLIT_ORDER
 from distributed.data.order import Position
 
 if TYPE_CHECKING:
@@ -123,6 +124,32 @@ def refuse_too_bad(dataset: Dataset, seen: int, bad: Mapping[str, int], max_frac
             f"{dataset.folder}: {count} of {seen} samples cannot be used ({describe_bad(bad)}), more than the allowed "
             f"fraction of {max_fraction:g}; see `python -m distributed.data validate {dataset.folder}`"
         )
+
+
+def dropped_metrics(split: str, dropped: Mapping[str, int]) -> dict[str, float]:
+    """Return one metric for each cause that samples of `split` were dropped for: ``train/dropped/missing_text``."""
+    return {f"{split}/{_DROPPED}/{cause.replace(' ', '_')}": count for cause, count in dropped.items() if count}
+
+
+def dropped_so_far(history: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the latest of each count that `dropped_metrics` put into the rows of a run's `history`."""
+    return {name: value for row in history for name, value in row.items() if f"/{_DROPPED}/" in name}
+
+
+def describe_dropped(metrics: Mapping[str, float]) -> str:
+    """Return ``"train: 3 missing text; test: 1 undecodable image"`` for what `dropped_metrics` put into `metrics`.
+
+    A training sample counts once per epoch.
+    """
+    parts: dict[str, dict[str, int]] = {split: {} for split in SPLIT_ORDER}
+    for name, count in metrics.items():
+        split, _, cause = name.partition(f"/{_DROPPED}/")
+        if cause:
+            parts.setdefault(split, {})[cause.replace("_", " ")] = int(count)
+    return "; ".join(f"{split}: {describe_bad(counts)}" for split, counts in parts.items() if counts)
+
+
+_DROPPED = "dropped"
 
 
 def describe_bad(bad: Mapping[str, int]) -> str:

@@ -106,7 +106,7 @@ def _oddities(out: Path) -> list[str]:
         wordless = Wordless(dataset.manifest.split)
         for key, captions in dataset.captions_by_key():
             wordless.add(key, captions)
-        parts.append(dataset.pictures())
+        parts.append(dataset.pictures(dataset.manifest.split))
         lines += [line for line in (repeated(parts[-1]), wordless.note()) if line]
     return lines + shared(parts)
 

@@ -1,7 +1,7 @@
 """A data set folder, open for reading: counts, captions and single samples, without walking a tar file."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from io import FileIO
@@ -14,7 +14,7 @@ import pyarrow as pa
 from allpairs.errors import UserError, nearest
 from distributed.data.index import read_index
 from distributed.data.manifest import INDEX, MANIFEST, Manifest, is_folder, shard_path
-from distributed.data.pictures import Pictures
+from distributed.data.pictures import Pictures, shared
 
 _OPEN_SHARDS = 64
 
@@ -110,10 +110,10 @@ class Dataset:
             raise BadSampleError("empty captions")
         return captions
 
-    def pictures(self) -> Pictures:
-        """Return the fingerprints of all pictures; no shard is touched."""
+    def pictures(self, split: str) -> Pictures:
+        """Return the fingerprints of all pictures of what is called `split`; no shard is touched."""
         columns = [batch.column("fingerprint").to_numpy() for batch in self._index]
-        return Pictures(self.manifest.split, np.concatenate([np.empty(0, np.uint64), *columns]), self.key)
+        return Pictures(split, np.concatenate([np.empty(0, np.uint64), *columns]), self.key)
 
     def all_captions(self) -> Iterator[str]:
         """Yield every caption in manifest order; no image and no shard is touched."""
@@ -153,6 +153,11 @@ class Dataset:
     def _field(self, row: int, column: str) -> Any:
         shard, local = self._place(row)
         return self._index[shard].column(column)[local].as_py()
+
+
+def shared_pictures(datasets: Mapping[str, Dataset]) -> list[str]:
+    """Say, for every two of these splits, which pictures stand in both."""
+    return shared([dataset.pictures(split) for split, dataset in datasets.items()])
 
 
 def open_dataset(path: str | Path) -> Dataset:

@@ -207,16 +207,18 @@ def evaluation_batches(
     tokenize: Tokenize | None = None,
     preprocessing: "ImagePreprocessing | None" = None,
     ahead: int = 2,
+    dropped: Counter[str] | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield this rank's contiguous slice of the data set in batches of at most `batch` images.
 
     Ranks may get different numbers of batches (none, when there are fewer images than ranks): no collective belongs
-    inside the loop. Bad samples are left out and counted; a batch without a good one is not yielded.
+    inside the loop. Bad samples are left out and counted by cause, in `dropped` too; a batch without a good one is not
+    yielded.
 
     Raises:
         UserError: after the last batch, when more than `data.max_bad_fraction` of this rank's samples were bad.
     """
-    seen, bad = 0, Counter[str]()
+    seen, bad = 0, Counter[str]() if dropped is None else dropped
     side = data.image_size if preprocessing is None else preprocessing.side
     loader = Loader(dataset, side=side, max_pixels=data.max_image_pixels, preprocessing=preprocessing)
 

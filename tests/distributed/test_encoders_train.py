@@ -143,6 +143,9 @@ def test_mistakes_are_found_before_anything_starts(config_of, tiny_config, hub, 
         set_up(type(config_of("clip")).model_validate(tree | {"data": long}), resume=False)
     with pytest.raises(UserError, match=r"holds regions, but model\.kind=transformers reads images"):
         set_up(type(config_of("clip")).model_validate(tree | {"data": {"root": str(regions)}}), resume=False)
+    reader = {"image": {"kind": "regions", "features": 2048}}
+    with pytest.raises(UserError, match=r"holds regions of 15 features, but model\.image\.features=2048; accepted: 15"):
+        set_up(tiny_config(model=reader, data={"root": str(regions)}), resume=False)
     for file in ("vocab.txt", "tokenizer.json"):
         (hub / file).unlink(missing_ok=True)
     with pytest.raises(UserError, match=r"model\.name: 'hub/clip' has no tokenizer"):

@@ -11,10 +11,11 @@ from allpairs.errors import UserError
 from distributed.data.writer import Sample, write_split
 from distributed.finish import complete
 from distributed.interval import Collapse
-from distributed.launch import set_up
+from distributed.launch import Result, set_up
 from distributed.loop import Training
 from distributed.progress import collapsing
 from distributed.run_directory import RunDirectory
+from distributed.summary import summary_lines
 from distributed.world import Stopped, World
 
 CPU = torch.device("cpu")
@@ -187,6 +188,39 @@ def test_too_many_bad_samples_stop_the_run(tiny_config, tmp_path, tiny_samples):
     tolerant = tiny_config("tolerant", data={"train": str(tmp_path / "train"), "max_bad_fraction": 0.2})
     _, summary, _ = train(tolerant)
     assert summary["samples_seen"] == 3 * 113
+
+
+def test_dropped_samples_are_counted_below_the_limit_and_over_a_restart(tiny_config, tmp_path, tiny_samples):
+    broken = [Sample(f"broken-{i}", "png", b"\x89PNG\r\n\x1a\n nothing more", ["a broken picture"]) for i in range(3)]
+    for split in ("train", "test"):
+        content = tiny_samples(held_out=split == "test") + broken
+        write_split(tmp_path / split, content, name="broken", split=split, source={})
+    data = {split: str(tmp_path / split) for split in ("train", "test")} | {"max_bad_fraction": 0.2}
+    counted = {"train/dropped/undecodable_image": 9, "test/dropped/undecodable_image": 3}
+    run, summary, _ = train(tiny_config(data=data, train={"checkpoint_every_steps": 1}))
+    assert {name: value for name, value in summary.items() if "/dropped/" in name} == counted
+    measured = rows(run, "train/dropped/undecodable_image")
+    assert list(measured.values()) == sorted(measured.values())
+    assert measured[max(measured)] == 9
+    page = run.report.read_text()
+    assert "train: 9 undecodable image; test: 3 undecodable image" in page
+    assert "3 of 28 pictures of test are in train too (broken-0 = broken-0" in page
+    result = Result(run.history()[-1] | summary | {"val/best_epoch": 1}, run.root, finished=True, step=1)
+    assert "dropped      train: 9 undecodable image; test: 3 undecodable image\n" in summary_lines(result, 1.0)
+
+    settings = {"log_every": 100}  # a restart between two rows loses none
+    train(tiny_config("cut", data=data, train=settings | {"stop_after_epochs": 1.5}))
+    _, resumed, _ = train(tiny_config("cut", data=data, train=settings), resume=True)
+    assert {name: value for name, value in resumed.items() if "/dropped/" in name} == counted
+
+
+def test_a_picture_in_two_splits_is_told_before_training(tiny_config, tmp_path, tiny_samples):
+    leaked = tiny_samples(held_out=True) + tiny_samples(held_out=False)[:2]
+    write_split(tmp_path / "test", leaked, name="leaked", split="train", source={})
+    told: list[str] = []
+    set_up(tiny_config(data={"test": str(tmp_path / "test")}), resume=False, tell=told.append)
+    (line,) = [line for line in told if "of test are in train too" in line]
+    assert line.startswith(f"data: 2 of {len(leaked)} pictures of test are in train too (")
 
 
 def test_steps_schedule_and_bf16_train(tiny_config):
