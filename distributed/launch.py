@@ -105,7 +105,7 @@ def set_up(config: Config, *, resume: Resume, tell: Callable[[str], None] = lamb
     Raises:
         UserError: the run directory is taken, data are missing or do not fit the model.
     """
-    refuse_job_folder(config.run_dir, f"run.dir={config.run.dir}", config.run.dir)
+    refuse_job_folder("run.dir", config.run.dir)
     datasets = check_data(config)
     for line in shared_pictures(datasets):
         tell(f"data: {line}")
@@ -170,9 +170,15 @@ def check_data(config: Config) -> dict[str, Dataset]:
     """Open every split of the run before anything starts.
 
     Raises:
-        UserError: a folder is missing or broken, or holds regions where the model reads images (or the reverse), or
-            regions of another length than the model reads.
+        UserError: a folder is missing or broken, holds regions where the model reads images (or the reverse) or regions
+            of another length than the model reads, or was given relative to a job's temporary folder.
     """
+    data = config.data
+    roots = {"data.root": data.root} if data.root != Path() else {f"data.{s}": getattr(data, s) for s in data.splits}
+    if config.model.init_from is not None:
+        roots["model.init_from"] = Path(config.model.init_from)
+    for key, path in roots.items():
+        refuse_job_folder(key, path)
     datasets = {}
     model = config.model
     wanted = "regions" if reads_regions(model) else "image"

@@ -140,13 +140,18 @@ def prepare(config: Config, *, resume: Resume) -> RunDirectory:
     return run
 
 
-def refuse_job_folder(folder: Path, given: str, short: Path) -> None:
-    """Raise UserError where `folder` lies in the copy of the code that Ray unpacked for a job and will delete."""
+def refuse_job_folder(key: str, path: Path) -> None:
+    """Raise UserError where `path`, given as `key`, lies in the copy of the code that Ray unpacks for a job.
+
+    Ray deletes it, and it is another folder on every node.
+    """
+    folder = path.expanduser().resolve()
     if {"runtime_resources", "working_dir_files"} <= set(folder.parts):
-        key = given.partition("=")[0]
+        short = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else Path(folder.name)
         raise UserError(
-            f"{given} lies in the temporary folder of this job, which Ray deletes; accepted is an absolute path on "
-            f"storage that every node mounts: {key}=$PWD/{short} from the shell that submits, or {key}=/shared/{short}"
+            f"{key}={short} lies in the temporary folder of this job, which Ray deletes; accepted is an absolute "
+            f"path on storage that every node mounts: {key}=$PWD/{short} from the shell that submits, or "
+            f"{key}=/shared/{short}"
         )
 
 

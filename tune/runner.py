@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -39,9 +38,7 @@ def open_folder(search: Search, *, resume: Resume) -> None:
     Raises:
         UserError: the name is taken, there is nothing to resume, or the search was started with other settings.
     """
-    if search.dir.is_relative_to(Path.cwd()):
-        short = search.dir.relative_to(Path.cwd())
-        refuse_job_folder(search.dir, f"dir={short}", short)
+    refuse_job_folder("dir", search.dir)
     file = search.folder / "search.yaml"
     now = search.model_dump(mode="json", exclude_unset=True)
     if file.exists():

@@ -1,6 +1,7 @@
 """The cluster a run goes to: whether it answers and takes our token, has room, and shares the folders of the run."""
 
 import json
+import os
 import shlex
 import socket
 import time
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from distributed.doctor.finding import Finding, ProbeError, ask
-from distributed.doctor.services import cluster_address, token_remedy
+from distributed.doctor.services import cluster_address, token_remedy, token_source
 
 if TYPE_CHECKING:
     from distributed.config import Config
@@ -37,6 +38,8 @@ def check_cluster(config: "Config | None" = None) -> list[Finding]:
     where = f"{variable}={_without_credentials(value)}"
     dashboard = value.startswith(("http://", "https://"))
     first = ask_dashboard(where, value) if dashboard else _connect(variable, where, value)
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "token" and token_source() is None:
+        return [first]  # Ray would abort; that there is no token has a row of its own
     relative = _relative_folders(config)
     if first.status != "ok" or relative:
         return [first, *relative]

@@ -18,8 +18,12 @@ from uuid import uuid4
 def main(asked: dict[str, Any]) -> dict[str, Any]:
     """Return the cluster's resources and, of each node, what is wrong with the folders."""
     import ray
+    from ray._raylet import GcsClient
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    if ":" in asked["address"] and "://" not in asked["address"]:
+        # Names a wrong token at once; ray.init tries for twenty seconds, and then gives no reason.
+        GcsClient(address=asked["address"])
     ray.init(address=asked["address"], log_to_driver=False, logging_level=logging.ERROR)
     manifests, problem = digests(asked["data"]), None
     try:

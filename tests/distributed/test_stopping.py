@@ -20,10 +20,12 @@ from distributed.checkpoints import Checkpoints
 from distributed.finish import complete
 from distributed.launch import set_up
 from distributed.loop import Training
-from distributed.run_directory import prepare, refuse_job_folder
+from distributed.run_directory import prepare
 from distributed.stopping import StopSignals
 from distributed.world import World
 from tests.distributed.test_ray_train import ROOT, command
+from tune.config import Search
+from tune.runner import open_folder
 
 
 @pytest.fixture
@@ -166,11 +168,24 @@ def test_a_step_that_is_saved_is_not_saved_again(tiny_config, monkeypatch) -> No
     assert saved == [2]
 
 
-def test_a_run_inside_a_job_s_temporary_folder_is_refused() -> None:
-    inside = Path("/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_0/runs/x")
-    with pytest.raises(UserError, match=r"^run\.dir=runs lies in the temporary folder .* run\.dir=\$PWD/runs"):
-        refuse_job_folder(inside, "run.dir=runs", Path("runs"))
-    refuse_job_folder(Path("/shared/runs/x"), "run.dir=/shared/runs", Path("runs"))
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [("run.dir", "runs"), ("data.root", "data/mine"), ("data.train", "mine"), ("model.init_from", "runs/before")],
+)
+def test_a_path_inside_a_job_s_temporary_folder_is_refused(tiny_config, tmp_path, monkeypatch, key, path) -> None:
+    section, name = key.split(".")
+    more = {"data": {"root": "."}} if key == "data.train" else {}
+    config = tiny_config(**more | {section: more.get(section, {}) | {name: path}})
+    inside = tmp_path / "session/runtime_resources/working_dir_files/_ray_pkg_0"
+    inside.mkdir(parents=True)
+    monkeypatch.chdir(inside)
+    form = rf"^{key}={path} lies in the temporary folder .* {key}=\$PWD/{path} from the shell that submits"
+    with pytest.raises(UserError, match=form):
+        set_up(config, resume=False)
+    search = Search(name="s", base=Path("x"), dir=Path("searches"), space={"train.seed": {"grid": [0]}})
+    with pytest.raises(UserError, match=r"^dir=searches lies in the temporary folder"):
+        open_folder(search, resume=False)
+    assert list(inside.iterdir()) == []
 
 
 def test_resume_auto_starts_what_is_not_there_and_only_that(tiny_config) -> None:
