@@ -18,7 +18,7 @@ from uuid import uuid4
 def main(asked: dict[str, Any]) -> dict[str, Any]:
     """Return the cluster's resources and, of each node, what is wrong with the folders."""
     import ray
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if ":" in asked["address"] and "://" not in asked["address"]:

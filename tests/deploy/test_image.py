@@ -7,6 +7,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from distributed.doctor.packages import read_pins
+from distributed.provenance import COMMIT_FILE
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "deploy" / "Dockerfile").read_text()
@@ -43,6 +44,12 @@ def test_dependencies_are_installed_before_the_code_and_as_pinned() -> None:
     code = next(i for i, (word, rest) in enumerate(steps) if word == "COPY" and "distributed" in rest.split())
     assert install < code
     assert "--constraint constraints.txt" in steps[install][1]
+
+
+def test_the_image_knows_its_commit() -> None:
+    steps = instructions()
+    assert ("RUN", f'echo "${{COMMIT}}" > {COMMIT_FILE}') in steps[steps.index(("ARG", "COMMIT=")) :]
+    assert ("WORKDIR", "/app") in steps  # beside the packages, where provenance looks
 
 
 def test_extras_are_declared_and_their_packages_pinned() -> None:

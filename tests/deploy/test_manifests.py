@@ -72,6 +72,8 @@ def test_token_authentication_is_on_everywhere() -> None:
 def test_rayjob_runs_a_command_of_this_checkout() -> None:
     spec = read("kuberay/rayjob.yaml")["spec"]
     assert_entrypoint_runs(spec["entrypoint"])
+    assert shlex.split(spec["entrypoint"])[-2:] == ["--resume", "auto"]  # or a retry would find its run taken
+    assert spec["backoffLimit"] > 0
     assert yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"] == read("runtime-env.yaml")["env_vars"]
 
 
@@ -153,8 +155,14 @@ def test_wandb_key_comes_from_a_secret() -> None:
 
 def test_commands_of_the_readme_exist() -> None:
     text = (DEPLOY / "README.md").read_text().replace("\\\n", " ")
-    (submit,) = re.findall(r"^ray job submit .*? -- +(.+)$", text, re.MULTILINE)
-    assert_entrypoint_runs(submit)
+    submitted = re.findall(r"^(?:ray job submit|python -m deploy.submit) .*? -- +(.+)$", text, re.MULTILINE)
+    assert len(submitted) == 2
+    submitted += [
+        f"python -m {words}" for words in re.findall(r"deploy/slurm.sh (.+ --config .+)$", text, re.MULTILINE)
+    ]
+    assert len(submitted) == 3
+    for command in submitted:
+        assert_entrypoint_runs(command)
     for name in re.findall(r"deploy/[\w./-]+", text):
         assert (ROOT / name).exists(), name
     for module in re.findall(r"python -m ([\w.]+)", text):
