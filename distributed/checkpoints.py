@@ -2,7 +2,8 @@
 
 checkpoints/
   step-00000120/   the model (allpairs.models: weights, description, words, preprocessing), the strategy's optimiser
-                   state, objective.safetensors (learned scale), position.json, and hashes.json of all of them
+                   state, objective.safetensors (learned scale), position.json, and hashes.json of all of them;
+                   with train.ema_decay the model is the average, and trained.safetensors what training goes on with
   last -> step-00000120, previous -> step-00000100, best -> step-00000090      relative links, replaced atomically
 
 What no link names is deleted: a run keeps three checkpoints at most, each about three times the size of its weights.
@@ -27,11 +28,12 @@ from allpairs.files import existing, replacing, unwritable
 from allpairs.hashes import Hashes, check_files, files_in, hash_files, read_hashes, write_hashes
 from allpairs.models import DualEncoder, ModelSpec, Tokens
 from allpairs.objectives import PairObjective
+from distributed.average import Average
 from distributed.strategies import Strategy
 from distributed.world import Stopped, World
 
 LAST, PREVIOUS, BEST = "last", "previous", "best"
-OBJECTIVE, POSITION = "objective.safetensors", "position.json"
+OBJECTIVE, POSITION, TRAINED = "objective.safetensors", "position.json", "trained.safetensors"
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Progress:
     train_seconds: float = 0.0
     """Time inside training steps, waiting for data included, evaluation and checkpoints not."""
     best_rsum: float | None = None
-    best_epoch: int | None = None
+    best_epoch: float | None = None
     dropped: dict[str, int] = field(default_factory=dict)
     """Samples that could not be used, by cause; each counts every time it was to be read."""
 
@@ -60,8 +62,11 @@ class Checkpoints:
         spec: ModelSpec,
         vocabulary: Tokens,
         world: World,
+        *,
         tell: Callable[[str], None] = lambda text: None,
+        average: Average | None = None,
     ) -> None:
+        self._average = average
         self._folder = folder
         self._spec = spec
         self._vocabulary = vocabulary
@@ -159,15 +164,22 @@ class Checkpoints:
         self._world.stop_together(reason)
 
     def _save_weights(self, strategy: Strategy, folder: Path) -> None:
-        models.save(folder, strategy.step.encoder, self._spec, self._vocabulary)
+        models.save(folder, self._evaluated(strategy), self._spec, self._vocabulary)
+        if self._average is not None:
+            weights = {key: value.contiguous().cpu() for key, value in strategy.step.encoder.state_dict().items()}
+            with replacing(folder / TRAINED) as path:
+                save_file(weights, path)
         objective = {key: value.contiguous().cpu() for key, value in strategy.step.objective.state_dict().items()}
         with replacing(folder / OBJECTIVE) as path:
             save_file(objective, path)
 
     def _load_weights(self, strategy: Strategy, folder: Path) -> None:
         encoder, _ = models.load(folder)
-        strategy.step.encoder.load_state_dict(encoder.state_dict())
+        self._evaluated(strategy).load_state_dict(encoder.state_dict())
         load_objective(folder, strategy.step.objective)
+
+    def _evaluated(self, strategy: Strategy) -> DualEncoder:
+        return strategy.step.encoder if self._average is None else self._average.encoder
 
     def _publish(self, temporary: Path, final: Path, *, best: bool) -> None:
         _flush(temporary)
@@ -287,6 +299,16 @@ def checkpoint_of(folder: str) -> Path:
         if (candidate / models.DESCRIPTION).is_file():
             return candidate.resolve()
     raise UserError(f"model.init_from: {folder} is neither a run with a checkpoint nor a checkpoint")
+
+
+def load_trained(folder: Path, encoder: DualEncoder) -> None:
+    """Load the weights that training goes on with, where those evaluated are their moving average."""
+    path = folder / TRAINED
+    check_files(folder, (TRAINED,))
+    try:
+        encoder.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"{path}: not the weights of this model ({' '.join(str(error).split())})") from None
 
 
 def start_from(folder: Path, encoder: DualEncoder, objective: PairObjective[Any], given: Collection[str]) -> None:

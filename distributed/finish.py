@@ -100,7 +100,7 @@ def _facts(training: Training) -> dict[str, str]:
         "Workers": f"{training.world.size} on {training.world.device.type}",
         "Strategy": f"{config.train.strategy}, {config.train.precision}",
         "Training time": duration(training.progress.train_seconds),
-        "Best epoch": f"{training.progress.best_epoch} of {config.train.epochs}",
+        "Best epoch": f"{training.progress.best_epoch:.4g} of {training.where()['epoch']:.4g}",
         "Versions": ", ".join(f"{name} {origin['packages'][name]}" for name in ("torch", "ray")),
     }
 

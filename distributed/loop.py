@@ -3,7 +3,8 @@
 Order of a step: read this rank's rows; agree with all ranks that everyone has a batch; seed dropout by (seed, step,
 rank); encode, gather the embeddings, loss; agree that the loss is finite everywhere; gradients, averaged over ranks;
 clip; optimiser; the objective's constraints (a learned scale is clamped); advance the position; log.
-Order at an epoch's end, which is what makes a restart exact: evaluate, choose the best, checkpoint, tell Ray.
+Order at an epoch's end (and every `eval.every_steps`), which is what makes a restart exact: evaluate, choose the best,
+checkpoint, tell Ray.
 Resume order: weights and optimiser, position, then the reader from that position; dropout and captions are functions
 of (seed, step) and (seed, epoch, sample), so there is no generator state to restore.
 """
@@ -11,6 +12,7 @@ of (seed, step) and (seed, epoch, sample), so there is no generator state to res
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,16 @@ from allpairs.errors import UserError
 from allpairs.files import read_json
 from allpairs.models import DualEncoder, build, load, load_tokens
 from allpairs.objectives import arguments, make
-from distributed.checkpoints import Checkpoints, Progress, checkpoint_of, find_usable, start_from
+from distributed.average import Average
+from distributed.checkpoints import (
+    Checkpoints,
+    Progress,
+    checkpoint_of,
+    find_usable,
+    load_trained,
+    read_progress,
+    start_from,
+)
 from distributed.config import Config
 from distributed.config.tree import Objective
 from distributed.data import Position, TrainBatch, TrainReader, open_dataset
@@ -63,10 +74,11 @@ class Training:
         self.run_dir = RunDirectory(config.run_dir)
         self.found = find_usable(self.run_dir.checkpoints, world, self._tell)
         step = world.together(self._build)
-        self.encoder = step.encoder
+        self.encoder = step.encoder if self.average is None else self.average.encoder.to(world.device)
         self.reader = world.together(self._open_reader)
         self.strategy = make_strategy(config, step, world)
-        self.checkpoints = Checkpoints(self.run_dir.checkpoints, config.model, self.vocabulary, world, self._tell)
+        folder, average = self.run_dir.checkpoints, self.average
+        self.checkpoints = Checkpoints(folder, config.model, self.vocabulary, world, tell=self._tell, average=average)
         self.progress = self.checkpoints.restore(self.strategy, self.found) if self.found else Progress()
         self.saved_step = self.progress.step if self.found else None
         self.dropped_before = Counter(self.progress.dropped)
@@ -94,6 +106,12 @@ class Training:
         objective = make(config.objective.name, **objective_arguments(config.objective, encoder))
         if self.found is None and config.model.init_from is not None:
             start_from(checkpoint_of(config.model.init_from), encoder, objective, config.objective.arguments())
+        self.average: Average | None = None
+        if config.train.ema_decay is not None:
+            steps = 0 if self.found is None else read_progress(self.found.folder).step
+            self.average = Average(encoder, config.train.ema_decay, steps)
+            if self.found is not None:
+                load_trained(self.found.folder, encoder)
         step = TrainStep(encoder, objective, self.world.group, config.train.precision)
         if config.train.triplet_warmup_epochs:
             step.warmup = make("triplet", **config.objective.arguments())
@@ -112,10 +130,10 @@ class Training:
             preprocessing=self.encoder.preprocessing,
         )
 
-    @property
+    @cached_property
     def total_steps(self) -> int:
         """Steps of the whole run."""
-        return self.config.train.epochs * self.reader.steps_per_epoch
+        return self.reader.steps_of(self.config.train.samples_of(len(self.reader.dataset)))
 
     @property
     def stop_step(self) -> int:
@@ -167,11 +185,12 @@ class Training:
                 progress.epoch, progress.sample = batch.position.epoch, batch.position.sample
                 progress.train_seconds += time.perf_counter() - started
                 self._log_interval(force=epoch_ended or progress.step == self.stop_step)
-                if epoch_ended:
-                    self._end_epoch()
-                    return
-                if progress.step == self.stop_step or (every and progress.step % every == 0):
+                if epoch_ended or progress.step == self.total_steps or self._evaluates_at(progress.step):
+                    self._measure_and_save(epoch_ended)
+                elif progress.step == self.stop_step or (every and progress.step % every == 0):
                     self._save(best=False)
+                if epoch_ended:
+                    return
                 started = time.perf_counter()
         finally:
             batches.close()
@@ -228,7 +247,7 @@ class Training:
         progress = self.progress
         torch.manual_seed(_step_seed(self.config.train.seed, progress.step, self.world.rank))
         factor = learning_rate_factor(
-            self.config.optimizer, progress.step, self.reader.steps_per_epoch, self.config.train.epochs
+            self.config.optimizer, progress.step, self.reader.steps_per_epoch, self.total_steps
         )
         pairs = Pairs.of(batch, self.world.device)
         self.strategy.step.warming_up = progress.epoch < self.config.train.triplet_warmup_epochs
@@ -240,6 +259,8 @@ class Training:
         if broken:
             self.world.raise_reasons(None if finite else self._explain(value, output, batch))
         norm = self.strategy.update(output.loss, factor)
+        if self.average is not None:
+            self.average.update(self.strategy.step.encoder)
         progress.step += 1
         progress.samples_seen += batch.global_rows
         self.interval.add(loss, norm, batch.global_rows, pairs, output)
@@ -285,18 +306,25 @@ class Training:
             "samples_seen": progress.samples_seen,
         }
 
-    def _end_epoch(self) -> None:
+    def _evaluates_at(self, step: int) -> bool:
+        """Whether an evaluation is due after `step`, inside of an epoch."""
+        every = self.config.eval.every_steps
+        return every is not None and step % every == 0
+
+    def _measure_and_save(self, epoch_ended: bool) -> None:
         """Evaluate if due, choose the best, checkpoint, report."""
         progress = self.progress
-        last = progress.step == self.total_steps
+        due = self._evaluates_at(progress.step)
+        if epoch_ended and self.config.eval.every_steps is None:
+            due = progress.epoch % self.config.eval.every == 0
         metrics: dict[str, float] = {}
         improved = False
         self.heartbeat(progress.step, "evaluating")
-        if progress.epoch % self.config.eval.every == 0 or last:
+        if due or progress.step == self.total_steps:
             metrics, improved = self._evaluate()
         self._save(best=improved)
         if metrics:
-            self.report(metrics | {"epoch": progress.epoch})
+            self.report(metrics | {"epoch": self.where()["epoch"]})
 
     def _evaluate(self) -> tuple[dict[str, float], bool]:
         """Measure `data.val`; return its metrics (the same on all ranks) and whether this is the best epoch so far."""
@@ -314,7 +342,7 @@ class Training:
         best = rsum if progress.best_rsum is None else max(rsum, progress.best_rsum)
         improved = best != progress.best_rsum
         if improved:
-            progress.best_rsum, progress.best_epoch = best, progress.epoch
+            progress.best_rsum, progress.best_epoch = best, self.where()["epoch"]
         row = {f"val/{name}": value for name, value in metrics.items()}
         row |= dropped_metrics("val", encoded.dropped) if encoded is not None else {}
         row |= {"val/rsum": rsum, "val/best_rsum": best, "val/seconds": time.perf_counter() - started}

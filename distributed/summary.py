@@ -39,7 +39,7 @@ def summary_lines(result: Result, seconds: float) -> str:
     metrics, folder = result.metrics, result.run_dir
     dropped = describe_dropped(metrics)
     return (
-        f"best epoch {metrics['val/best_epoch']:.0f} (val RSUM {metrics['val/best_rsum']:.1f}) · "
+        f"best epoch {metrics['val/best_epoch']:.4g} (val RSUM {metrics['val/best_rsum']:.1f}) · "
         f"training {duration(metrics['train/seconds'])}, this command {duration(seconds)}\n"
         + (f"dropped      {dropped}\n" if dropped else "")
         + f"report       {folder / 'report.html'}\n"

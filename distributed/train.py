@@ -47,7 +47,7 @@ def train(*overrides: str, config: Annotated[Path, Parameter(name="--config")], 
     started = time.perf_counter()
     console.print(
         f"[bold]{settings.run.name}[/]  {settings.objective.name} · {settings.cluster.workers} worker(s) · "
-        f"batch {settings.train.global_batch} · {settings.train.epochs} epochs · {settings.run_dir}",
+        f"batch {settings.train.global_batch} · {settings.train.length} · {settings.run_dir}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     surrogate = make(settings.objective.name, **settings.objective.arguments()).surrogate

@@ -151,7 +151,7 @@ def _tuner(plan: TrialPlan, configs: list[Config]) -> "ray.tune.Tuner":
             num_samples=search.trials or 1,
             max_concurrent_trials=search.max_concurrent_trials,
             search_alg=make_searcher(search),
-            scheduler=_scheduler(search, max(config.train.epochs for config in configs)),
+            scheduler=_scheduler(search, configs),
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=ray.tune.RunConfig(
@@ -187,12 +187,13 @@ def param_space(search: Search, config: Config) -> dict[str, Any]:
     return space
 
 
-def _scheduler(search: Search, epochs: int) -> Any:
+def _scheduler(search: Search, configs: list[Config]) -> Any:
     if search.scheduler == "none":
         return None
     from tune.early_stop import AskingASHA
 
-    return AskingASHA(search, epochs)
+    # A budget in samples is some number of epochs that only the data know; ASHA wants an end beyond it.
+    return AskingASHA(search, max(c.train.epochs if c.train.samples is None else 1000 for c in configs))
 
 
 def _reason(noted: Any, run: RunDirectory) -> str:

@@ -58,7 +58,7 @@ class TrialPlan:
         together = search.algorithm == "grid" and count <= _CHECKED_TOGETHER
         probes = combinations(search.space) if together else one_at_a_time(search.space)
         configs = [self.config(values, "check") for values in probes]
-        shortest = min(config.train.epochs for config in configs)
+        shortest = min(config.train.epochs if config.train.samples is None else search.grace for config in configs)
         if search.scheduler == "asha" and search.grace > shortest:
             raise UserError(f"grace={search.grace} is longer than train.epochs={shortest}; accepted: at most that many")
         return configs

@@ -162,6 +162,8 @@ class Train(Section):
 
     epochs: int = Field(30, ge=1)
     """Passes over the training images."""
+    samples: int | None = Field(None, ge=1)
+    """Training images to see, in place of `epochs`; the learning-rate schedule ends there too."""
     global_batch: int = Field(256, ge=2)
     """Pairs per step over all workers together: every pair meets all others of the batch as negatives."""
     seed: int = Field(0, ge=0)
@@ -178,11 +180,22 @@ class Train(Section):
     """Checkpoint inside epochs once the last one is this old: what a crash costs at most; null: by steps only."""
     checkpoint_every_steps: int | None = Field(None, ge=1)
     """Checkpoint inside epochs after every so many steps too; null: at their ends and by the clock only."""
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    """Evaluate and save a moving average of the weights with this decay per step, e.g. 0.999; null: the weights."""
     triplet_warmup_epochs: int = Field(0, ge=0)
     """Epochs of `triplet`, all negatives at the same margin, before `triplet_hn`, which may collapse from scratch; VSE∞
     takes 1."""
     stop_after_epochs: float | None = Field(None, gt=0)
     """Stop early, with a checkpoint, after this many epochs (1.5: in the middle of the second); `--resume` goes on."""
+
+    def samples_of(self, images: int) -> int:
+        """Return the budget in samples over a training split of `images` images."""
+        return self.epochs * images if self.samples is None else self.samples
+
+    @property
+    def length(self) -> str:
+        """The budget in words."""
+        return f"{self.epochs} epochs" if self.samples is None else f"{self.samples:,} samples"
 
 
 class Eval(Section):
@@ -190,6 +203,8 @@ class Eval(Section):
 
     every: int = Field(1, ge=1)
     """Epochs between evaluations on `data.val`."""
+    every_steps: int | None = Field(None, ge=1)
+    """Steps between evaluations, in place of `every`: for epochs that take hours. null: at the ends of epochs."""
     batch: int = Field(256, ge=1)
     """Images encoded at a time per worker."""
 

@@ -90,6 +90,12 @@ class TrainReader:
         """Return the steps from `position` to the end of its epoch."""
         return len(self._sizes(position))
 
+    def steps_of(self, samples: int) -> int:
+        """Return the steps after which `samples` samples were seen, from the start of the first epoch."""
+        epochs, rest = divmod(samples, len(self.dataset))
+        seen = np.cumsum(self._sizes(self.start))
+        return int(epochs * len(seen) + (np.searchsorted(seen, rest) + 1 if rest else 0))
+
     def batches(self, position: Position) -> Generator[TrainBatch, None, None]:
         """Yield this rank's batches from `position` to the end of its epoch.
 

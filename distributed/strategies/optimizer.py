@@ -74,8 +74,8 @@ def set_learning_rate(param_groups: list[dict[str, Any]], learning_rate: float) 
         group["lr"] = learning_rate * group["lr_scale"]
 
 
-def learning_rate_factor(optimizer: Optimizer, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """Return what the peak learning rate is multiplied by at `step` (counted from 0).
+def learning_rate_factor(optimizer: Optimizer, step: int, steps_per_epoch: int, total_steps: int) -> float:
+    """Return what the peak learning rate is multiplied by at `step` (counted from 0) of `total_steps`.
 
     Linear warm-up over `warmup_epochs`, then cosine to zero at the end of training, division at the end of each of
     `decay_epochs` or of every epoch, or constant.
@@ -84,7 +84,7 @@ def learning_rate_factor(optimizer: Optimizer, step: int, steps_per_epoch: int, 
     if step < warmup:
         return (step + 1) / (warmup + 1)
     if optimizer.schedule == "cosine":
-        progress = (step - warmup) / max(1, epochs * steps_per_epoch - warmup)
+        progress = (step - warmup) / max(1, total_steps - warmup)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     if optimizer.schedule == "step":
         return optimizer.decay_factor ** sum(step >= epoch * steps_per_epoch for epoch in optimizer.decay_epochs)

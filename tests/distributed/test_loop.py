@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from allpairs.errors import UserError
+from distributed.average import Average
 from distributed.data.writer import Sample, write_split
 from distributed.finish import complete
 from distributed.interval import Collapse
@@ -286,3 +287,66 @@ def test_collapse_needs_a_whole_epoch_above_and_chance():
             collapse.add(row)
         assert collapse.found(rsum, 1000) is expected
     assert not collapse.found(chance, 1000), "rows are judged once"
+
+
+def test_a_budget_in_samples_ends_inside_an_epoch_and_measures_there(tiny_config):
+    # 103 images in batches of 22: four of 22 and one of 15 an epoch; 150 samples are one epoch and 47 more.
+    config = tiny_config("samples", train={"samples": 150, "epochs": 1000}, eval={"every_steps": 3})
+    run, summary, reported = train(config)
+    assert summary["step"] == 5 + 3
+    assert summary["samples_seen"] == 103 + 66
+    assert [row["step"] for row in run.history() if "val/best_rsum" in row] == [3, 6, 8]
+    assert [round(row["epoch"], 3) for row in reported] == [
+        round(66 / 103, 3),
+        round(1 + 22 / 103, 3),
+        round(1 + 66 / 103, 3),
+    ]
+    assert json.loads((run.checkpoints / "last/position.json").read_text())["sample"] == 66
+    assert RunDirectory(config.run_dir).read_summary()["val/best_epoch"] in {row["epoch"] for row in reported}
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated_and_saved_and_resumes_exactly(tiny_config):
+    def config(name, **more):
+        return tiny_config(name, train={"ema_decay": 0.9, "checkpoint_every_steps": 1, "epochs": 2, **more})
+
+    whole, *_ = train(config("whole"))
+    last = whole.checkpoints / "last"
+    average, trained = load_file(last / "model.safetensors"), load_file(last / "trained.safetensors")
+    assert average.keys() == trained.keys()
+    assert [name for name in average if not torch.equal(average[name], trained[name])]
+
+    # The same run, its weights written down after each step and averaged by the formula.
+    seen = []
+    update = Average.update
+
+    def noted(self, encoder):
+        seen.append({name: value.detach().double().clone() for name, value in encoder.named_parameters()})
+        update(self, encoder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Average, "update", noted)
+        patch.setattr(Average, "__init__", _noting_first(seen))
+        train(config("again"))
+    expected = seen[0]
+    for n, after in enumerate(seen[1:]):
+        decay = min(0.9, (1 + n) / (10 + n))
+        expected = {name: decay * value + (1 - decay) * after[name] for name, value in expected.items()}
+    for name, value in expected.items():
+        torch.testing.assert_close(average[name].double(), value, rtol=1e-5, atol=1e-6)
+
+    train(config("parts", stop_after_epochs=0.6))
+    parts, *_ = train(config("parts"), resume=True)
+    assert_same_state(whole, parts)
+    for name in ("model.safetensors", "trained.safetensors"):
+        one, other = (load_file(run.checkpoints / "last" / name) for run in (whole, parts))
+        assert [key for key in one if not torch.equal(one[key], other[key])] == []
+
+
+def _noting_first(seen):
+    begin = Average.__init__
+
+    def init(self, encoder, decay, steps):
+        seen.append({name: value.detach().double().clone() for name, value in encoder.named_parameters()})
+        begin(self, encoder, decay, steps)
+
+    return init

@@ -11,7 +11,7 @@ from distributed.strategies.optimizer import learning_rate_factor, make_adamw, r
 
 
 def factors(steps, **settings):
-    return [learning_rate_factor(Optimizer(**settings), step, steps_per_epoch=4, epochs=5) for step in steps]
+    return [learning_rate_factor(Optimizer(**settings), step, steps_per_epoch=4, total_steps=20) for step in steps]
 
 
 def test_warm_up_rises_linearly_and_reaches_the_peak_after_its_last_step():
