@@ -8,11 +8,16 @@ from distributed.world import World
 
 
 class Interval:
-    """Collects steps from `started` (seconds of training so far) until it is measured, once."""
+    """Collects steps from `started` (seconds of training so far) until it is measured, once.
+
+    Loss and similarities depend on the number of negatives, and the last batch of an epoch, which ends an interval, may
+    have fewer or more of them than the others: it counts only where it is the interval's only step.
+    """
 
     def __init__(self, started: float) -> None:
         self._started = started
         self._losses: list[float] = []
+        self._batch = 0
         self._rows = 0
         self._norm = 0.0
         self._last: tuple[Pairs, StepOutput] | None = None
@@ -24,13 +29,18 @@ class Interval:
 
     def add(self, loss: float, norm: float, rows: int, pairs: Pairs, output: StepOutput) -> None:
         """Note one step: its global loss, gradient norm, global rows, and this rank's pairs and embeddings."""
-        self._losses.append(loss)
         self._norm = norm
         self._rows += rows
-        self._last = (pairs, output)
+        self._batch = self._batch or rows
+        if rows == self._batch:
+            self._losses.append(loss)
+            self._last = (pairs, output)
 
     def measure(self, world: World, train_seconds: float) -> dict[str, float]:
-        """Return the interval's mean loss and speed, and the last batch's global similarities. Collective."""
+        """Return the mean loss over whole batches, their size, the last one's global similarities, and the speed.
+
+        Collective. The gradient norm is the last step's, whatever its size.
+        """
         assert self._last is not None, "an interval without steps"
         pairs, output = self._last
         # With k captions per image the first one speaks for the image.
@@ -40,6 +50,7 @@ class Interval:
         )
         return {
             "train/loss": sum(self._losses) / len(self._losses),
+            "train/batch": self._batch,
             "train/positive_similarity": similarities.positive,
             "train/hardest_negative_similarity": similarities.hardest_negative,
             "train/gradient_norm": self._norm,

@@ -6,7 +6,7 @@ from rich.table import Table
 from distributed.data.batch import describe_dropped
 from distributed.launch import Result
 from distributed.progress import duration
-from retrieval_eval.metrics import RECALLS, metric_of
+from retrieval_eval.metrics import RECALLS, metric_of, notes
 
 SHOWN = (*(f"r{k}" for k in RECALLS), "average_recall", "median_rank", "mean_rank", "map5")
 """What fits beside each other in 80 columns; the report has every metric."""
@@ -20,7 +20,7 @@ def summary_table(result: Result) -> Table:
         box=box.SIMPLE_HEAD,
         title=f"{result.run_dir.name}: retrieval on {split}",
         title_justify="left",
-        caption=f"RSUM [bold]{metrics[f'{split}/rsum']:.1f}[/] of 600",
+        caption="\n".join([f"RSUM [bold]{metrics[f'{split}/rsum']:.1f}[/] of 600", *notes(SHOWN)]),
         caption_justify="left",
     )
     table.add_column("", no_wrap=True)

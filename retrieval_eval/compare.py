@@ -19,7 +19,7 @@ from retrieval_eval.comparison import Comparison, compare
 from retrieval_eval.ensemble import check_same_queries
 from retrieval_eval.manifest import facts_of
 from retrieval_eval.measure import CountingOptions, default_device, measure
-from retrieval_eval.metrics import label, number
+from retrieval_eval.metrics import label, notes, number
 from retrieval_eval.page import write_comparison
 from retrieval_eval.protocols import find_protocol
 from retrieval_eval.subset import read_subset
@@ -102,6 +102,8 @@ def _show(comparison: Comparison, title: str) -> None:
     from rich.console import Console
 
     Console().print(table(comparison, title))
+    for note in notes(comparison.changes):
+        print(note)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 from allpairs.files import replacing, write_text
 from retrieval_eval.evaluate import Report
 from retrieval_eval.folds import Gallery, MeasuredFold
-from retrieval_eval.metrics import RECALLS, label, number
+from retrieval_eval.metrics import RECALLS, definitions, label, notes, number
 from retrieval_eval.shortlist import Shortlist, shortlist
 from retrieval_eval.summary import half_width
 
@@ -57,6 +57,8 @@ def write_queries(path: Path, direction: str, folds: Sequence[MeasuredFold], ans
       orders of tied items: the mean place of the tie), and the integers they come from, ``positive_greater`` and
       ``positive_equal`` (gallery items above and level, itself included);
     - ``top`` and ``top_scores``: the ten best gallery items, best first.
+
+    A value with more than one definition in the field has its own in its column's metadata, as ``definition``.
     """
     import pyarrow.parquet as pq
 
@@ -77,15 +79,17 @@ def _table(direction: str, fold: MeasuredFold, found: Shortlist) -> "pa.Table":
     def lists(offsets: np.ndarray, values: "pa.Array") -> "pa.Array":
         return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values)
 
+    values = fold.report.per_query[direction]
+    defined = definitions(name for name in values if name != "rank")
     k = min(TOP, found.indices.shape[1])
     every_k = np.arange(len(asking) + 1) * k
-    return pa.table(
+    table = pa.table(
         {
             "direction": pa.array([direction] * len(asking)),
             "query": _names(asking),
             "image_id": pa.array(asking.ids),
             "text": pa.array(list(asking.labels), pa.string()),
-            **{name: pa.array(values) for name, values in fold.report.per_query[direction].items()},
+            **{name: pa.array(each) for name, each in values.items()},
             "positives": lists(positives.offsets, names.take(pa.array(positives.indices))),
             "positive_scores": lists(positives.offsets, pa.array(counts.score)),
             "positive_ranks": lists(positives.offsets, pa.array(counts.greater + (counts.equal + 1) / 2)),
@@ -95,6 +99,11 @@ def _table(direction: str, fold: MeasuredFold, found: Shortlist) -> "pa.Table":
             "top_scores": lists(every_k, pa.array(found.scores[:, :k].ravel())),
         }
     )
+    fields = [
+        field.with_metadata({"definition": defined[field.name]}) if field.name in defined else field
+        for field in table.schema
+    ]
+    return table.cast(pa.schema(fields))
 
 
 def _names(side: Gallery) -> "pa.Array":
@@ -127,8 +136,8 @@ def write_trec(
     return [run, judgements]
 
 
-COLUMNS = (*(f"r{k}" for k in RECALLS), "average_recall", "map5")
-BACKWARD = COLUMNS[:-1]  # one positive per query: mAP@5 says nothing new
+COLUMNS = (*(f"r{k}" for k in RECALLS), "average_recall", "map5", "map_cut5")
+BACKWARD = COLUMNS[:-2]  # one positive per query: mAP@5 says nothing new
 WHAT = "± half of the 95 % interval over test images"
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     sign: f"\\{sign}" for sign in "&%$#_{}"
@@ -155,7 +164,7 @@ def markdown(name: str, report: Report, intervals: Mapping[str, tuple[float, flo
 
 
 def latex(name: str, report: Report, intervals: Mapping[str, tuple[float, float]] | None = None) -> str:
-    """Return one row of a tabular, after a comment that names its columns."""
+    """Return one row of a tabular, after comments that name its columns and define those that need it."""
     metrics = columns(report)
     cells = [number(metric, report.metrics[metric]) for metric in metrics]
     if intervals is not None:
@@ -163,7 +172,8 @@ def latex(name: str, report: Report, intervals: Mapping[str, tuple[float, float]
     shown = "".join(LATEX.get(sign, sign) for sign in re.sub(r"\s+", " ", name))
     heading = " & ".join(["model", *map(label, metrics)])
     note = f" ({WHAT})" if intervals is not None else ""
-    return f"% {heading}{note}\n{' & '.join([shown, *cells])} \\\\\n"
+    comments = "".join(f"% {line}\n" for line in [f"{heading}{note}", *notes(metrics)])
+    return f"{comments}{' & '.join([shown, *cells])} \\\\\n"
 
 
 def write_rows(
@@ -172,9 +182,9 @@ def write_rows(
     """Write ``rows.md`` and ``rows.tex`` and return them; nothing for recalls other than those at 1, 5 and 10."""
     if not set(RECALLS) <= set(report.ks):
         return []
-    below = f"\n{WHAT}.\n" if intervals is not None else ""
+    below = [*([WHAT] if intervals is not None else []), *notes(columns(report))]
     contents = {
-        "rows.md": markdown(name, report, intervals) + below,
+        "rows.md": markdown(name, report, intervals) + "".join(f"\n{line}.\n" for line in below),
         "rows.tex": latex(name, report, intervals),
     }
     for file, content in contents.items():

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from retrieval_eval.evaluate import Report
+from retrieval_eval.metrics import definitions
 
 DEFINITION = (
     "R@k: percent of the queries with at least one positive among the k best gallery items;"
@@ -44,6 +45,7 @@ def manifest_of(
         "definition": DEFINITION,
         "precision": PRECISION,
         "ties": TIES,
+        "metrics": definitions(first.metrics),
     }
     if len(reports) > 1:
         manifest["folds"] = f"mean over {len(reports)} consecutive blocks"

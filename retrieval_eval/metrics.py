@@ -30,7 +30,7 @@ class Metric:
     bounded: bool = True
     """Whether a shortlist bounds it (`retrieval_eval.rerank`)."""
     definition: str = ""
-    """In words, where the field has more than one."""
+    """In words, where the field has more than one: it stands wherever the metric is printed or exported."""
     short: str = ""
     """The title where there is little room; empty: the title itself."""
 
@@ -61,17 +61,27 @@ class Metric:
 
 
 METRICS = (
-    Metric("average_recall", "avg recall", "percent", definition="the mean of R@1, R@5 and R@10", short="avg."),
+    Metric("average_recall", "avg recall", "percent", short="avg."),
     Metric("median_rank", "median rank", "place", bounded=False, short="median"),
     Metric("mean_rank", "mean rank", "place", "rank", bounded=False, short="mean"),
-    Metric("map5", "mAP@5", "fraction", "map5", definition="precisions at the hits in the top 5 over the hits found"),
+    Metric(
+        "map5", "mAP@5", "fraction", "map5",
+        definition="sum of the precisions at the hits in the top 5, over the hits found there (COCOS)",
+    ),
+    Metric(
+        "map_cut5", "mAP@5 (trec)", "fraction", "map_cut5",
+        definition="sum of the precisions at the hits in the top 5, over all the query's right answers (trec_eval)",
+    ),
     Metric("mrr", "MRR", "fraction", "mrr"),
     Metric("ndcg", "nDCG", "fraction", "ndcg"),
     Metric("r_precision", "R-Precision", "fraction", "r_precision", short="R-Prec."),
-    Metric("map_r", "mAP@R", "fraction", "map_r", definition="precisions at the hits in the top R over R"),
-)
+    Metric(
+        "map_r", "mAP@R", "fraction", "map_r",
+        definition="sum of the precisions at the hits in the top R, over R, the query's right answers",
+    ),
+)  # fmt: skip
 """The metrics of a direction behind its recalls, in the order of every table."""
-RSUM = Metric("rsum", "RSUM", "percent", definition="the sum of R@1, R@5 and R@10 of both directions")
+RSUM = Metric("rsum", "RSUM", "percent")
 _BY_NAME = {metric.name: metric for metric in (*METRICS, RSUM)}
 
 
@@ -92,6 +102,17 @@ def of_direction(ks: Sequence[int]) -> list[Metric]:
     """Return a direction's metrics in order: the recalls at `ks`, then the others that these allow."""
     others = [metric for metric in METRICS if metric.name != "average_recall" or set(RECALLS) <= set(ks)]
     return [*map(recall, ks), *others]
+
+
+def definitions(names: Iterable[str]) -> dict[str, str]:
+    """Return the definition of each metric among these keys that needs one, by the metric's name, in their order."""
+    found = {metric.name: metric.definition for metric in map(metric_of, names)}
+    return {name: definition for name, definition in found.items() if definition}
+
+
+def notes(names: Iterable[str]) -> list[str]:
+    """Return the same as lines below a table: ``mAP@5: sum of …``."""
+    return [f"{metric_of(name).title}: {definition}" for name, definition in definitions(names).items()]
 
 
 def label(name: str) -> str:

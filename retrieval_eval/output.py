@@ -13,6 +13,7 @@ from retrieval_eval.evaluate import Report
 from retrieval_eval.exports import write_exports
 from retrieval_eval.folds import MeasuredFold
 from retrieval_eval.manifest import facts_of
+from retrieval_eval.metrics import notes
 from retrieval_eval.page import write_report
 from retrieval_eval.summary import table
 from retrieval_eval.uncertainty import LEVEL, RESAMPLES, SEED, Intervals, intervals
@@ -98,5 +99,7 @@ class EvaluationOutput:
         Console().print(table(self.report, self.title, found))
         if found is not None:
             print("± half of the 95 % interval over test images")
+        for note in notes(self.report.metrics):
+            print(note)
         for line in lines:
             print(line)

@@ -108,25 +108,30 @@ class Ranks:
         return probability
 
 
-def average_precision(levels: Levels) -> dict[str, np.ndarray]:
-    """AP@5 per query, [N] each: the mean of the precisions at the hits in the top five, 0 without a hit.
+def average_precisions(levels: Levels, positives: np.ndarray) -> dict[Treatment, dict[str, np.ndarray]]:
+    """Return per treatment of ties AP@5 per query, [N] each: the precisions at the hits in the top five, divided.
+
+    ``map5`` divides their sum by the hits found (0 without one), ``map_cut5`` by all `positives` of the query, [N].
 
     Every pattern of hits and misses over the five places is weighed by its probability under a random order of the
     ties; ``optimistic`` and ``pessimistic`` are the largest and smallest value that some order reaches. (Positives
-    first need not be best: the measure divides by the hits found, so that a late hit lowers it.)
+    first need not be best for ``map5``: it divides by the hits found, so that a late hit lowers it.)
     """
     # Only where positives tie with others inside the top five does any order matter: elsewhere the ranks tell.
     mixed = ((levels.equal > levels.equal_positives) & (levels.greater < LEVELS)).any(1)
-    found: dict[str, np.ndarray] = dict.fromkeys(TREATMENTS, _average_precision_untied(levels))
-    if mixed.any():
-        chosen = Levels(*(each[mixed] for each in (levels.score, levels.greater, levels.equal, levels.equal_positives)))
-        for treatment, values in _average_precision_tied(chosen).items():
-            found[treatment] = found[treatment].copy()
-            found[treatment][mixed] = values
+    untied = _average_precisions_untied(levels, positives)
+    if not mixed.any():
+        return dict.fromkeys(TREATMENTS, untied)
+    chosen = Levels(*(each[mixed] for each in (levels.score, levels.greater, levels.equal, levels.equal_positives)))
+    found: dict[Treatment, dict[str, np.ndarray]] = {}
+    for treatment, of_names in _average_precisions_tied(chosen, positives[mixed]).items():
+        found[treatment] = {name: values.copy() for name, values in untied.items()}
+        for name, values in of_names.items():
+            found[treatment][name][mixed] = values
     return found
 
 
-def _average_precision_untied(levels: Levels) -> np.ndarray:
+def _average_precisions_untied(levels: Levels, positives: np.ndarray) -> dict[str, np.ndarray]:
     total, hits = np.zeros(len(levels.greater)), np.zeros(len(levels.greater), np.int64)
     within = np.zeros_like(hits)  # positives of the same score before this one
     for level in range(levels.greater.shape[1]):
@@ -136,10 +141,10 @@ def _average_precision_untied(levels: Levels) -> np.ndarray:
         hit = there & (rank <= LEVELS)
         total += np.where(hit, (level + 1) / rank, 0)
         hits += hit
-    return total / np.maximum(hits, 1)
+    return {"map5": total / np.maximum(hits, 1), "map_cut5": total / positives}
 
 
-def _average_precision_tied(levels: Levels) -> dict[str, np.ndarray]:
+def _average_precisions_tied(levels: Levels, number: np.ndarray) -> dict[Treatment, dict[str, np.ndarray]]:
     rows = len(levels.greater)
     # Where the block of ties that fills each place starts; a negative number of its own where it has no positives.
     start = np.tile(-1 - np.arange(LEVELS), (rows, 1))  # [N, 5]
@@ -152,7 +157,10 @@ def _average_precision_tied(levels: Levels) -> dict[str, np.ndarray]:
             size[inside, place] = equal[inside]
             positives[inside, place] = levels.equal_positives[inside, level]
 
-    expected, highest, lowest = np.zeros(rows), np.zeros(rows), np.ones(rows)
+    names = ("map5", "map_cut5")
+    expected = {name: np.zeros(rows) for name in names}
+    highest = {name: np.zeros(rows) for name in names}
+    lowest = {name: np.ones(rows) for name in names}
     for pattern in product((0, 1), repeat=LEVELS):
         probability = np.ones(rows)
         for place, hit in enumerate(pattern):
@@ -160,10 +168,10 @@ def _average_precision_tied(levels: Levels) -> dict[str, np.ndarray]:
             drawn, hits = same_block.sum(1), same_block @ np.array(pattern[:place])
             chance = (positives[:, place] - hits) / (size[:, place] - drawn)
             probability *= chance if hit else 1 - chance
-        precisions = [(1 + sum(pattern[:place])) / (1 + place) for place, hit in enumerate(pattern) if hit]
-        value = sum(precisions) / len(precisions) if precisions else 0.0
-        expected += probability * value
+        total = sum((1 + sum(pattern[:place])) / (1 + place) for place, hit in enumerate(pattern) if hit)
         possible = probability > 0
-        highest[possible] = np.maximum(highest[possible], value)
-        lowest[possible] = np.minimum(lowest[possible], value)
+        for name, value in (("map5", np.full(rows, total / max(1, sum(pattern)))), ("map_cut5", total / number)):
+            expected[name] += probability * value
+            highest[name][possible] = np.maximum(highest[name], value)[possible]
+            lowest[name][possible] = np.minimum(lowest[name], value)[possible]
     return {"optimistic": highest, "expected": expected, "pessimistic": lowest}

@@ -2,9 +2,10 @@
 
 With R positives of a query, rel(r) whether the item at rank r is one, and P(r) the precision at r:
 nDCG = sum of rel(r)/log2(1+r) over the whole ranking, by its largest value; R-Precision = P(R); mAP@R =
-1/R · sum over r <= R of rel(r)·P(r) (Musgrave et al. 2020, A Metric Learning Reality Check, eq. 2, which divides by R,
-unlike mAP@5 here); MRR takes the best positive. *Expected* is the exact mean over all orders of tied items, each as
-likely: items of one score fill a block of ranks, and within it every rank holds a positive with the same probability.
+1/R · sum over r <= R of rel(r)·P(r) (Musgrave et al. 2020, A Metric Learning Reality Check, eq. 2, which divides by
+R, as ``map_cut5`` does and ``map5`` does not); MRR takes the best positive. *Expected* is the exact mean over all
+orders of tied items, each as likely: items of one score fill a block of ranks, and within it every rank holds a
+positive with the same probability.
 """
 
 from dataclasses import dataclass

@@ -15,7 +15,7 @@ from retrieval_eval.inputs import Matrix, pair_where_they_lie, rows
 from retrieval_eval.metrics import metrics_of
 from retrieval_eval.positives import Positives
 from retrieval_eval.sharded import Problem, count
-from retrieval_eval.ties import TREATMENTS, Levels, Ranks, average_precision
+from retrieval_eval.ties import TREATMENTS, Levels, Ranks, average_precisions
 from retrieval_eval.whole_ranking import Treatment, whole_ranking_metrics
 
 
@@ -24,8 +24,8 @@ class Report:
     """What `evaluate` found. Directions are keyed by name, ``i2t`` and ``t2i`` by default, the forward one first."""
 
     metrics: dict[str, float]
-    """``i2t/r1``, ``/r5``, ``/r10``, ``/average_recall``, ``/median_rank``, ``/mean_rank``, ``/map5``, ``/mrr``,
-    ``/ndcg``, ``/r_precision``, ``/map_r``, the same under ``t2i``, and ``rsum``.
+    """``i2t/r1``, ``/r5``, ``/r10``, ``/average_recall``, ``/median_rank``, ``/mean_rank``, ``/map5``, ``/map_cut5``,
+    ``/mrr``, ``/ndcg``, ``/r_precision``, ``/map_r``, the same under ``t2i``, and ``rsum``.
 
     Recalls, their average and RSUM in percent, the others but the ranks in 0..1 (`retrieval_eval.whole_ranking` defines
     them); the expected values over all orders of tied items."""
@@ -43,7 +43,7 @@ class Report:
     """Per direction the counts of each positive pair, in the order of `positives[direction].indices`."""
     per_query: dict[str, dict[str, np.ndarray]]
     """Per direction the values per query, [N] float64 each, whose means `metrics` holds (`median_rank`: the median of
-    ``rank``): ``r1`` … in percent, ``rank``, ``map5``, ``mrr``, ``ndcg``, ``r_precision``, ``map_r``."""
+    ``rank``): ``r1`` … in percent, ``rank``, ``map5``, ``map_cut5``, ``mrr``, ``ndcg``, ``r_precision``, ``map_r``."""
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -118,10 +118,10 @@ def report_fields(counts: dict[str, Counts], positives: dict[str, Positives], ks
     for direction, found in counts.items():
         levels = Levels.of(positives[direction], found)
         ranks[direction] = Ranks.of(levels)
-        precision = average_precision(levels)
+        precisions = average_precisions(levels, positives[direction].counts)
         for treatment in TREATMENTS:  # one after the other: their values are not held together
             values = _values(
-                positives[direction], found, ranks[direction], precision[treatment], treatment=treatment, ks=ks
+                positives[direction], found, ranks[direction], precisions[treatment], treatment=treatment, ks=ks
             )
             means[treatment][direction] = _means(values)
             if treatment == "expected":
@@ -163,7 +163,7 @@ def _values(
     positives: Positives,
     counts: Counts,
     ranks: Ranks,
-    precision: np.ndarray,
+    precisions: dict[str, np.ndarray],
     *,
     treatment: Treatment,
     ks: tuple[int, ...],
@@ -172,7 +172,7 @@ def _values(
     return {
         **{f"r{k}": 100.0 * ranks.hits(k)[treatment] for k in ks},
         "rank": getattr(ranks, treatment).astype(np.float64),
-        "map5": precision,
+        **precisions,
         **whole_ranking_metrics(positives, counts, treatment),
     }
 

@@ -3,6 +3,7 @@
 - `write`, `compared`: the two pages.
 - `query_results`, `payload`: what a page knows of each query, and how its script reads it.
 - `suspects`: pairs that may be right although the data call them wrong.
+- `folding`: which words are the same, in a search and in captions.
 - `figures`: its figures; `assets`: its templates, style and scripts.
 """
 

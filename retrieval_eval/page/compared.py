@@ -9,7 +9,7 @@ import numpy as np
 from allpairs.embeddings import EmbeddingSet
 from allpairs.files import write_text
 from retrieval_eval.evaluate import Report
-from retrieval_eval.metrics import is_better, metric_of
+from retrieval_eval.metrics import is_better, metric_of, notes
 from retrieval_eval.page.assets import render
 from retrieval_eval.page.figures import compared_figures
 from retrieval_eval.page.payload import Items, embedded, items_payload, pictures_payload, queries_payload
@@ -19,7 +19,7 @@ from retrieval_eval.page.write import columns, script_directions, title_of
 if TYPE_CHECKING:
     from retrieval_eval.comparison import Change, Comparison
 
-SCRIPTS = ("dom.js", "explorer.js", "comparison.js")
+SCRIPTS = ("dom.js", "search.js", "explorer.js", "comparison.js")
 CLASSES = (1, 5, 10, 50, 100)  # upper ends of the classes of ranks; what is beyond is one more
 NAMES = ("1", "2–5", "6–10", "11–50", "51–100", "> 100")
 
@@ -53,6 +53,7 @@ def write_comparison(
         names=comparison.names,
         changes={name: _change(name, one) for name, one in comparison.changes.items()},
         rows=_rows(reports[0], comparison),
+        notes=notes(comparison.changes),
         figures=compared_figures(*reports, comparison.names),
         moves=[_moves(name, *ranks) for name, ranks in comparison.ranks.items()],
         classes=NAMES,

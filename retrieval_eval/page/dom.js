@@ -17,6 +17,13 @@ const node = (tag, attributes = {}, ...children) => {
 };
 const hidden = (text) => node("span", { class: "unseen" }, text);
 
+// What a picture shows, in words: its caption (the first of those on the page), or its key.
+const told = (place) => {
+  const data = block("data");
+  const [caption] = data.own[place];
+  return caption === undefined ? data.keys[place] : data.texts[caption];
+};
+
 // An image (by its picture, or by its key where it has none) or a caption.
 const item = (isImage, place, large = false) => {
   const data = block("data");
@@ -25,7 +32,7 @@ const item = (isImage, place, large = false) => {
   const size = large ? " large" : "";
   const picture = block("pictures")[place];
   if (picture === null) return node("span", { class: `picture blank${size}` }, key);
-  return node("img", { src: picture, alt: key, title: key, class: `picture${size}` });
+  return node("img", { src: picture, alt: told(place), title: key, class: `picture${size}` });
 };
 
 const score = (value) => value.toFixed(3);

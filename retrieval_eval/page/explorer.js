@@ -19,14 +19,26 @@ const explorer = () => {
   const first = () => queriesOf(data.runs[0]);
 
   // What a query can be found by: a caption by its text, an image by its key and its captions.
-  const haystack = () => {
+  const searched = () => {
     if (!haystacks.has(direction.name)) {
       const text = (place) => direction.fromImages
         ? [data.keys[place], ...data.own[place].map((caption) => data.texts[caption])].join("\n")
         : data.texts[place];
-      haystacks.set(direction.name, first().rows.map((place) => text(place).toLowerCase()));
+      haystacks.set(direction.name, first().rows.map((place) => haystack(text(place))));
     }
     return haystacks.get(direction.name);
+  };
+  // The queries that have the wanted words, and how they were found.
+  const found = (candidates) => {
+    if (!field.value.trim()) return [candidates, ""];
+    const wanted = needles(field.value);
+    if (!wanted.length) return [candidates, ": no word to search for"];
+    const texts = searched();
+    const matching = (parts) => candidates.filter((query) => holds(texts[query], wanted, parts));
+    const whole = matching(false);
+    if (whole.length) return [whole, ""];
+    const partly = matching(true);
+    return [partly, partly.length ? " by parts of words" : ""];
   };
 
   const ranksText = (query) => data.runs.map((run) => rankOf(queriesOf(run), query)).join(" → ");
@@ -92,17 +104,16 @@ const explorer = () => {
 
   const orders = data.orders;
   const refresh = () => {
-    const wanted = field.value.trim().toLowerCase();
-    const texts = haystack();
-    const candidates = orders[order.value]?.[direction.name] ?? texts.map((_, query) => query);
-    matches = wanted ? candidates.filter((query) => texts[query].includes(wanted)) : candidates;
+    const total = first().rows.length;
+    const [queries, how] = found(orders[order.value]?.[direction.name] ?? first().rows.map((_, query) => query));
+    matches = queries;
     shown = 0;
     active = -1;
     list.replaceChildren();
     list.scrollTop = 0;
     for (const box of [field, list]) box.removeAttribute("aria-activedescendant");
-    count.textContent = `${number.format(matches.length)} of ${number.format(texts.length)} queries`
-      + (direction.total > texts.length ? ` (every ${Math.ceil(direction.total / texts.length)}th of ${number.format(direction.total)})` : "");
+    count.textContent = `${number.format(matches.length)} of ${number.format(total)} queries`
+      + (direction.total > total ? ` (every ${Math.ceil(direction.total / total)}th of ${number.format(direction.total)})` : "") + how;
     if (matches.length) choose(0);
     else detail.replaceChildren(node("p", { class: "note" }, "No query matches."));
     more();

@@ -1,8 +1,13 @@
-"""The report's figures: SVG with the colours and the font of the page, so that one drawing suits light and dark."""
+"""The report's figures: SVG with the colours and the font of the page, so that one drawing suits light and dark.
 
+Each says in words what it shows, for those who cannot see it: its axes, and the first, last and best values.
+"""
+
+import html
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +22,9 @@ from retrieval_eval.page.query_results import QueryResults
 INK, GRID = "#010101", "#010102"
 BLUE, ORANGE = "#010103", "#010104"
 PAGE_COLOURS = {INK: "var(--muted)", GRID: "var(--line)", BLUE: "var(--first)", ORANGE: "var(--second)"}
-SIZE = (5.4, 3.1)  # inches, at 72 units each in the viewBox
+SIZE = (5.0, 3.0)  # inches, at 72 units each in the viewBox
+TEXT = 10.5  # units: over 10 px where the drawing is 358 px wide, on a phone of 390
+LINE = 0.105  # of the drawing's height, from one label to the next
 BINS = 50
 
 History = Sequence[Mapping[str, Any]]
@@ -25,7 +32,7 @@ History = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Figure:
-    """One drawing, its heading and what a screen reader says of it."""
+    """One drawing, its heading and a note."""
 
     heading: str
     note: str
@@ -34,12 +41,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Curve:
-    """A curve to draw: the key in the history, its label, its colour and its dashes."""
+    """A curve to draw: the key in the history, its label, its colour, its dashes, and which values are best."""
 
     key: str
     label: str
     colour: str
     style: str = "-"
+    lower_is_better: bool = False
 
 
 def training_figures(history: History, directions: Sequence[str]) -> list[Figure]:
@@ -50,21 +58,39 @@ def training_figures(history: History, directions: Sequence[str]) -> list[Figure
         for k, style in ((1, "-"), (5, "--"), (10, ":"))
     ]
     similarities = [
-        Curve(f"{split}/{key}", f"{split} {label}", colour, style)
+        Curve(f"{split}/{key}", f"{split} {label}", colour, style, lower_is_better=lower)
         for split, style in (("train", "-"), ("val", "--"))
-        for key, label, colour in (
-            ("positive_similarity", "positive", BLUE),
-            ("hardest_negative_similarity", "hardest negative", ORANGE),
+        for key, label, colour, lower in (
+            ("positive_similarity", "positive", BLUE, False),
+            ("hardest_negative_similarity", "negative", ORANGE, True),
         )
     ]
-    loss = [Curve("train/loss", "train", BLUE), Curve("val/loss", "val", ORANGE)]
+    loss = [
+        Curve("train/loss", "train", BLUE, lower_is_better=True),
+        Curve("val/loss", "val", ORANGE, lower_is_better=True),
+    ]
+    history, odd = _of_one_batch_size(history)
+    left_out = f"without {odd:,} epoch-end {'batch' if odd == 1 else 'batches'} of another size" if odd else ""
     drawn = [
-        _curves("Loss", "", history, loss),
+        _curves("Loss", left_out, history, loss),
         _curves("RSUM", "on the validation split; 600 is perfect", history, [Curve("val/rsum", "RSUM", BLUE)]),
         _curves("Recall", "percent, on the validation split", history, recalls),
         _curves("Similarity", "mean of the pairs and of their hardest negatives", history, similarities),
     ]
     return [figure for figure in drawn if figure is not None]
+
+
+def _of_one_batch_size(history: History) -> tuple[History, int]:
+    """Return `history` without the training rows of an odd batch, and how many these are.
+
+    A loss depends on its number of negatives: the last batch of an epoch, where it has fewer, is no progress. (Rows
+    that do not tell their ``train/batch`` stay.)
+    """
+    sizes = Counter(row["train/batch"] for row in history if "train/batch" in row)
+    if not sizes:
+        return history, 0
+    usual, count = sizes.most_common(1)[0]
+    return [row for row in history if row.get("train/batch", usual) == usual], sizes.total() - count
 
 
 def rank_figures(report: Report) -> list[Figure]:
@@ -74,30 +100,45 @@ def rank_figures(report: Report) -> list[Figure]:
     def cumulated(axes: Any) -> None:
         for place, (direction, colour) in enumerate(zip(report.directions, colours, strict=False)):
             _recall_curve(axes, report, direction, colour)
-            axes.text(0.98, 0.15 - 0.09 * place, direction, transform=axes.transAxes, ha="right", color=colour)
+            _name(axes, direction, colour, place, below=len(report.directions))
         _ranks_below(axes)
 
+    limits = [1, 5, 10, 50, 100, math.inf]
+    names = ["1", "2–5", "6–10", "11–50", "51–100", "> 100"]
+    shares = {
+        direction: np.diff([0.0, *(100.0 * np.mean(report.ranks[direction].expected <= limit) for limit in limits)])
+        for direction in report.directions
+    }
+
     def classes(axes: Any) -> None:
-        limits = [1, 5, 10, 50, 100, math.inf]
-        names = ["1", "2–5", "6–10", "11–50", "51–100", "over 100"]
         width = 0.8 / len(report.directions)
-        for place, (direction, colour) in enumerate(zip(report.directions, colours, strict=False)):
-            ranks = report.ranks[direction].expected
-            share = np.diff([0.0, *(100.0 * np.mean(ranks <= limit) for limit in limits)])
+        for place, ((direction, share), colour) in enumerate(zip(shares.items(), colours, strict=False)):
             x = np.arange(len(names)) + (place - (len(report.directions) - 1) / 2) * width
             axes.bar(x, share, width * 0.9, color=colour)
             for at, value in zip(x, share, strict=True):
-                axes.text(at, value + 1, f"{value:.0f}", ha="center", color=INK, fontsize=8)
-            axes.text(0.98, 0.9 - 0.09 * place, direction, transform=axes.transAxes, ha="right", color=colour)
+                axes.text(at, value + 1, f"{value:.0f}", ha="center", color=INK)
+            _name(axes, direction, colour, place)
         axes.set_xticks(range(len(names)), names)
         axes.set_xlabel("rank of the best right answer")
         axes.set_ylim(0, None)
         axes.margins(y=0.12)
         axes.xaxis.grid(visible=False)
 
+    told = {
+        direction: ", ".join(f"{value:.0f} at {name}" for name, value in zip(names, share, strict=True))
+        for direction, share in shares.items()
+    }
     return [
-        Figure("Recall@k", "percent of the queries answered within the first k", _draw(cumulated, "cumulated")),
-        Figure("Ranks in classes", "percent of the queries", _draw(classes, "classes")),
+        Figure(
+            "Recall@k",
+            "percent of the queries answered within the first k",
+            _draw(cumulated, _recall_in_words({name: (report, name) for name in report.directions})),
+        ),
+        Figure(
+            "Ranks in classes",
+            "percent of the queries",
+            _draw(classes, _in_words("Percent of the queries by the rank of their best right answer", told)),
+        ),
     ]
 
 
@@ -107,13 +148,13 @@ def similarity_figures(directions: Mapping[str, QueryResults]) -> list[Figure]:
         Figure(
             f"Similarity, {direction}",
             "percent of all positives, and of each query's hardest negative",
-            _draw(_histogram(results), f"similarity {direction}"),
+            _draw(*_histogram(results)),
         )
         for direction, results in directions.items()
     ]
 
 
-def _histogram(results: QueryResults) -> Callable[[Any], None]:
+def _histogram(results: QueryResults) -> tuple[Callable[[Any], None], str]:
     kinds = [("positives", results.positive_scores_P, BLUE)]
     if np.isfinite(results.hardest_Q).any():  # a gallery of positives alone has no negatives
         kinds.append(("hardest negatives", results.hardest_Q[np.isfinite(results.hardest_Q)], ORANGE))
@@ -124,12 +165,16 @@ def _histogram(results: QueryResults) -> Callable[[Any], None]:
             share = 100.0 * np.histogram(scores, edges)[0] / len(scores)
             axes.stairs(share, edges, fill=True, color=colour, alpha=0.25)
             axes.stairs(share, edges, color=colour, linewidth=1.8)
-            axes.text(0.02, 0.9 - 0.09 * place, label, transform=axes.transAxes, color=colour)
+            _name(axes, label, colour, place, left=True)
         axes.set_ylim(0, None)
-        axes.margins(y=0.2)
+        axes.margins(y=0.25)
         axes.set_xlabel("score")
 
-    return draw
+    told = {
+        label: f"lowest {scores.min():.3f}, half of them below {np.median(scores):.3f}, highest {scores.max():.3f}"
+        for label, scores, _ in kinds
+    }
+    return draw, _in_words(f"Percent by score, {results.direction}", told)
 
 
 def compared_figures(a: Report, b: Report, names: Sequence[str]) -> list[Figure]:
@@ -139,15 +184,35 @@ def compared_figures(a: Report, b: Report, names: Sequence[str]) -> list[Figure]
         def draw(axes: Any) -> None:
             for place, (report, name, colour) in enumerate(zip((a, b), names, (BLUE, ORANGE), strict=True)):
                 _recall_curve(axes, report, direction, colour)
-                axes.text(0.98, 0.15 - 0.09 * place, name, transform=axes.transAxes, ha="right", color=colour)
+                _name(axes, name, colour, place, below=2)
             _ranks_below(axes)
 
         return draw
 
     return [
-        Figure(f"Recall@k, {direction}", "percent of the queries", _draw(curves(direction), f"recall {direction}"))
+        Figure(
+            f"Recall@k, {direction}",
+            "percent of the queries",
+            _draw(
+                curves(direction),
+                _recall_in_words(dict(zip(names, ((a, direction), (b, direction)), strict=True)), direction),
+            ),
+        )
         for direction in a.directions
     ]
+
+
+def _recall_in_words(curves: Mapping[str, tuple[Report, str]], direction: str = "") -> str:
+    told = {}
+    for name, (report, of_direction) in curves.items():
+        ranks = report.ranks[of_direction].expected
+        shares = [
+            f"{100 * np.mean(ranks <= k):.1f} at {k}" for k in (1, 5, 10, 100) if k <= report.gallery(of_direction)
+        ]
+        told[name] = f"{', '.join(shares)}, 100 from {ranks.max():,.0f}"
+    return _in_words(
+        " ".join(["Percent of the queries answered within the first k, against k", direction]).strip(), told
+    )
 
 
 def _recall_curve(axes: Any, report: Report, direction: str, colour: str) -> None:
@@ -170,6 +235,7 @@ def _curves(heading: str, note: str, history: History, curves: Sequence[Curve]) 
     if not curves:
         return None
     axis = _axis([rows[curve.key] for curve in curves])
+    told = {curve.label: _course(rows[curve.key], curve, axis) for curve in curves}
 
     def draw(axes: Any) -> None:
         ends = []
@@ -183,7 +249,19 @@ def _curves(heading: str, note: str, history: History, curves: Sequence[Curve]) 
         axes.xaxis.get_major_locator().set_params(integer=True)
         _label_ends(axes, ends)
 
-    return Figure(heading, note, _draw(draw, heading))
+    return Figure(heading, note, _draw(draw, _in_words(f"{heading} against {axis.replace('_', ' ')}", told)))
+
+
+def _course(rows: History, curve: Curve, axis: str) -> str:
+    """Say where a curve starts, ends and is best."""
+    best = (min if curve.lower_is_better else max)(rows, key=lambda row: row[curve.key])
+    name = "lowest" if curve.lower_is_better else "highest"
+    points = (("first", rows[0]), ("last", rows[-1]), (name, best))
+    return ", ".join(f"{word} {row[curve.key]:.4g} at {row[axis]:.4g}" for word, row in points)
+
+
+def _in_words(axes: str, told: Mapping[str, str]) -> str:
+    return f"{axes}. {'; '.join(f'{name}: {what}' for name, what in told.items())}."
 
 
 def _is_number(value: Any) -> bool:
@@ -203,7 +281,7 @@ def _axis(series: Sequence[History]) -> str:
 def _label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Write each curve's label beside its end, moved apart where ends are close."""
     low, high = axes.get_ylim()
-    gap = 0.085 * (high - low)
+    gap = LINE * (high - low)
     ordered = sorted(ends, key=lambda end: end[1])
     places: list[float] = []
     for _, y, _, _ in ordered:
@@ -220,6 +298,13 @@ def _label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> Non
         )  # fmt: skip
 
 
+def _name(axes: Any, label: str, colour: str, place: int, *, below: int = 0, left: bool = False) -> None:
+    """Write the label of colour number `place` into a corner of the drawing, the lower one under `below` labels."""
+    x, align = (0.02, "left") if left else (0.98, "right")
+    y = 0.06 + LINE * (below - 1 - place) if below else 0.9 - LINE * place
+    axes.text(x, y, label, transform=axes.transAxes, ha=align, color=colour)
+
+
 @contextmanager
 def _style(salt: str) -> Iterator[None]:
     import matplotlib as mpl
@@ -227,7 +312,7 @@ def _style(salt: str) -> Iterator[None]:
     settings: Any = {
         "svg.fonttype": "none",  # text stays text, in the page's own font
         "svg.hashsalt": salt,
-        "font.size": 9,
+        "font.size": TEXT,
         "text.color": INK,
         "axes.labelcolor": INK,
         "axes.edgecolor": GRID,
@@ -249,24 +334,27 @@ def _style(salt: str) -> Iterator[None]:
         yield
 
 
-def _draw(paint: Callable[[Any], None], salt: str) -> str:
+def _draw(paint: Callable[[Any], None], words: str) -> str:
+    """Return a drawing that is named by `words`."""
     # The figure is made without pyplot, which would keep it alive and choose a window system.
     from matplotlib.figure import Figure as Canvas
 
-    with _style(salt):
+    with _style(words):
         canvas = Canvas(figsize=SIZE, layout="constrained")
         paint(canvas.subplots())
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         canvas.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return _for_page(buffer.getvalue())
+    return _for_page(buffer.getvalue(), words)
 
 
-def _for_page(svg: str) -> str:
+def _for_page(svg: str, words: str) -> str:
     """Take a matplotlib SVG document to an inline SVG that scales, without namespaces, fonts or colours of its own."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<svg[^>]*?viewBox=(\"[^\"]*\")[^>]*>", r'<svg viewBox=\1 aria-hidden="true">', svg, count=1)
+    view = re.search(r"<svg[^>]*?viewBox=(\"[^\"]*\")[^>]*>", svg)
+    assert view is not None, "matplotlib's SVG begins with its viewBox"
+    svg = f'<svg viewBox={view[1]} role="img" aria-label="{html.escape(words)}">{svg[view.end() :]}'
     svg = re.sub(r"font: ([0-9.]+px) [^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     for colour, of_page in PAGE_COLOURS.items():

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from allpairs.embeddings import EmbeddingSet
+from retrieval_eval.page.folding import letters
 from retrieval_eval.page.query_results import SHOWN, QueryResults
 
 POSITIVES = 10  # positives listed per query, the best ones
@@ -43,7 +44,7 @@ class Items:
 
 
 def items_payload(embeddings: EmbeddingSet, items: Items) -> dict[str, Any]:
-    """Return keys, texts, and which captions each image has."""
+    """Return keys, texts, which captions each image has, and the letters that a search takes for others."""
     image_place = {int(embeddings.image_ids[row]): place for place, row in enumerate(items.images)}
     own: list[list[int]] = [[] for _ in items.images]
     for place, row in enumerate(items.captions):
@@ -54,6 +55,7 @@ def items_payload(embeddings: EmbeddingSet, items: Items) -> dict[str, Any]:
         "keys": [embeddings.image_keys[row] for row in items.images],
         "texts": [embeddings.texts[row] for row in items.captions],
         "own": own,
+        "letters": letters(),
     }
 
 

@@ -38,12 +38,11 @@ const hubs = (direction) => {
 };
 
 const STEP = 12;
-const suspects = () => {
-  const box = document.getElementById("suspect-list");
-  if (!box) return;
+const suspects = (kind) => {
+  const box = document.getElementById(`${kind}-suspects`);
   const data = block("data");
-  const found = data.suspects;
-  const button = document.getElementById("more-suspects");
+  const found = data.suspects[kind];
+  const button = document.getElementById(`more-${kind}-suspects`);
   const row = (one) => {
     const why = { "same text": "same text as", "similar text": "similar to" }[one.reason];
     const direction = data.directions.find((each) => each.name === one.direction);
@@ -56,9 +55,10 @@ const suspects = () => {
   const more = () => {
     const from = box.children.length;
     box.append(...found.slice(from, from + STEP).map(row));
+    button.hidden = box.children.length >= found.length;
+    if (!found.length) return undefined;
     settle = settle ?? rove(box, ".open");
     settle();
-    button.hidden = box.children.length >= found.length;
     return box.children[from];
   };
   button.addEventListener("click", () => more().querySelector(".open").focus());
@@ -74,5 +74,6 @@ soon(function* () {
     hubs(direction);
     yield;
   }
-  suspects();
+  suspects("text");
+  suspects("score");
 });

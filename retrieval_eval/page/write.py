@@ -11,7 +11,7 @@ from allpairs.embeddings import EmbeddingSet
 from allpairs.files import write_text
 from retrieval_eval.cross_check import CrossCheck
 from retrieval_eval.evaluate import Report
-from retrieval_eval.metrics import RECALLS, Metric, metric_of, of_direction, with_rsum
+from retrieval_eval.metrics import RECALLS, Metric, metric_of, notes, of_direction, with_rsum
 from retrieval_eval.page.assets import render
 from retrieval_eval.page.figures import rank_figures, similarity_figures, training_figures
 from retrieval_eval.page.payload import Items, embedded, items_payload, pictures_payload, queries_payload
@@ -25,13 +25,13 @@ from retrieval_eval.page.query_results import (
     query_results,
     worst_first,
 )
-from retrieval_eval.page.suspects import REASONS, RULE, Suspect, suspects
+from retrieval_eval.page.suspects import GENERAL, RULES, Suspect, Suspects, suspects
 from retrieval_eval.ties import TREATMENTS, Ranks
 
 SIDES = {"i": "image", "t": "text", "v": "video", "q": "query", "g": "gallery"}
-SCRIPTS = ("dom.js", "explorer.js", "report.js")
+SCRIPTS = ("dom.js", "search.js", "explorer.js", "report.js")
 ORDERS = (("worst", "worst first"), ("best", "best first"), ("data", "as in the data"))
-SUSPECTS = 240  # suspected pairs a page lists
+SUSPECTS = 240  # suspected pairs a page lists, of each kind
 
 
 def write_report(
@@ -59,7 +59,7 @@ def write_report(
     import yaml
 
     directions = query_results(embeddings, report, rows) if embeddings is not None else {}
-    found = suspects(embeddings, directions) if embeddings is not None else []
+    found = suspects(embeddings, directions) if embeddings is not None else Suspects([], [], 0)
     data, pictures = _data(embeddings, directions, found) if embeddings is not None else ("", "")
     page = render(
         "report.html",
@@ -78,8 +78,9 @@ def write_report(
         directions=[_direction(one) for one in directions.values()],
         orders=ORDERS,
         reach=REACH,
+        notes=notes(report.metrics),
         suspected=_suspected(found),
-        rule=RULE,
+        general=f"Left out: {found.general:,} texts of more than {GENERAL} images." if found.general else "",
         facts=_facts(embeddings, cross_check) | {str(key): str(value) for key, value in (facts or {}).items()},
         config=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True) if config else "",
         data=data,
@@ -126,9 +127,10 @@ def _direction(one: QueryResults) -> dict[str, Any]:
     }
 
 
-def _data(embeddings: EmbeddingSet, directions: Mapping[str, QueryResults], found: list[Suspect]) -> tuple[str, str]:
+def _data(embeddings: EmbeddingSet, directions: Mapping[str, QueryResults], found: Suspects) -> tuple[str, str]:
     """Return the two blocks of JSON: queries and texts, and pictures (parsed only when the first one is shown)."""
-    listed = found[:SUSPECTS]
+    kinds = {"text": found.text[:SUSPECTS], "score": found.score[:SUSPECTS]}
+    listed = [*kinds["text"], *kinds["score"]]
     popular = {name: hubs(one) for name, one in directions.items()}
     images = {suspect.image for suspect in listed}
     captions = {suspect.caption for suspect in listed} | {one.alike for one in listed if one.alike is not None}
@@ -153,17 +155,7 @@ def _data(embeddings: EmbeddingSet, directions: Mapping[str, QueryResults], foun
             ]
             for name in directions
         },
-        "suspects": [
-            asdict(one)
-            | {
-                "image": items.place(one.image, True),
-                "caption": items.place(one.caption, False),
-                "alike": None if one.alike is None else items.place(one.alike, False),
-                "score": round(one.score, 3),
-                "ahead": round(one.ahead, 3),
-            }
-            for one in listed
-        ],
+        "suspects": {kind: [_suspect(one, items) for one in some] for kind, some in kinds.items()},
     }
     first = images | {
         int(row)
@@ -174,12 +166,30 @@ def _data(embeddings: EmbeddingSet, directions: Mapping[str, QueryResults], foun
     return embedded(data), embedded(pictures_payload(embeddings, items, first))
 
 
-def _suspected(found: list[Suspect]) -> str:
-    """Return how many pairs are suspected, by reason; empty for none."""
-    counts = {reason: sum(one.reason == reason for one in found) for reason in REASONS}
-    parts = ", ".join(f"{reason} {count:,}" for reason, count in counts.items() if count)
-    listed = f"; the first {SUSPECTS} are listed" if len(found) > SUSPECTS else ""
-    return f"{len(found):,} pairs of image and caption: {parts}{listed}" if found else ""
+def _suspect(one: Suspect, items: Items) -> dict[str, Any]:
+    return asdict(one) | {
+        "image": items.place(one.image, True),
+        "caption": items.place(one.caption, False),
+        "alike": None if one.alike is None else items.place(one.alike, False),
+        "score": round(one.score, 3),
+        "ahead": round(one.ahead, 3),
+    }
+
+
+def _suspected(found: Suspects) -> list[dict[str, str]]:
+    """Return per kind of evidence its name, title, rule, how many pairs it speaks for, and which of them are listed."""
+    same = sum(one.reason == "same text" for one in found.text)
+    parts = {"text": f": the same {same:,}, similar {len(found.text) - same:,}" if found.text else "", "score": ""}
+    return [
+        {
+            "kind": kind,
+            "title": title,
+            "rule": RULES[kind],
+            "count": f"{len(some):,}",
+            "detail": parts[kind] + (f"; the first {SUSPECTS} are listed" if len(some) > SUSPECTS else ""),
+        }
+        for kind, title, some in (("text", "By text", found.text), ("score", "By score alone", found.score))
+    ]
 
 
 def _row(report: Report, direction: str) -> dict[str, Any]:

@@ -106,6 +106,7 @@ def test_a_run_learns_and_leaves_everything(tiny_config):
     assert reported[-1].keys() >= {"epoch", "val/rsum", "val/best_rsum", "val/loss"}
     losses = list(rows(run, "train/loss").values())
     assert losses[-1] < 0.8 * losses[0]
+    assert set(rows(run, "train/batch").values()) == {22, 15}  # the row of an epoch's last batch alone says so
     wanted = {
         "train/positive_similarity",
         "train/hardest_negative_similarity",

@@ -147,6 +147,16 @@ class Tab:
         """Write what the window shows as a PNG."""
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
+    def forget(self) -> None:
+        """Leave the page and what it kept and was told."""
+        self.get("(() => { try { localStorage.clear(); } catch {} })()")
+        self.call("Page.navigate", url="about:blank")
+        self.wait("location.href === 'about:blank' && document.readyState === 'complete'")
+        self.call("Emulation.setEmulatedMedia", features=[])
+        self.call("Emulation.clearDeviceMetricsOverride")
+        self.requests.clear()
+        self.complaints.clear()
+
     def close(self) -> None:
         """End this Chromium."""
         self.session = ""
@@ -160,14 +170,21 @@ class Tab:
             os.close(self.answers)
 
 
-@pytest.fixture
-def tab(tmp_path_factory):
-    """A page in a new Chromium."""
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    """A Chromium of its own profile."""
     program = find()
     assert program is not None, f"the tests marked browser need Chromium: none of {', '.join(NAMES)} is on the path"
     opened = Tab(program, tmp_path_factory.mktemp("profile"))
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def tab(chromium):
+    """The module's Chromium with nothing of the tests before."""
+    chromium.forget()
+    return chromium
 
 
 def pytest_configure(config: pytest.Config) -> None:

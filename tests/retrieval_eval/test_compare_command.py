@@ -57,6 +57,7 @@ def test_a_better_run(command, folder, tmp_path):
         assert change["difference"] == second[name] - first[name]
     assert found["metrics"]["rsum"]["low"] > 0
     assert found["metrics"]["rsum"]["p"] < 0.001
+    assert "\nmAP@5: sum of the precisions at the hits in the top 5, over the hits found there (COCOS)\n" in out
     assert found["manifest"]["gallery"] == {"i2t": 120, "t2i": 40}
     assert sum(found["queries"]["t2i"].values()) == 120
     assert f"{second['rsum'] - first['rsum']:+.1f}" in out

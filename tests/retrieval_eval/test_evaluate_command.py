@@ -60,6 +60,8 @@ def test_evaluates_a_run(command, folder):
     record = json.loads((folder / "first" / "metrics.json").read_text())
     assert record["metrics"] == report.metrics
     assert record["ties"] == report.ties
+    for name, title in (("map5", "mAP@5"), ("map_cut5", "mAP@5 (trec)")):
+        assert f"{title}: {record['manifest']['metrics'][name]}\n" in out
     assert set(record["intervals"]) == set(report.metrics)
     low, high = record["intervals"]["rsum"]
     assert low <= report.metrics["rsum"] <= high

@@ -85,7 +85,7 @@ def test_per_query_values_average_to_the_metrics():
     ids = np.concatenate([np.arange(30), rng.integers(0, 30, 50)])
     report = evaluate(rng.integers(-2, 3, (30, 4)), rng.integers(-2, 3, (80, 4)), np.arange(30), ids, ks=(1, 3, 5, 10))
     for direction, values in report.per_query.items():
-        assert set(values) == {"r1", "r3", "r5", "r10", "rank", "map5", *NAMES}
+        assert set(values) == {"r1", "r3", "r5", "r10", "rank", "map5", "map_cut5", *NAMES}
         for name, each in values.items():
             assert each.shape == (report.queries(direction),)
             assert each.dtype == np.float64
@@ -140,8 +140,10 @@ def test_trec_eval_agrees():
     scores = queries @ gallery.T
     judged = {str(q): {str(g): 1 for g in np.flatnonzero(ids == q)} for q in range(60)}
     run = {str(q): {str(g): float(scores[q, g]) for g in range(300)} for q in range(60)}
-    found = pytrec_eval.RelevanceEvaluator(judged, {"recip_rank", "ndcg", "Rprec", "success"}).evaluate(run)
+    found = pytrec_eval.RelevanceEvaluator(judged, {"recip_rank", "ndcg", "Rprec", "success", "map_cut_5"}).evaluate(
+        run
+    )
     ours = report.per_query["i2t"]
-    for theirs, name in (("recip_rank", "mrr"), ("ndcg", "ndcg"), ("Rprec", "r_precision")):
+    for theirs, name in (("recip_rank", "mrr"), ("ndcg", "ndcg"), ("Rprec", "r_precision"), ("map_cut_5", "map_cut5")):
         assert [found[str(q)][theirs] for q in range(60)] == pytest.approx(ours[name].tolist(), abs=1e-12)
     assert [100 * found[str(q)]["success_5"] for q in range(60)] == ours["r5"].tolist()

@@ -14,6 +14,10 @@ from retrieval_eval.protocols import PROTOCOLS, Protocol
 from retrieval_eval.subset import Subset
 
 CUSTOM = PROTOCOLS["custom"]
+NOTES = [
+    "mAP@5: sum of the precisions at the hits in the top 5, over the hits found there (COCOS)",
+    "mAP@5 (trec): sum of the precisions at the hits in the top 5, over all the query's right answers (trec_eval)",
+]
 
 
 def embeddings(images=30, captions=3):
@@ -36,14 +40,14 @@ def test_trec_files_give_the_same_metrics(tmp_path):
     files = write_exports(tmp_path / "new" / "folder", "my run", found.report, found.folds)
     assert all(file.stat().st_size for file in files)
     assert len(files) == 8
-    measures = {"recip_rank", "success_1", "success_5", "success_10", "ndcg", "Rprec"}
+    measures = {"recip_rank", "success_1", "success_5", "success_10", "ndcg", "Rprec", "map_cut_5"}
     for direction in found.report.directions:
         run, qrels = read_trec(tmp_path / "new" / "folder", direction)
         scored = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run)
         values = found.report.per_query[direction]
         side = found.folds[0].asking[direction]
         assert list(scored) == [side.name(row) for row in range(len(side))]
-        ours = {"recip_rank": "mrr", "ndcg": "ndcg", "Rprec": "r_precision"} | {
+        ours = {"recip_rank": "mrr", "ndcg": "ndcg", "Rprec": "r_precision", "map_cut_5": "map_cut5"} | {
             f"success_{k}": f"r{k}" for k in (1, 5, 10)
         }
         for theirs, name in ours.items():
@@ -88,6 +92,18 @@ def test_the_table_of_queries(tmp_path):
             assert line["top_scores"] == pytest.approx(own[best], rel=1e-5)
 
 
+def test_definitions_stand_beside_the_numbers(tmp_path):
+    found = measure(embeddings(), CUSTOM)
+    write_exports(tmp_path, "run", found.report, found.folds)
+    for note in NOTES:
+        assert f"\n{note}.\n" in (tmp_path / "rows.md").read_text()
+        assert f"% {note}\n" in (tmp_path / "rows.tex").read_text()
+    schema = pq.read_schema(tmp_path / "queries_i2t.parquet")
+    told = {name: (schema.field(name).metadata or {}).get(b"definition", b"").decode() for name in schema.names}
+    assert [note.split(": ")[1] for note in NOTES] == [told["map5"], told["map_cut5"]]
+    assert told["rank"] == told["r1"] == ""
+
+
 def test_tied_positives_have_the_mean_place_of_their_tie(tmp_path):
     given = replace(embeddings(), images=np.ones((30, 6)), captions=np.ones((90, 6)))
     found = measure(given, CUSTOM)
@@ -120,21 +136,23 @@ def test_folds_and_subsets_keep_the_names(tmp_path):
 
 
 def test_rows_in_the_columns_of_the_papers():
-    names = ["r1", "r5", "r10", "average_recall", "map5"]
-    values = {f"i2t/{name}": value for name, value in zip(names, (42.44, 71.2, 80.7, 64.8, 0.5), strict=True)}
-    values |= {f"t2i/{name}": value for name, value in zip(names, (30.0, 59.0, 70.4, 53.1, 0.4), strict=True)}
+    names = ["r1", "r5", "r10", "average_recall", "map5", "map_cut5"]
+    values = {f"i2t/{name}": value for name, value in zip(names, (42.44, 71.2, 80.7, 64.8, 0.5, 0.3), strict=True)}
+    values |= {f"t2i/{name}": value for name, value in zip(names, (30.0, 59.0, 70.4, 53.1, 0.4, 0.4), strict=True)}
     report = replace(measure(embeddings(), CUSTOM).report, metrics=values | {"rsum": 353.8})
     assert markdown("VSE | ++", report).splitlines() == [
-        "| model | i2t R@1 | i2t R@5 | i2t R@10 | i2t avg recall | i2t mAP@5"
+        "| model | i2t R@1 | i2t R@5 | i2t R@10 | i2t avg recall | i2t mAP@5 | i2t mAP@5 (trec)"
         " | t2i R@1 | t2i R@5 | t2i R@10 | t2i avg recall | RSUM |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        "| VSE \\| ++ | 42.4 | 71.2 | 80.7 | 64.8 | 0.500 | 30.0 | 59.0 | 70.4 | 53.1 | 353.8 |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| VSE \\| ++ | 42.4 | 71.2 | 80.7 | 64.8 | 0.500 | 0.300 | 30.0 | 59.0 | 70.4 | 53.1 | 353.8 |",
     ]
     widths = {name: (value - 1.5, value + 0.5) for name, value in report.metrics.items()}
-    comment, row = latex("a_b & 100%\\", report, widths).splitlines()
+    comment, *defined, row = latex("a_b & 100%\\", report, widths).splitlines()
     assert comment.startswith("% model & i2t R@1 & ")
+    assert defined == [f"% {note}" for note in NOTES]
     assert row == (
         r"a\_b \& 100\%\textbackslash{} & $42.4 {\pm} 1.0$ & $71.2 {\pm} 1.0$ & $80.7 {\pm} 1.0$ & $64.8 {\pm} 1.0$"
-        r" & $0.500 {\pm} 1.000$ & $30.0 {\pm} 1.0$ & $59.0 {\pm} 1.0$ & $70.4 {\pm} 1.0$ & $53.1 {\pm} 1.0$"
+        r" & $0.500 {\pm} 1.000$ & $0.300 {\pm} 1.000$"
+        r" & $30.0 {\pm} 1.0$ & $59.0 {\pm} 1.0$ & $70.4 {\pm} 1.0$ & $53.1 {\pm} 1.0$"
         r" & $353.8 {\pm} 1.0$ \\"
     )

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import unicodedata
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -19,6 +20,7 @@ from retrieval_eval import evaluate
 from retrieval_eval.comparison import compare
 from retrieval_eval.cross_check import cross_check
 from retrieval_eval.folds import MeasuredFold
+from retrieval_eval.metrics import notes
 from retrieval_eval.page import payload, write_comparison, write_report
 from retrieval_eval.page import query_results as query_results_module
 from retrieval_eval.page.query_results import hubs, never_found, query_results
@@ -133,9 +135,11 @@ def test_the_numbers_are_the_reports(page, report):
     for direction in ("i2t", "t2i"):
         for name in ("r1", "r5", "r10", "average_recall", "mean_rank"):
             assert f"{report.metrics[f'{direction}/{name}']:.1f}" in text
-        for name in ("map5", "mrr", "ndcg", "r_precision", "map_r"):
+        for name in ("map5", "map_cut5", "mrr", "ndcg", "r_precision", "map_r"):
             assert f"{report.metrics[f'{direction}/{name}']:.3f}" in text
     assert f"RSUM {report.metrics['rsum']:.1f}" in text
+    for note in notes(report.metrics):
+        assert f"{note}." in text
     # Two positives among 24 captions, one among 12 images; R@10 by chance: 1 - (14·13)/(24·23) and 10/12.
     assert f"by chance {200 / 24:.1f}" in text
     assert f"{100 * (1 - 14 * 13 / (24 * 23)):.1f}" in text
@@ -247,6 +251,54 @@ def test_curves_are_drawn_in_the_pages_colours(source, page):
     assert "light-dark(" in source
 
 
+def test_figures_say_what_they_show(page, compared, report):
+    labels = [svg["aria-label"] for svg in page.all("svg", role="img")]
+    assert len(labels) == len(page.all("svg"))
+    assert labels[0] == (
+        "Loss against epoch. train: first 2 at 0.5, last 1 at 1.5, lowest 1 at 1.5;"
+        " val: first 1.9 at 1, last 1.5 at 2, lowest 1.5 at 2."
+    )
+    assert labels[1] == "RSUM against epoch. RSUM: first 210 at 1, last 250 at 2, highest 250 at 2."
+    assert labels[2].endswith("t2i R@1: first 18 at 1, last 22 at 2, highest 22 at 2.")
+    ranks = report.ranks["i2t"].expected
+    shares = ", ".join(f"{report.metrics[f'i2t/r{k}']:.1f} at {k}" for k in (1, 5, 10))
+    assert f"within the first k, against k. i2t: {shares}, 100 from {ranks.max():.0f}; t2i: " in labels[4]
+    first, middle = (100 * np.mean((low < ranks) & (ranks <= high)) for low, high in ((0, 1), (1, 5)))
+    assert f"rank of their best right answer. i2t: {first:.0f} at 1, {middle:.0f} at 2–5, " in labels[5]
+    scores = report.counts["i2t"].score
+    assert labels[6].startswith(f"Percent by score, i2t. positives: lowest {scores.min():.3f}, half of them below ")
+    assert f", highest {scores.max():.3f}; hardest negatives: lowest " in labels[6]
+    _, reports, comparison = compared
+    both = [svg["aria-label"] for svg in comparison.all("svg", role="img")]
+    assert len(both) == len(comparison.all("svg")) == 2
+    r1 = [one.metrics["t2i/r1"] for one in reports]
+    assert f"against k t2i. a <b>run</b>: {r1[0]:.1f} at 1, " in both[1]
+    assert f"another: {r1[1]:.1f} at 1, " in both[1]
+
+
+def test_the_loss_is_drawn_for_one_batch_size(embeddings, report, tmp_path):
+    def row(step, loss, **more):
+        return {"step": step, "epoch": step / 3, "train/loss": loss, "train/positive_similarity": loss / 10, **more}
+
+    sizes = [(3.0, 128), (2.5, 128), (0.5, 32), (2.0, 128), (1.5, 128), (0.25, 32)]
+    told = [row(step, loss, **{"train/batch": batch}) for step, (loss, batch) in enumerate(sizes, 1)]
+    silent = [row(step, loss) for step, (loss, _) in enumerate(sizes, 1)]
+    wanted = {
+        "told": (
+            "first 3 at 0.3333, last 1.5 at 1.667, lowest 1.5 at 1.667",
+            " without 2 epoch-end batches of another",
+        ),
+        "silent": ("first 3 at 0.3333, last 0.25 at 2, lowest 0.25 at 2", ""),  # an older run's rows do not tell
+    }
+    for name, history in (("told", told), ("silent", silent)):
+        path = write_report(tmp_path / f"{name}.html", embeddings, report, history=history)
+        page = Page(path.read_text(encoding="utf-8"))
+        words, note = wanted[name]
+        assert f"train: {words}." in page.all("svg")[0]["aria-label"]
+        assert page.text["training"].startswith(f"Training Loss{note}")
+        assert ("last 0.025 at 2" in page.all("svg")[1]["aria-label"]) == (name == "silent")
+
+
 def test_without_history_and_embeddings(report, tmp_path):
     page = Page(write_report(tmp_path / "report.html", None, report).read_text(encoding="utf-8"))
     assert page.sections == ["result", "ranks", "facts"]
@@ -299,7 +351,7 @@ def test_the_hardest_negative_of_a_query_with_many_positives():
 def test_a_page_of_positives_alone(tmp_path):
     alone = ring(([0.0], [10.0, 20.0]), [0], ["a", "b"], [0, 0])
     page = Page(write_report(tmp_path / "report.html", alone, measured(alone)).read_text(encoding="utf-8"))
-    assert page.text["suspects"].startswith("Suspected false negatives None.")
+    assert page.text["suspects"].startswith("Suspected false negatives 0 by text, 0 by score alone By text 0 pairs")
 
 
 def test_hubs_are_counted_over_all_queries():
@@ -321,39 +373,94 @@ def test_hubs_are_counted_over_all_queries():
     assert never_found(found) == (counts == 0).sum()
 
 
-def test_suspects_by_text_and_by_score():
+def suspected(made):
+    return suspects(made, query_results(made, measured(made)))
+
+
+def test_suspects_by_text():
     long = "a brown dog runs after a red ball on the wet sand near the sea"
     texts = [
-        "A red ball.",
-        "a  red ball",  # image 1's, the same words as image 0's
+        "Bóng đá.",
+        unicodedata.normalize("NFD", "a  BÓNG Đá").removeprefix("a  "),  # image 1's, the same words as image 0's
         long,
         f"{long} today",  # one word more
         "a dog left of a cat",
         "a cat left of a dog",  # the same words in another order: not alike
+        "一只棕色的狗在海边的湿沙滩上追着红球跑",
+        "一只棕色的狗在海边的湿沙滩上追着红球跑了",  # one letter more, in one run without a space
+        "कि",
+        "की",  # another vowel: not alike
+        "...",
+        "!!!",  # no words: not alike
     ]
-    made = ring(([0, 2, 90, 92, 180, 182], [0, 2, 90, 92, 180, 182]), np.arange(6), texts, np.arange(6))
-    found = suspects(made, query_results(made, measured(made)))
-    by_pair = {(one.image, one.caption): one for one in found}
-    assert {pair: one.reason for pair, one in by_pair.items()} == {
+    angles = [place // 2 * 60 + place % 2 * 2 for place in range(12)]
+    found = suspected(ring((angles, angles), np.arange(12), texts, np.arange(12)))
+    pairs = {(one.image, one.caption): one for one in found.text}
+    assert {pair: one.reason for pair, one in pairs.items()} == {
         (0, 1): "same text",
         (1, 0): "same text",
         (2, 3): "similar text",
         (3, 2): "similar text",
+        (6, 7): "similar text",
+        (7, 6): "similar text",
     }
-    assert by_pair[0, 1].alike == 0
-    assert [one.reason for one in found] == ["same text"] * 2 + ["similar text"] * 2
+    assert pairs[0, 1].alike == 0
+    assert [one.reason for one in found.text] == ["same text"] * 2 + ["similar text"] * 4
+    assert found.score == []
 
-    # Caption 1 was put beside image 0: it beats image 0's own by far more than the positives' scores vary.
+
+def test_the_same_text_is_found_wherever_it_ranks_but_for_general_ones():
+    angles = np.arange(60) * 3.0
+    texts = [f"number {place}" for place in range(60)]
+    texts[0], texts[40] = "far away", "Far away!"  # 120 degrees apart: no query has the other among its first ten
+    texts[5:26] = ["a photo"] * 21
+    found = suspected(ring((angles, angles), np.arange(60), texts, np.arange(60)))
+    assert {(one.image, one.caption): one.alike for one in found.text} == {(0, 40): 0, (40, 0): 40}
+    assert found.general == 1
+    one = found.text[0]
+    assert one.score == pytest.approx(np.cos(np.radians(120)), abs=1e-6)
+    assert one.ahead == pytest.approx(one.score - 1, abs=1e-6)
+    assert one.query == (one.image if one.direction == "i2t" else one.caption)
+
+
+def test_a_score_is_suspected_where_it_stands_out():
+    # Caption 1 was put beside image 0, whose own is further off; so image 1 is nearer to caption 0. No other lead.
     angles = np.arange(12) * 30.0
     shifted = angles + np.where(np.arange(12) % 2, 8.0, 10.0)
     shifted[0], shifted[1] = 12.0, 0.0
-    names = [f"{name} alone" for name in "abcdefghijkl"]
-    moved = ring((angles, shifted), np.arange(12), names, np.arange(12))
+    moved = ring((angles, shifted), np.arange(12), [f"{name} alone" for name in "abcdefghijkl"], np.arange(12))
     scores = np.cos(np.radians(angles - shifted))
-    one = next(one for one in suspects(moved, query_results(moved, measured(moved))) if one.direction == "t2i")
-    assert (one.reason, one.image, one.caption) == ("score", 0, 1)
-    assert one.ahead == pytest.approx(1.0 - scores[1], abs=1e-5)
-    assert one.ahead > 2 * scores.std()
+    found = suspected(moved)
+    pairs = [(one.reason, one.image, one.caption, one.direction) for one in found.score]
+    assert pairs == [("score", 0, 1, "t2i"), ("score", 1, 0, "i2t")]
+    assert found.score[0].ahead == pytest.approx(1.0 - scores[1], abs=1e-5)
+    assert found.score[1].ahead == pytest.approx(np.cos(np.radians(18)) - scores[1], abs=1e-5)
+    assert found.text == []
+
+
+def test_a_weak_models_scores_are_no_evidence(tmp_path):
+    rng = np.random.default_rng(4)
+    images, of = rng.normal(size=(200, 16)), np.repeat(np.arange(200), 3)
+    captions = 0.3 * images[of] + rng.normal(size=(600, 16))
+    captions[60] = 2 * images[50] - images[20]  # image 20's, and yet of image 50
+    texts = [f"text {place}" for place in range(600)]
+    texts[30] = texts[300] = "the same"
+    made = EmbeddingSet(images, captions, np.arange(200), of, [f"i{place}" for place in range(200)], texts)
+    report = measured(made)
+    assert report.metrics["t2i/r1"] < 20
+    found = suspects(made, query_results(made, report))
+    assert (50, 60) in {(one.image, one.caption) for one in found.score}
+    assert len(found.score) < 0.01 * 800
+    assert len(found.text) == 2
+    page = Page(write_report(tmp_path / "report.html", made, report).read_text(encoding="utf-8"))
+    assert page.text["suspects"].startswith(
+        f"Suspected false negatives 2 by text, {len(found.score)} by score alone"
+        " By text 2 pairs of image and caption: the same 2, similar 0"
+    )
+    assert page.text["suspects"].endswith("more than three times the distance between the quartiles. Show more")
+    data = page.json("data")["suspects"]
+    assert [one["reason"] for one in data["text"]] == ["same text"] * 2
+    assert [one["reason"] for one in data["score"]] == ["score"] * len(found.score)
 
 
 def test_of_too_many_queries_every_other_one_is_shown(embeddings, report, tmp_path, monkeypatch):
@@ -402,9 +509,10 @@ def test_a_comparison_has_every_metric_of_both_runs(compared):
     assert "a <b>run</b>" in text
     assert not page.all("b")
     for name, change in found.changes.items():
-        places = 3 if name.rsplit("/")[-1] in ("map5", "mrr", "ndcg", "r_precision", "map_r") else 1
+        places = 3 if name.rsplit("/")[-1] in ("map5", "map_cut5", "mrr", "ndcg", "r_precision", "map_r") else 1
         line = f"{change.first:.{places}f} {change.second:.{places}f} {change.difference:+.{places}f}"
         assert line.replace("-", "−") in text, name
+    assert all(f"{note}." in text for note in notes(found.changes))
     assert "bootstrap over 12 images" in text
     assert "Split test" in page.text["facts"]
 

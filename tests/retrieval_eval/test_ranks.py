@@ -40,6 +40,7 @@ def test_four_points_on_a_circle():
     assert report.ranks["t2i"].expected.tolist() == [1, 2, 2, 1]
     # AP@5 of 0°: hits at 1 and 3: (1 + 2/3)/2. Of 90°: order 85 100 20 10, hits at 2 and 3: (1/2 + 2/3)/2.
     assert report.metrics["i2t/map5"] == pytest.approx((5 / 6 + 7 / 12) / 2, abs=1e-15)
+    assert report.metrics["i2t/map_cut5"] == report.metrics["i2t/map5"]  # all right answers lie in the top five
     assert {name: report.metrics[name] for name in ("i2t/r1", "i2t/r5", "i2t/r10", "t2i/r1", "t2i/r5", "t2i/r10")} == {
         "i2t/r1": 50, "i2t/r5": 100, "i2t/r10": 100, "t2i/r1": 50, "t2i/r5": 100, "t2i/r10": 100,
     }  # fmt: skip
@@ -47,6 +48,16 @@ def test_four_points_on_a_circle():
     assert report.metrics["i2t/average_recall"] == pytest.approx(250 / 3)
     assert report.metrics["t2i/median_rank"] == 1.5
     assert report.metrics["t2i/mean_rank"] == 1.5
+
+
+def test_two_definitions_of_average_precision_at_five():
+    # Of eight captions at 1°, 2°, … those at 1, 3, 6 and 8 are right: hits at places 1 and 3 of the top five.
+    angles = np.deg2rad(range(9))
+    points = np.stack([np.cos(angles), np.sin(angles)], 1)
+    report = evaluate(points[:1], points[1:], positives=[[0, 2, 5, 7]], both_directions=False)
+    assert report.metrics["i2t/map5"] == pytest.approx((1 + 2 / 3) / 2, abs=1e-15)  # over the two hits found
+    assert report.metrics["i2t/map_cut5"] == pytest.approx((1 + 2 / 3) / 4, abs=1e-15)  # over the four there are
+    assert report.per_query["i2t"]["map_cut5"] == pytest.approx([5 / 12])
 
 
 def test_metric_names_are_the_projects():
@@ -59,6 +70,7 @@ def test_metric_names_are_the_projects():
         "median_rank",
         "mean_rank",
         "map5",
+        "map_cut5",
         "mrr",
         "ndcg",
         "r_precision",

@@ -69,6 +69,7 @@ def metrics(found):
         "median_rank": np.median(best),
         "mean_rank": np.mean(best),
         "map5": np.mean([np.mean(hits) if hits else 0 for hits in five]),
+        "map_cut5": np.mean([sum(hits) / len(ranks) for hits, ranks in zip(five, found, strict=True)]),
         "mrr": np.mean([1 / rank for rank in best]),
         "ndcg": np.mean(
             [sum(1 / np.log2(1 + r) for r in ranks) / most for ranks, most in zip(found, ideal, strict=True)]

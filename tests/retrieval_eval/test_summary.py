@@ -24,7 +24,7 @@ def test_every_metric_and_half_of_its_interval():
     bounds = {name: (value - 0.25, value + 1.75) for name, value in report.metrics.items()}
     lines = {line[:14].strip(): line[14:].split() for line in printed(report, "a run", bounds).splitlines()}
     metrics = [name.removeprefix("i2t/") for name in report.metrics if name.startswith("i2t/")]
-    assert len(metrics) == 11
+    assert len(metrics) == 12
     for metric in metrics:
         expected = []
         for name in (f"i2t/{metric}", f"t2i/{metric}"):
