@@ -5,7 +5,8 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -63,6 +64,46 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+@contextmanager
+def adding_to_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder whose files all move into `path` when the block ends well, and vanish when it fails.
+
+    `path` is made if need be; a file of a name that it holds is replaced, every other one stays.
+    """
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.new-", dir=path.parent))
+    try:
+        yield fresh
+        path.mkdir(exist_ok=True)
+        for file in sorted(fresh.iterdir()):
+            file.replace(path / file.name)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+_ENDINGS = (".csv", ".html", ".json", ".md", ".npy", ".npz", ".parquet", ".pdf", ".png", ".pt", ".safetensors", ".tex",
+            ".trec", ".txt", ".yaml", ".zip")  # fmt: skip
+
+
+def check_folder_to_write(
+    flag: str, folder: Path, what: str, *, overwrite: bool, patterns: Sequence[str] = ("*",)
+) -> None:
+    """Refuse, before hours of work, a folder to write to that is a file, or named like one, or holds what is written.
+
+    `patterns` are the names of what would be written; `what` names it in the plural; `overwrite` allows replacing it.
+    """
+    if folder.is_file() or (folder.suffix.lower() in _ENDINGS and not folder.is_dir()):
+        other = f"{flag} {folder.with_suffix('')}" if folder.suffix.lower() in _ENDINGS else "a folder"
+        raise UserError(f"{flag} {folder}: {what} are a folder; accepted: {other}")
+    if overwrite or not folder.is_dir():
+        return
+    there = sorted(file for pattern in patterns for file in folder.glob(pattern))
+    if there:
+        which = folder if "*" in patterns else there[0]
+        raise UserError(f"{flag} {which} exists already; give another, or --overwrite to replace it")
 
 
 def write_text(path: Path, text: str) -> Path:

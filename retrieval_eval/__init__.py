@@ -4,6 +4,7 @@
 - `compare`: the command that compares two runs; `comparison`: how.
 - `metrics`: the registry of metrics, and the one place that combines them.
 - `inputs`, `positives`: what is accepted, and which items answer which query.
+- `norms`: how long embeddings are, and what that makes of ranking by the inner product.
 - `tiles`, `counting`: the fixed grid of score tiles, and exact counts over it.
 - `sharded`: counting in gallery slices, here or over Ray actors, resumable.
 - `ties`, `whole_ranking`: from counts to ranks, recalls, precisions and nDCG.

@@ -14,18 +14,22 @@ from cyclopts import App, Parameter
 from allpairs.command import run
 from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
-from allpairs.files import existing, write_json
+from allpairs.files import adding_to_folder, check_folder_to_write, write_json
 from retrieval_eval.comparison import Comparison, compare
 from retrieval_eval.ensemble import check_same_queries
 from retrieval_eval.manifest import facts_of
 from retrieval_eval.measure import CountingOptions, default_device, measure
 from retrieval_eval.metrics import label, notes, number
+from retrieval_eval.norms import similarity_note
 from retrieval_eval.page import write_comparison
 from retrieval_eval.protocols import find_protocol
+from retrieval_eval.run_files import embeddings_of
 from retrieval_eval.subset import read_subset
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+FILES = ("comparison.json", "comparison.html")
 
 app = App(name="retrieval_eval.compare", help="Paired comparison of two runs on the same queries.")
 
@@ -38,11 +42,15 @@ def main(
     split: Annotated[str, Parameter(help="Split to read from both runs.")] = "test",
     protocol: Annotated[str | None, Parameter(help="Evaluation protocol; default: the embeddings' own.")] = None,
     subset: Annotated[Path | None, Parameter(help="File with the queries to ask: see evaluate --subset.")] = None,
+    cosine: Annotated[bool, Parameter(help="Rank by cosine similarity: see evaluate --cosine.", negative=())] = False,
     out: Annotated[Path | None, Parameter(help="Folder for comparison.json and comparison.html.")] = None,
+    overwrite: Annotated[bool, Parameter(help="Replace a comparison that is there.", negative=())] = False,
 ) -> None:
     """Compare two runs: every metric, the difference with its 95 % interval, and p."""
+    if out is not None:
+        check_folder_to_write("--out", out, "comparisons", overwrite=overwrite, patterns=FILES)
     names = (str(first), str(second))
-    sets = [EmbeddingSet.read(existing(folder / "embeddings" / split)) for folder in (first, second)]
+    sets = [EmbeddingSet.read(embeddings_of(folder, split)) for folder in (first, second)]
     check_same_queries(sets, names)
     if protocol is None and sets[0].protocol != sets[1].protocol:
         raise UserError(
@@ -51,26 +59,28 @@ def main(
         )
     chosen = find_protocol(protocol or sets[0].protocol)
     asked = read_subset(subset, sets[0]) if subset is not None else None
-    measured = [measure(one, chosen, asked, CountingOptions(default_device())) for one in sets]
+    measured = [measure(one, chosen, asked, CountingOptions(default_device()), cosine=cosine) for one in sets]
     found = compare(measured[0].folds, measured[1].folds, names)
     _show(found, f"{first} and {second} · {split} · {chosen.name}")
+    for name, one in zip(names, measured, strict=True):
+        if (note := similarity_note(one.manifest)) is not None:
+            print(f"{name}: {note}")
     if sets[0].data_hash != sets[1].data_hash:
         print("note: the ids, keys and captions are the same, but the splits' data hashes differ")
     if out is None:
         return
-    out.mkdir(parents=True, exist_ok=True)
-    content = {"manifest": measured[0].manifest} | found.as_dict()
-    write_json(out / "comparison.json", content)
     one_gallery = all(len(each.folds) == 1 for each in measured)
-    page = write_comparison(
-        out / "comparison.html",
-        found,
-        (measured[0].embeddings, measured[1].embeddings) if one_gallery else None,
-        (measured[0].report, measured[1].report),
-        facts=facts_of(measured[0].manifest),
-        rows=measured[0].folds[0].rows,
-    )
-    print(f"comparison: {page}, {out / 'comparison.json'}")
+    with adding_to_folder(out) as fresh:
+        write_json(fresh / "comparison.json", {"manifest": measured[0].manifest} | found.as_dict())
+        write_comparison(
+            fresh / "comparison.html",
+            found,
+            (measured[0].embeddings, measured[1].embeddings) if one_gallery else None,
+            (measured[0].report, measured[1].report),
+            facts=facts_of(measured[0].manifest),
+            rows=measured[0].folds[0].rows,
+        )
+    print(f"comparison: {out / 'comparison.html'}, {out / 'comparison.json'}")
 
 
 def table(comparison: Comparison, title: str | None = None) -> "Table":

@@ -79,11 +79,13 @@ class GallerySlice:
         both: bool,
         side: int,
         device: torch.device,
+        cosine: bool,
     ) -> "GallerySlice":
         """Return the slice of the grid over queries [N, D] and gallery [M, D]."""
         order = layout.backward.order[columns.start : columns.stop]
-        rows = Blocks(queries, layout.forward.order, side, device)
-        return cls(MatrixTiles(rows, Blocks(gallery, order, side, device)), layout, columns, both=both)
+        rows = Blocks(queries, layout.forward.order, side, device, cosine=cosine)
+        answering = Blocks(gallery, order, side, device, cosine=cosine)
+        return cls(MatrixTiles(rows, answering), layout, columns, both=both)
 
     def take(self, scores: np.ndarray) -> None:
         """Take the scores of all positives [P], in the order of the input, before anything is counted."""

@@ -8,7 +8,7 @@ import torch
 
 from retrieval_eval.evaluate import Report
 from retrieval_eval.folds import MeasuredFold
-from retrieval_eval.inputs import Matrix, blocks, pair_where_they_lie
+from retrieval_eval.inputs import Matrix, blocks, pair_to_rank
 from retrieval_eval.shortlist import Backend, shortlist
 
 
@@ -37,7 +37,7 @@ class CrossCheck:
 
 def cross_check(report: Report, queries: Matrix, gallery: Matrix) -> CrossCheck:
     """Search `gallery` [M, D] with `queries` [N, D], the ones of `report`, and compare every recall query by query."""
-    Q, G = pair_where_they_lie(queries, gallery)
+    Q, G = pair_to_rank(queries, gallery, cosine=report.cosine)
     agreement: dict[str, float] = {}
     rounding: dict[str, int] = {}
     differences: dict[str, list[int]] = {}

@@ -8,9 +8,10 @@ import numpy as np
 
 from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
+from retrieval_eval.inputs import as_tensor, normalised
 
 
-def ensemble(sets: Sequence[EmbeddingSet], names: Sequence[str]) -> EmbeddingSet:
+def ensemble(sets: Sequence[EmbeddingSet], names: Sequence[str], *, cosine: bool = False) -> EmbeddingSet:
     """Return embeddings whose dot products are the mean of those of `sets`; UserError if their queries differ.
 
     For n runs with embeddings q_r and g_r, of any widths, ::
@@ -18,17 +19,21 @@ def ensemble(sets: Sequence[EmbeddingSet], names: Sequence[str]) -> EmbeddingSet
         [q_1; ...; q_n]/sqrt(n) . [g_1; ...; g_n]/sqrt(n)  =  (q_1.g_1 + ... + q_n.g_n)/n
 
     so that everything that works on embeddings works on the ensemble, exactly and without a matrix of scores. (Of unit
-    vectors these are unit vectors again. Embeddings that are not normalised weigh a run by their lengths.) The joined
-    embeddings are held in memory, also where the runs' own are files.
+    vectors these are unit vectors again. Embeddings that are not normalised weigh a run by their lengths; with `cosine`
+    those of each of several runs are normalised first.) The joined embeddings are held in memory, also where the runs'
+    own are files.
     """
     check_same_queries(sets, names)
     if len(sets) == 1:
         return sets[0]
     scale = np.float32(1 / np.sqrt(len(sets)))
+
+    def joined(side: Sequence[np.ndarray]) -> np.ndarray:
+        rows = [normalised(as_tensor(one)).numpy() for one in side] if cosine else side
+        return np.concatenate(rows, axis=1) * scale
+
     return replace(
-        sets[0],
-        images=np.concatenate([one.images for one in sets], axis=1) * scale,
-        captions=np.concatenate([one.captions for one in sets], axis=1) * scale,
+        sets[0], images=joined([one.images for one in sets]), captions=joined([one.captions for one in sets])
     )
 
 

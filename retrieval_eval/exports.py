@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DEPTH = 100  # answers per query in a TREC run
+FILES = ("queries_*.parquet", "run_*.trec", "qrels_*.trec", "rows.md", "rows.tex")
 
 
 def write_exports(
@@ -26,11 +27,14 @@ def write_exports(
     report: Report,
     folds: Sequence[MeasuredFold],
     intervals: Mapping[str, tuple[float, float]] | None = None,
+    *,
+    note: str | None = None,
 ) -> list[Path]:
     """Write into `folder`, which is made if need be, and return the files.
 
     ``queries_<direction>.parquet``, ``run_<direction>.trec``, ``qrels_<direction>.trec``; ``rows.md``, ``rows.tex``.
-    `name` is the model's, for the rows and the runs. The queries are those of `folds`, one after the other.
+    `name` is the model's, for the rows and the runs. The queries are those of `folds`, one after the other. The rows
+    carry `note`, one line on how they came about.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = []
@@ -38,11 +42,12 @@ def write_exports(
         answers = [_answers(fold, direction) for fold in folds]
         files.append(write_queries(folder / f"queries_{direction}.parquet", direction, folds, answers))
         files += write_trec(folder, direction, name, folds, answers)
-    return [*files, *write_rows(folder, name, report, intervals)]
+    return [*files, *write_rows(folder, name, report, intervals, note)]
 
 
 def _answers(fold: MeasuredFold, direction: str) -> Shortlist:
-    return shortlist(fold.asking[direction].embeddings, fold.answering[direction].embeddings, DEPTH)
+    asking, answering = fold.asking[direction].embeddings, fold.answering[direction].embeddings
+    return shortlist(asking, answering, DEPTH, cosine=fold.report.cosine)
 
 
 TOP = 10  # answers listed per query
@@ -177,15 +182,20 @@ def latex(name: str, report: Report, intervals: Mapping[str, tuple[float, float]
 
 
 def write_rows(
-    folder: Path, name: str, report: Report, intervals: Mapping[str, tuple[float, float]] | None = None
+    folder: Path,
+    name: str,
+    report: Report,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+    note: str | None = None,
 ) -> list[Path]:
     """Write ``rows.md`` and ``rows.tex`` and return them; nothing for recalls other than those at 1, 5 and 10."""
     if not set(RECALLS) <= set(report.ks):
         return []
-    below = [*([WHAT] if intervals is not None else []), *notes(columns(report))]
+    said = [note] if note is not None else []
+    below = [*([WHAT] if intervals is not None else []), *said, *notes(columns(report))]
     contents = {
         "rows.md": markdown(name, report, intervals) + "".join(f"\n{line}.\n" for line in below),
-        "rows.tex": latex(name, report, intervals),
+        "rows.tex": latex(name, report, intervals) + "".join(f"% {line}\n" for line in said),
     }
     for file, content in contents.items():
         write_text(folder / file, content)

@@ -45,6 +45,24 @@ def blocks(X: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         yield start, X[start : start + step].to(torch.float32)
 
 
+def unit_rows(block: torch.Tensor) -> torch.Tensor:
+    """Return the rows of a float32 block [rows, D] at length 1, in float32; a zero row stays zero.
+
+    Lengths and quotients are taken in float64, where no float32 number's square overflows or vanishes.
+    """
+    wide = block.to(torch.float64)
+    lengths = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+    return (wide / lengths.where(lengths > 0, 1)).to(torch.float32)
+
+
+def normalised(X: torch.Tensor) -> torch.Tensor:
+    """Return all rows of X [rows, D] at length 1: a float32 copy on the device of X."""
+    unit = torch.empty(X.shape, dtype=torch.float32, device=X.device)
+    for start, block in blocks(X):
+        unit[start : start + len(block)] = unit_rows(block)
+    return unit
+
+
 def checked(values: Matrix, name: str, ids: Any = None) -> tuple[torch.Tensor, float]:
     """Return `values` as a matrix [rows, D] where it lies, and its largest norm; UserError names what is not finite."""
     X = as_tensor(values)
@@ -64,11 +82,11 @@ def checked(values: Matrix, name: str, ids: Any = None) -> tuple[torch.Tensor, f
 
 
 def pair_where_they_lie(
-    queries: Matrix, gallery: Matrix, query_ids: Any = None, gallery_ids: Any = None
+    queries: Matrix, gallery: Matrix, query_ids: Any = None, gallery_ids: Any = None, *, cosine: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return both sides as matrices over the caller's memory or files, any real dtype, whose dot products stay finite.
 
-    UserError otherwise.
+    With `cosine` their rows may have any finite length, since whoever ranks them normalises them. UserError otherwise.
     """
     Q, largest_query = checked(queries, "queries", query_ids)  # [N, D]
     G, largest_item = checked(gallery, "gallery", gallery_ids)  # [M, D]
@@ -76,22 +94,19 @@ def pair_where_they_lie(
         raise UserError(f"queries have {Q.shape[1]} dimensions but the gallery has {G.shape[1]}")
     # |q·g| <= |q||g|, also for every partial sum: a finite bound means finite scores.
     limit = torch.finfo(torch.float32).max
-    if largest_query * largest_item >= limit:
+    if not cosine and largest_query * largest_item >= limit:
         bad, _ = _rows_where(Q, lambda norms: norms * largest_item >= limit)
-        raise UserError(f"scores of queries {rows(bad, query_ids)} could overflow float32: normalise the embeddings")
+        raise UserError(
+            f"scores of queries {rows(bad, query_ids)} could overflow float32: rank by cosine similarity (cosine=True,"
+            " --cosine), which normalises the embeddings"
+        )
     return Q, G
 
 
-def pair_of_matrices(
-    queries: Matrix, gallery: Matrix, query_ids: Any = None, gallery_ids: Any = None, device: str | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return both sides as float32 matrices on one device whose dot products cannot overflow; UserError otherwise.
-
-    What is float32 on that device already, a mapped file above all, is not copied.
-    """
-    Q, G = pair_where_they_lie(queries, gallery, query_ids, gallery_ids)
-    where = torch.device(device) if device is not None else Q.device
-    return Q.to(where, torch.float32), G.to(where, torch.float32)
+def pair_to_rank(queries: Matrix, gallery: Matrix, *, cosine: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return both sides as `pair_where_they_lie` does, for `cosine` as normalised copies."""
+    Q, G = pair_where_they_lie(queries, gallery, cosine=cosine)
+    return (normalised(Q), normalised(G)) if cosine else (Q, G)
 
 
 def _rows_where(X: torch.Tensor, condition: Any) -> tuple[list[int], float]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from retrieval_eval.evaluate import Report
 from retrieval_eval.metrics import definitions
+from retrieval_eval.norms import Norms, similarity_note, similarity_record
 
 DEFINITION = (
     "R@k: percent of the queries with at least one positive among the k best gallery items;"
@@ -21,11 +22,15 @@ def manifest_of(
     *,
     split: str,
     data_hash: str,
+    norms: tuple[Norms, Norms],
     dropped: int | None = None,
     members: Sequence[str] = (),
     subset: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Describe the measurement of one report, or of several folds, each of which has a gallery of the same size."""
+    """Describe the measurement of one report, or of several folds, each of which has a gallery of the same size.
+
+    `norms` are those of all queries and of the whole gallery, as given, over all folds.
+    """
     first = reports[0]
     counts = first.positives[first.directions[0]].counts
     manifest: dict[str, Any] = {
@@ -43,6 +48,7 @@ def manifest_of(
         },
         "captions_per_item": float(counts.mean()),
         "definition": DEFINITION,
+        **similarity_record(*norms, cosine=first.cosine, both=len(first.directions) > 1),
         "precision": PRECISION,
         "ties": TIES,
         "metrics": definitions(first.metrics),
@@ -66,6 +72,7 @@ def facts_of(manifest: Mapping[str, Any]) -> dict[str, str]:
         "Data hash": str(manifest["data_hash"]) or "not recorded",
         "Gallery": ", ".join(f"{name} {size:,}" for name, size in manifest["gallery"].items()),
         "Captions per item": f"{manifest['captions_per_item']:g}",
+        "Similarity": similarity_note(manifest) or "the inner product of embeddings of one length",
     }
     if "folds" in manifest:
         facts["Folds"] = str(manifest["folds"])

@@ -13,6 +13,7 @@ from allpairs.errors import UserError
 from retrieval_eval.evaluate import Report, evaluate
 from retrieval_eval.folds import Gallery, MeasuredFold, average, join
 from retrieval_eval.manifest import manifest_of
+from retrieval_eval.norms import Norms
 from retrieval_eval.protocols import Protocol
 from retrieval_eval.subset import Subset
 from retrieval_eval.uncertainty import clusters_of
@@ -68,10 +69,14 @@ def measure(
     subset: Subset | None = None,
     options: CountingOptions | None = None,
     members: Sequence[str] = (),
+    *,
+    cosine: bool = False,
 ) -> Measured:
     """Measure `embeddings` as `protocol` says, all queries or a subset of them, against the protocol's galleries.
 
-    `members` names the runs of an ensemble, for the manifest. Raises UserError for a gallery that does not fit.
+    `members` names the runs of an ensemble, for the manifest. `cosine` normalises the embeddings first.
+
+    Raises UserError for a gallery that does not fit.
     """
     options = options or CountingOptions()
     fitting, kept = protocol.fit(embeddings)
@@ -88,15 +93,16 @@ def measure(
         else:
             gallery = images, captions
         if subset is None:
-            folds.append(_whole_fold(*gallery, where))
+            folds.append(_whole_fold(*gallery, where, cosine=cosine))
         else:
-            folds.append(_subset_fold(*gallery, where, numbers=subset.captions, block=number + 1))
+            folds.append(_subset_fold(*gallery, where, numbers=subset.captions, block=number + 1, cosine=cosine))
     report = average([fold.report for fold in folds])
     manifest = manifest_of(
         protocol.name,
         [fold.report for fold in folds],
         split=fitting.split,
         data_hash=fitting.data_hash,
+        norms=(Norms.of(fitting.images), Norms.of(fitting.captions)),
         dropped=len(embeddings.captions) - len(kept) if protocol.drop_empty else None,
         members=members,
         subset=subset.manifest if subset is not None else None,
@@ -104,8 +110,8 @@ def measure(
     return Measured(report, tuple(folds), fitting, manifest)
 
 
-def _whole_fold(images: Gallery, captions: Gallery, options: CountingOptions) -> MeasuredFold:
-    report = options.evaluate(images, captions)
+def _whole_fold(images: Gallery, captions: Gallery, options: CountingOptions, *, cosine: bool) -> MeasuredFold:
+    report = options.evaluate(images, captions, cosine=cosine)
     forward, backward = report.directions
     return MeasuredFold(
         report,
@@ -116,7 +122,7 @@ def _whole_fold(images: Gallery, captions: Gallery, options: CountingOptions) ->
 
 
 def _subset_fold(
-    images: Gallery, captions: Gallery, options: CountingOptions, *, numbers: np.ndarray, block: int
+    images: Gallery, captions: Gallery, options: CountingOptions, *, numbers: np.ndarray, block: int, cosine: bool
 ) -> MeasuredFold:
     """Ask only the captions with these numbers, and their images."""
     caption_rows = np.flatnonzero(np.isin(captions.numbers, numbers))
@@ -124,8 +130,9 @@ def _subset_fold(
     if not len(caption_rows):
         raise UserError(f"the subset names no query of block {block}; accepted: at least one of each block")
     some_images, some_captions = images.take(image_rows), captions.take(caption_rows)
-    forward = options.within("forward").evaluate(some_images, captions, both_directions=False)
-    backward = options.within("backward").evaluate(some_captions, images, both_directions=False)
+    given = {"both_directions": False, "cosine": cosine}
+    forward = options.within("forward").evaluate(some_images, captions, **given)
+    backward = options.within("backward").evaluate(some_captions, images, **given)
     (there,), (back,) = forward.directions, backward.directions
     by_id = np.argsort(some_images.ids)
     owner = by_id[np.searchsorted(some_images.ids, some_captions.ids, sorter=by_id)]

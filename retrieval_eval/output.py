@@ -1,22 +1,27 @@
 """What the evaluate command does with a measurement: intervals, checks, files, and one table at the end."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
-from allpairs.files import write_json
+from allpairs.files import adding_to_folder, write_json
 from retrieval_eval.cross_check import verify
 from retrieval_eval.evaluate import Report
 from retrieval_eval.exports import write_exports
 from retrieval_eval.folds import MeasuredFold
 from retrieval_eval.manifest import facts_of
 from retrieval_eval.metrics import notes
+from retrieval_eval.norms import similarity_note
 from retrieval_eval.page import write_report
 from retrieval_eval.summary import table
 from retrieval_eval.uncertainty import LEVEL, RESAMPLES, SEED, Intervals, intervals
+
+FILES = ("report.html", "metrics.json")
+"""What goes into a folder given by --out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,15 +36,18 @@ class EvaluationOutput:
     manifest: Mapping[str, Any]
     folder: Path | None
     """For report.html and metrics.json; None writes neither."""
+    suffix: str = ""
+    """Of both names, ahead of the point: a run's folder holds reports on several splits."""
     embeddings: EmbeddingSet | None = None
     """The embeddings behind a report on one fold, for its examples."""
     history: Sequence[Mapping[str, Any]] = ()
     config: Mapping[str, Any] | None = None
 
     def finish(self, *, with_intervals: bool, export: Path | None, approximate: str | None) -> None:
-        """Write the files and print the table, then what was written where."""
+        """Write the files, all of them or none, and print the table, then what was written where."""
+        note = similarity_note(self.manifest)
         checked = verify(self.folds)
-        lines = [str(checked)]
+        lines = [note, str(checked)] if note is not None else [str(checked)]
         found = None
         if with_intervals:
             try:
@@ -50,26 +58,30 @@ class EvaluationOutput:
             from retrieval_eval.approximate import measure_gap
 
             lines += [str(measure_gap(*search, approximate)) for search in self._searches()]
-        if self.folder is not None:
-            page = write_report(
-                self.folder / "report.html",
-                self.embeddings,
-                self.report,
-                history=self.history,
-                title=self.title,
-                config=self.config,
-                facts=facts_of(self.manifest),
-                cross_check=checked,
-                intervals=found,
-                rows=self.folds[0].rows,
-            )
-            metrics = write_json(self.folder / "metrics.json", self._record(found))
-            lines += [f"report: {page}", f"metrics: {metrics}"]
-        else:
-            lines.append("no report: give --out FOLDER for report.html and metrics.json")
-        if export is not None:
-            files = write_exports(export, self.name, self.report, self.folds, found)
-            lines.append(f"export: {export} ({', '.join(file.name for file in files)})")
+        with ExitStack() as writing:
+            if self.folder is not None:
+                fresh = writing.enter_context(adding_to_folder(self.folder))
+                page, metrics = (name.replace(".", f"{self.suffix}.") for name in FILES)
+                write_report(
+                    fresh / page,
+                    self.embeddings,
+                    self.report,
+                    history=self.history,
+                    title=self.title,
+                    config=self.config,
+                    facts=facts_of(self.manifest),
+                    cross_check=checked,
+                    intervals=found,
+                    rows=self.folds[0].rows,
+                )
+                write_json(fresh / metrics, self._record(found))
+                lines += [f"report: {self.folder / page}", f"metrics: {self.folder / metrics}"]
+            else:
+                lines.append("no report: give --out FOLDER for report.html and metrics.json")
+            if export is not None:
+                fresh = writing.enter_context(adding_to_folder(export))
+                files = write_exports(fresh, self.name, self.report, self.folds, found, note=note)
+                lines.append(f"export: {export} ({', '.join(file.name for file in files)})")
         self._print(found, lines)
 
     def _searches(self) -> list[tuple[Any, Any, Report]]:

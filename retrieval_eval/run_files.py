@@ -1,4 +1,4 @@
-"""What a training run leaves beside its embeddings that a report shows."""
+"""What a training run leaves for its evaluation: embeddings, the rows of its history and its configuration."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,29 @@ from typing import Any
 
 import yaml
 
-from allpairs.errors import UserError
+from allpairs.errors import UserError, nearest
+from allpairs.files import existing
+
+SPLITS = ("train", "val", "test")
+
+
+def embeddings_of(run: Path, split: str) -> Path:
+    """Return the folder of a run's embeddings of `split`.
+
+    UserError where it is missing: with the nearest there is, or the command that makes them.
+    """
+    if split != Path(split).name:
+        raise UserError(
+            f"--split {split!r} is a path; accepted: a name in {run / 'embeddings'}, or --embeddings FOLDER"
+        )
+    folder = existing(run) / "embeddings" / split
+    if folder.exists():
+        return folder
+    there = [each.name for each in folder.parent.glob("[!.]*") if each.is_dir()]
+    hint = nearest(split, there) if there else ""
+    if split in SPLITS or "did you mean" not in hint:
+        hint = f"; `python -m distributed.embed --run {run} --split {split}` makes them"
+    raise UserError(f"{run} has no embeddings of the split {split!r}{hint}")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from retrieval_eval import inputs
-from retrieval_eval.inputs import Matrix, pair_where_they_lie
+from retrieval_eval.inputs import Matrix, pair_to_rank
 from retrieval_eval.tiles import exact_float32
 
 logger = logging.getLogger(__name__)
@@ -76,12 +76,13 @@ def backend() -> Backend:
     return "faiss-gpu"
 
 
-def shortlist(queries: Matrix, gallery: Matrix, k: int) -> Shortlist:
+def shortlist(queries: Matrix, gallery: Matrix, k: int, *, cosine: bool = False) -> Shortlist:
     """Return the best k (at most all) of gallery [M, D] for each query [N, D]; UserError for unfit input.
 
-    On several GPUs each holds one part of the gallery. More than 2,048 per query are searched for on the CPU.
+    Best by inner product, with `cosine` by that of normalised copies. On several GPUs each holds one part of the
+    gallery. More than 2,048 per query are searched for on the CPU.
     """
-    Q, G = pair_where_they_lie(queries, gallery)
+    Q, G = pair_to_rank(queries, gallery, cosine=cosine)
     k = min(k, len(G))
     kind = backend()
     if kind == "faiss-gpu" and k > GPU_DEEPEST:

@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from retrieval_eval.inputs import unit_rows
 from retrieval_eval.positives import Positives
 
 # Shape suffixes: N queries, M gallery items, D embedding, T tile side.
@@ -27,10 +28,15 @@ def tile_side(device: torch.device, asked: int | None) -> int:
 
 
 class Blocks:
-    """Rows of an embedding matrix in a given order, T at a time, as float32 on the device, padded with zero rows."""
+    """Rows of an embedding matrix in a given order, T at a time, as float32 on the device, padded with zero rows.
 
-    def __init__(self, X: torch.Tensor, order: np.ndarray, side: int, device: torch.device) -> None:
-        self.X, self.side = X, side
+    With `cosine` at length 1: each block as it is loaded, so that no normalised copy of a mapped file is ever made.
+    """
+
+    def __init__(
+        self, X: torch.Tensor, order: np.ndarray, side: int, device: torch.device, *, cosine: bool = False
+    ) -> None:
+        self.X, self.side, self.cosine = X, side, cosine
         self.order = torch.from_numpy(order).to(X.device)
         self.block_TD = torch.zeros(side, X.shape[1], device=device)
         self.loaded = -1
@@ -48,11 +54,13 @@ class Blocks:
                 torch.index_select(self.X, 0, chosen, out=filled)
             else:
                 filled.copy_(self.X.index_select(0, chosen))
+            if self.cosine:
+                filled.copy_(unit_rows(filled))
             self.loaded = start
         return self.block_TD
 
     def moved_to(self, device: torch.device) -> "Blocks":
-        """Return the same rows, in order, in float32 in the device's own memory, copied block by block."""
+        """Return the same rows, in order, as `at` gives them, in the device's own memory, copied block by block."""
         X = torch.zeros(len(self), self.X.shape[1], device=device)
         for start in range(0, len(self), self.side):
             X[start : start + self.side] = self.at(start)[: len(self) - start]

@@ -6,11 +6,16 @@ seventh larger than S when crops are drawn · R regions · F features.
 
 import io
 import math
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 
+from allpairs.errors import UserError
+from allpairs.files import existing
 from distributed.data.dataset import BadSampleError
 from distributed.data.draws import Purpose, draw, draw_unit
 
@@ -69,6 +74,31 @@ def decode_image(
     except Exception as error:  # as above: truncated or hostile data
         raise BadSampleError("undecodable image", str(error)) from error
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def read_images(
+    files: Iterable[str | Path],
+    side: int = 64,
+    preprocessing: "ImagePreprocessing | None" = None,
+    *,
+    max_pixels: int = 50_000_000,
+) -> torch.Tensor:
+    """Return image files as evaluation sees them, ``[b, 3, side, side]`` uint8: what `DualEncoder.encode_images` takes.
+
+    `side` is the run's `data.image_size`. A whole pretrained model decides it by its own `preprocessing`, which is then
+    `encoder.preprocessing`.
+
+    Raises:
+        UserError: a file that is not there or cannot be decoded.
+    """
+    side = side if preprocessing is None else preprocessing.side
+    images = []
+    for file in map(Path, files):
+        try:
+            images.append(torch.from_numpy(decode_image(existing(file).read_bytes(), side, max_pixels, preprocessing)))
+        except (BadSampleError, OSError) as error:
+            raise UserError(f"{file}: {error}; accepted: {', '.join(FORMATS)} files") from None
+    return torch.stack(images) if images else torch.empty(0, 3, side, side, dtype=torch.uint8)
 
 
 def _opaque(image: Image.Image) -> Image.Image:

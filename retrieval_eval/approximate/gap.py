@@ -10,7 +10,7 @@ import torch
 from retrieval_eval.approximate.indexes import build, check_kind, plan, search
 from retrieval_eval.cross_check import rounding_bound
 from retrieval_eval.evaluate import Report
-from retrieval_eval.inputs import BLOCK, Matrix, pair_where_they_lie
+from retrieval_eval.inputs import BLOCK, Matrix, pair_to_rank
 from retrieval_eval.shortlist import Shortlist, shortlist
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def measure_gap(queries: Matrix, gallery: Matrix, report: Report, kind: str) -> 
     Raises UserError for an unknown kind, a gallery too small for it, and where FAISS is missing.
     """
     check_kind(kind)
-    Q, G = pair_where_they_lie(queries, gallery)
+    Q, G = pair_to_rank(queries, gallery, cosine=report.cosine)
     forward, *backward = report.directions
     sides = {forward: (Q, G), **dict.fromkeys(backward, (G, Q))}
     parameters = {

@@ -44,6 +44,8 @@ class Report:
     per_query: dict[str, dict[str, np.ndarray]]
     """Per direction the values per query, [N] float64 each, whose means `metrics` holds (`median_rank`: the median of
     ``rank``): ``r1`` … in percent, ``rank``, ``map5``, ``map_cut5``, ``mrr``, ``ndcg``, ``r_precision``, ``map_r``."""
+    cosine: bool = False
+    """Whether the embeddings were normalised before they were ranked: what is given them later does so too."""
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -70,13 +72,17 @@ def evaluate(
     query_name: str = "i",
     gallery_name: str = "t",
     both_directions: bool = True,
+    cosine: bool = False,
     device: str | None = None,
     tile: int | None = None,
     shards: int | None = None,
     state: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Rank the gallery [M, D] for each query [N, D] by dot product, and the queries for each gallery item, exactly.
+    """Rank the gallery [M, D] for each query [N, D] by inner product, and the queries for each gallery item, exactly.
+
+    `cosine` normalises the rows first (a zero row stays zero), as the objectives of `allpairs` do by default; without
+    it a gallery item that is longer than others ranks higher for every query that it points towards.
 
     A pair is positive where ``query_ids[q] == gallery_ids[g]``, or where g is in ``positives[q]``; positions mean
     nothing. rank(q) = 1 + #{gallery items that score above its best positive}, with ties as in `retrieval_eval.ties`.
@@ -96,7 +102,7 @@ def evaluate(
         raise UserError(f"ks must be positive integers, got {tuple(ks)}")
     if query_name == gallery_name:
         raise UserError(f"query_name and gallery_name are both {query_name!r}: the directions need different names")
-    Q, G = pair_where_they_lie(queries, gallery, query_ids, gallery_ids)
+    Q, G = pair_where_they_lie(queries, gallery, query_ids, gallery_ids, cosine=cosine)
     where = torch.device(device) if device is not None else Q.device
     pairs = _pairs(len(Q), len(G), query_ids, gallery_ids, positives)
     forward, backward = f"{query_name}2{gallery_name}", f"{gallery_name}2{query_name}"
@@ -104,10 +110,10 @@ def evaluate(
     for direction, ids in zip(sets, (query_ids, gallery_ids), strict=False):
         refuse_orphans(sets[direction], direction, ids)
 
-    problem = Problem(queries, gallery, pairs, both_directions, where, tile)
+    problem = Problem(queries, gallery, pairs, both_directions, where, tile, cosine)
     counts = dict(zip(sets, count(problem, shards=shards, state=state, progress=progress), strict=True))
     del problem  # its layout is as large as the counts
-    return Report(**report_fields(counts, sets, accepted_ks))
+    return Report(**report_fields(counts, sets, accepted_ks), cosine=cosine)
 
 
 def report_fields(counts: dict[str, Counts], positives: dict[str, Positives], ks: tuple[int, ...]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
 from retrieval_eval.evaluate import Report
+from retrieval_eval.inputs import as_tensor, normalised
 from retrieval_eval.positives import Positives
 from retrieval_eval.shortlist import shortlist
 
@@ -60,6 +61,8 @@ def query_results(
     `rows` gives a direction's queries their rows in the embeddings, where only a subset was asked.
     """
     sides = (embeddings.images, embeddings.captions)
+    if report.cosine:
+        sides = normalised(as_tensor(sides[0])).numpy(), normalised(as_tensor(sides[1])).numpy()
     found = {}
     for place, direction in enumerate(report.directions):
         queries, gallery = sides[place], sides[1 - place]

@@ -12,7 +12,7 @@ import torch
 
 from allpairs.errors import UserError
 from retrieval_eval.evaluate import Report, report_fields
-from retrieval_eval.inputs import Matrix, blocks, pair_where_they_lie
+from retrieval_eval.inputs import Matrix, blocks, pair_to_rank
 from retrieval_eval.metrics import metric_of
 from retrieval_eval.positives import Positives
 from retrieval_eval.rerank.exhaustive import score_all
@@ -36,8 +36,9 @@ def rerank(
 ) -> Reranked:
     """Order the first k of `gallery` [M, D] for each of `queries` [N, D] by `score`, in the directions of `report`.
 
-    `report` is what `evaluate` found for these pooled vectors: it brings the positives and the k of the recalls. With
-    k=None every pair is scored and the vectors are not used (`score_all`).
+    `report` is what `evaluate` found for these pooled vectors: it brings the positives, the k of the recalls, and
+    whether the first stage ranks by cosine similarity. With k=None every pair is scored and the vectors are not used
+    (`score_all`).
 
     `score` gets rows of queries and of the gallery, as int64 arrays. In the form ``pairs`` both have P entries, at most
     `batch`, and it returns P scores; in the form ``tiles`` they have q and g, and it returns scores [q, g] (one query
@@ -60,7 +61,7 @@ def rerank(
             score, report.positives[forward], ks=report.ks, query_name=query_name, gallery_name=gallery_name,
             both_directions=bool(backward), form=form, batch=batch, map=map, progress=progress, first_stage=report,
         )  # fmt: skip
-    Q, G = pair_where_they_lie(queries, gallery)
+    Q, G = pair_to_rank(queries, gallery, cosine=report.cosine)
     if (len(Q), len(G)) != (report.queries(forward), report.gallery(forward)):
         raise UserError(
             f"got {len(Q)} queries and a gallery of {len(G)}, but the report is of {report.queries(forward)} and"
@@ -96,7 +97,7 @@ def rerank(
     bounded = {f"ceiling/{name}": value for name, value in ceiling.items() if metric_of(name).bounded}
     fields["metrics"] = fields["metrics"] | bounded
     reached = {direction: at.reached for direction, at in placed.items()}
-    return Reranked(**fields, k=k, pairs=len(every), reached=reached, first_stage=report)
+    return Reranked(**fields, cosine=report.cosine, k=k, pairs=len(every), reached=reached, first_stage=report)
 
 
 def _jobs(pairs: np.ndarray, gallery: int, form: Form, batch: int) -> Iterator[Job]:

@@ -117,6 +117,7 @@ def actors(problem: Problem, columns: list[range]) -> Iterator[RayActors]:
                 "both": problem.both,
                 "device": problem.device if problem.device.type == "cpu" else torch.device(problem.device.type),
                 "tile": problem.tile,
+                "cosine": problem.cosine,
             }
             sources = [_source(values) for values in (problem.queries, problem.gallery)]
             shared = ray.put(facts)

@@ -29,6 +29,8 @@ class Problem:
     """What multiplies."""
     tile: int | None = None
     """Side of the tiles; None: what suits the device."""
+    cosine: bool = False
+    """Whether rows are normalised before they are multiplied."""
 
     @property
     def side(self) -> int:
@@ -60,7 +62,9 @@ class Problem:
     def shard(self, columns: range) -> GallerySlice:
         """Make the shard that counts these columns."""
         Q, G = as_tensor(self.queries), as_tensor(self.gallery)
-        return GallerySlice.of_matrices(Q, G, self.layout, columns, both=self.both, side=self.side, device=self.device)
+        return GallerySlice.of_matrices(
+            Q, G, self.layout, columns, both=self.both, side=self.side, device=self.device, cosine=self.cosine
+        )
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ def _fingerprint(problem: Problem, shards: int) -> dict[str, Any]:
         "positives": positives.hexdigest(),
         "directions": 2 if problem.both else 1,
         "tile": problem.side,
+        "cosine": problem.cosine,
         "shards": shards,
         # Scores compared across a restart must have the same bits.
         "arithmetic": f"torch {torch.__version__} on {name}, {torch.backends.cpu.get_cpu_capability()}"

@@ -1,7 +1,10 @@
 """``python -m distributed.embed``: a split's embeddings under a checkpoint, ready for the analysis of objectives."""
 
 import importlib
+import io
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,10 @@ from safetensors.torch import load_file
 from allpairs import models
 from allpairs.command import run as run_command
 from allpairs.embeddings import EmbeddingSet
+from allpairs.errors import UserError
 from distributed.data import open_dataset
+from distributed.data.images import read_images
+from distributed.data.writer import Sample, write_split
 from distributed.finish import complete
 from distributed.launch import set_up
 from distributed.loop import Training
@@ -39,6 +45,12 @@ def command(capsys):
         return exit_.value.code, output.out, output.err
 
     return call
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
 def test_a_split_under_a_checkpoint(trained, command, tmp_path):
@@ -101,6 +113,137 @@ def test_counts_follow_with_one_command(trained, command, tmp_path):
     [row] = json.loads((tmp_path / "counts.json").read_text())["rows"]
     assert (row["run"], row["split"], row["family"], row["batches"]) == ("small", "train", "softmax", 2)
     assert 0 < row["counts"]["i2t"]["w_plus"]["mean"] < 1
+
+
+@pytest.fixture
+def evaluated(capsys):
+    """Run the evaluation inside this process, up to its exit."""
+    app = importlib.import_module("retrieval_eval.evaluate.__main__").app
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as exit_:
+            run_command(app, [str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        return exit_.value.code, output.out, output.err
+
+    return call
+
+
+def test_any_split_of_the_run_is_measured_by_the_command_it_is_told(trained, command, evaluated):
+    _, directory = trained
+    arguments = ("--run", directory.root, "--split", "val")
+    code, _, err = evaluated(*arguments)
+    assert code == 2
+    told = re.search(r"`python -m distributed.embed (.*)` makes them", err).group(1).split()
+    code, out, err = command(*told)
+    assert (code, err) == (0, "")
+    told = re.search(r"measure: python -m retrieval_eval.evaluate (.*)\n", out).group(1).split()
+    assert told == [str(argument) for argument in arguments]
+    code, out, err = evaluated(*told)
+    assert (code, err) == (0, "")
+    # The best checkpoint's RSUM on val is what chose it.
+    record = json.loads((directory.root / "metrics_val.json").read_text())
+    assert record["manifest"]["split"] == "val"
+    assert record["metrics"]["rsum"] == pytest.approx(directory.read_summary()["val/best_rsum"], abs=1e-6)
+
+
+def test_other_data_than_the_runs(trained, command, evaluated, tmp_path, tiny_samples):
+    _, directory = trained
+    for split, samples in (("test", tiny_samples(True)[:7]), ("extra", tiny_samples(False)[:9])):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        write_split(tmp_path / "other" / split, samples, name="other", split=split, source={})
+    run = ("--run", directory.root)
+    for arguments, name, images in (
+        (("--data", tmp_path / "other"), "other-test", 7),
+        (("--data", tmp_path / "other", "--split", "extra"), "other-extra", 9),
+        (("--data", tmp_path / "other" / "extra", "--overwrite"), "other-extra", 9),
+    ):
+        code, out, err = command(*run, *arguments)
+        assert (code, err) == (0, "")
+        assert f"--run {directory.root} --split {name}\n" in out
+        found = EmbeddingSet.read(directory.embeddings(name))
+        assert (len(found.images), found.split) == (images, name.removeprefix("other-"))
+    code, out, err = evaluated(*run, "--split", "other-extra")
+    assert (code, err) == (0, "")
+    assert (directory.root / "report_other-extra.html").is_file()
+    # What `--out` names is read by itself.
+    code, out, _ = command(*run, "--data", tmp_path / "other", "--out", tmp_path / "e")
+    assert code == 0
+    told = re.search(r"measure: python -m retrieval_eval.evaluate (.*)\n", out).group(1).split()
+    assert told == ["--embeddings", str(tmp_path / "e")]
+    assert evaluated(*told)[0] == 0
+
+
+def test_the_runs_own_data_by_their_folder(trained, command):
+    config, directory = trained
+    code, out, _ = command("--run", directory.root, "--data", config.data.root, "--split", "val")
+    assert code == 0
+    assert f"written: {directory.embeddings('val')}, 25 images" in out
+
+
+def test_what_does_not_fit_the_run_is_one_line(trained, command, tmp_path, tiny_samples):
+    _, directory = trained
+    one = tmp_path / "one"
+    for folder in ("one", "regions", "empty"):
+        (tmp_path / folder).mkdir()
+    write_split(one / "restval", tiny_samples(True)[:3], name="one", split="restval", source={})
+    regions = [Sample(f"r{i}", "npy", npy(np.ones((2, 4), np.float32)), ["a word"]) for i in range(3)]
+    write_split(tmp_path / "regions" / "test", regions, name="regions", split="test", source={}, kind="regions")
+    before = sorted(directory.root.rglob("*"))
+    for arguments, message in (
+        (("--data", tmp_path / "on"), "did you mean 'one'?"),
+        (("--data", tmp_path / "empty"), "holds no manifest.json: build it"),
+        (
+            ("--data", one, "--split", "restvall"),
+            f"--split 'restvall': {one} has no such split; did you mean 'restval'?",
+        ),
+        (("--data", one / "restval", "--split", "test"), "is one split: restval; accepted: --data"),
+        (("--data", tmp_path / "regions"), "holds regions data; the model of"),
+        (("--split", "test"), f"--out {directory.embeddings('test')} exists already; give another, or --overwrite"),
+        (("--split", "val", "--checkpoint", "last"), f"accepted: --out {directory.embeddings('val-last')}"),
+    ):
+        code, _, err = command("--run", directory.root, *arguments)
+        assert code == 2, arguments
+        assert message in err
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+    assert sorted(directory.root.rglob("*")) == before
+    assert command("--run", directory.root, "--data", one)[0] == 0  # the only split there is
+
+
+def test_the_readmes_inference(trained, tiny_config, tiny_samples, tmp_path, monkeypatch):
+    """Executed as it stands there, on files named there; its embeddings are those of the run's evaluation."""
+    _, directory = trained
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    [code] = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "checkpoints/best" in block]
+    assert len([line for line in code.splitlines() if line and not line.startswith(("import", "from"))]) == 5
+    folder = tmp_path / re.search(r'"([^"]+)/checkpoints/best"', code).group(1)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.symlink_to(directory.root)
+    names = re.findall(r'"([^"]+\.(?:png|jpg))"', code)
+    held_out = tiny_samples(True)[: len(names)]
+    for name, sample in zip(names, held_out, strict=True):
+        (tmp_path / name).write_bytes(sample.data)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(code.replace("side=64", "side=24"), found)
+    evaluated = EmbeddingSet.read(directory.embeddings("test"))
+    rows = [evaluated.image_keys.index(sample.key) for sample in held_out]
+    np.testing.assert_allclose(found["images"].numpy(), evaluated.images[rows], atol=1e-5)
+    scores = found["images"] @ found["texts"].T
+    assert scores.shape == (2, 2)
+    assert torch.equal(found["ranking"], scores.argsort(dim=1, descending=True))
+
+
+def test_pictures_that_are_none_are_named(tmp_path, tiny_samples):
+    (tmp_path / "good.png").write_bytes(tiny_samples(True)[0].data)
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    assert read_images([tmp_path / "good.png", str(tmp_path / "good.png")], side=8).shape == (2, 3, 8, 8)
+    assert read_images([], side=8).shape == (0, 3, 8, 8)
+    for name, message in (("bad.png", "bad.png: undecodable image"), ("god.png", "did you mean 'good.png'?")):
+        with pytest.raises(UserError, match=re.escape(message)) as caught:
+            read_images([tmp_path / "good.png", tmp_path / name], side=8)
+        assert "\n" not in str(caught.value)
 
 
 def test_mistakes_are_one_line(trained, command, tmp_path):

@@ -13,7 +13,7 @@ from retrieval_eval import evaluate
 from retrieval_eval.approximate import KINDS, gap_table, measure_gap
 from retrieval_eval.approximate import gap as gap_module
 from retrieval_eval.approximate.indexes import build, plan, search
-from retrieval_eval.inputs import pair_of_matrices
+from retrieval_eval.inputs import pair_where_they_lie
 
 
 def gallery_of(items, captions=2, width=16, noise=0.5, seed=3):
@@ -167,7 +167,7 @@ def test_without_faiss_there_is_no_index(embeddings, report, monkeypatch):
             raise ImportError("No module named 'faiss'")
         return real(name, *rest)
 
-    Q, _ = pair_of_matrices(*embeddings[:2])
+    Q, _ = pair_where_they_lie(*embeddings[:2])
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"needs FAISS .*faiss-cpu or faiss-gpu"):
         build(Q, plan("hnsw", len(Q)))

@@ -86,6 +86,20 @@ def test_a_subset(command, folder, tmp_path):
     assert (tmp_path / "out" / "comparison.html").exists()
 
 
+def test_a_comparison_that_is_there_stays(command, folder, tmp_path):
+    assert command(folder / "worse", folder / "better", "--out", tmp_path)[0] == 0
+    before = (tmp_path / "comparison.json").read_bytes()
+    code, _, err = command(folder / "better", folder / "worse", "--out", tmp_path)
+    assert code == 2
+    assert err == (
+        f"error: --out {tmp_path / 'comparison.html'} exists already; give another, or --overwrite to replace it\n"
+    )
+    assert (tmp_path / "comparison.json").read_bytes() == before
+    assert command(folder / "better", folder / "worse", "--out", tmp_path, "--overwrite")[0] == 0
+    assert (tmp_path / "comparison.json").read_bytes() != before
+    assert "comparisons are a folder" in command(folder / "worse", folder / "better", "--out", tmp_path / "c.html")[2]
+
+
 def test_another_data_hash_is_said(command, folder):
     code, out, _ = command(folder / "better", folder / "rebuilt")
     assert code == 0

@@ -1,6 +1,7 @@
 """``python -m retrieval_eval.evaluate``: what it prints, writes and refuses, by its exit code."""
 
 import hashlib
+import importlib
 import json
 import subprocess
 import sys
@@ -16,8 +17,6 @@ from retrieval_eval import evaluate
 @pytest.fixture
 def command(capsys):
     """Run the command inside this process, up to its exit."""
-    import importlib
-
     app = importlib.import_module("retrieval_eval.evaluate.__main__").app
 
     def call(*arguments):
@@ -123,6 +122,111 @@ def test_an_ensemble_of_runs(command, folder, tmp_path):
     assert "no report: give --out" in out
 
 
+def galleries(folder):
+    files = {"--queries": "queries.npy", "--gallery": "gallery.npy", "--positives": "positives.json"}
+    return [part for flag, name in files.items() for part in (flag, folder / name)]
+
+
+@pytest.mark.parametrize("flag", ["--out", "--export"])
+def test_nothing_that_is_there_is_overwritten(command, folder, tmp_path, flag):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    arguments = (*galleries(folder), flag, mine)
+    assert command(*arguments)[0] == 0
+    written = {path: path.read_bytes() for path in mine.iterdir()}
+    assert len(written) == (3 if flag == "--out" else 9)
+    code, out, err = command(*arguments, "--one-way")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.endswith(" exists already; give another, or --overwrite to replace it\n")
+    assert {path: path.read_bytes() for path in mine.iterdir()} == written
+    code, _, err = command(*arguments, "--one-way", "--overwrite")
+    assert (code, err) == (0, "")
+    changed = mine / ("metrics.json" if flag == "--out" else "rows.md")
+    assert changed.read_bytes() != written[changed]
+    assert (mine / "thesis.txt").read_text() == "years of work"
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "name", "said"),
+    [
+        ("--out", "here.html", "reports are a folder; accepted: --out {}"),
+        ("--out", "here.JSON", "reports are a folder; accepted: --out {}"),
+        ("--export", "here.tex", "exports are a folder; accepted: --export {}"),
+        ("--out", "file", "reports are a folder; accepted: a folder"),
+    ],
+)
+def test_a_file_is_not_what_it_writes(command, folder, tmp_path, flag, name, said):  # noqa: PLR0917 -- fixtures
+    (tmp_path / "file").write_text("mine")
+    code, _, err = command(*galleries(folder), flag, tmp_path / name)
+    assert code == 2
+    assert err == f"error: {flag} {tmp_path / name}: {said.format(tmp_path / 'here')}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_versions_in_names_of_folders_are_no_endings(command, folder, tmp_path):
+    assert command(*galleries(folder), "--out", tmp_path / "v1.2")[0] == 0
+    assert (tmp_path / "v1.2" / "report.html").exists()
+
+
+@pytest.mark.parametrize("fails", ["write_report", "write_json", "write_exports"])
+def test_all_files_or_none(command, folder, tmp_path, monkeypatch, fails):
+    """A disk that fills, say, at any of the writes."""
+
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    arguments = (*galleries(folder), "--out", tmp_path / "out", "--export", tmp_path / "x")
+    monkeypatch.setattr(f"retrieval_eval.output.{fails}", full)
+    app = importlib.import_module("retrieval_eval.evaluate.__main__").app
+    with pytest.raises(OSError, match="No space left"):
+        run(app, [str(argument) for argument in arguments])
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    assert command(*arguments)[0] == 0
+
+
+def test_a_folder_of_embeddings(command, folder, tmp_path):
+    of_run = command("--run", folder / "first", "--out", tmp_path / "run")
+    embeddings = folder / "first" / "embeddings" / "test"
+    code, out, err = command("--embeddings", embeddings, "--out", tmp_path / "e")
+    assert (code, err) == (0, "")
+    assert "test · test · custom" in out
+    records = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("run", "e")]
+    assert records[0] == records[1]
+    assert "no report: give --out" in command("--embeddings", embeddings)[1]
+    others = [folder / name / "embeddings" / "test" for name in ("first", "second")]
+    both = command("--embeddings", *others)[1]
+    assert [line for line in both.splitlines() if "RSUM" in line] == [
+        line for line in command("--run", folder / "first", folder / "second")[1].splitlines() if "RSUM" in line
+    ]
+    assert of_run[0] == 0
+
+
+def test_every_split_of_a_run_has_a_report_of_its_own(command, folder, tmp_path):
+    run_folder = tmp_path / "r"
+    EmbeddingSet.read(folder / "first" / "embeddings" / "test").write(run_folder / "embeddings" / "test")
+    assert command("--run", run_folder)[0] == 0
+    before = (run_folder / "report.html").read_bytes()
+    for split, rest in (("val", "; `python -m distributed.embed --run {} --split val` makes them"),
+                        ("coco-val", "; `python -m distributed.embed --run {} --split coco-val` makes them"),
+                        ("tset", "; did you mean 'test'?")):  # fmt: skip
+        code, _, err = command("--run", run_folder, "--split", split)
+        assert code == 2
+        assert err == f"error: {run_folder} has no embeddings of the split {split!r}{rest.format(run_folder)}\n"
+    EmbeddingSet.read(folder / "second" / "embeddings" / "test").write(run_folder / "embeddings" / "val")
+    code, out, err = command("--run", run_folder, "--split", "val")
+    assert (code, err) == (0, "")
+    assert "r · val · custom" in out
+    assert (run_folder / "report.html").read_bytes() == before
+    assert {path.name for path in run_folder.iterdir()} == {
+        "embeddings", "report.html", "metrics.json", "report_val.html", "metrics_val.json"
+    }  # fmt: skip
+
+
 def test_a_subset_leaves_the_report_of_the_run_alone(command, folder, tmp_path):
     (tmp_path / "some.txt").write_text("3\n5\n7\n")
     before = {path: path.stat().st_mtime_ns for path in (folder / "first").iterdir()}
@@ -216,6 +320,10 @@ def test_mistakes_end_with_code_2_and_one_line(command, folder, tmp_path):
         ((*arrays(), "--subset", positives), "--subset is for --run"),
         ((*arrays(), "--protocol", "coco-5k"), "--protocol coco-5k is for --run"),
         (("--run", run_folder, "--queries", queries), "exclude each other"),
+        (("--run", run_folder, "--embeddings", run_folder), "--run and --embeddings exclude each other"),
+        (("--embeddings", run_folder / "embeddings" / "test", "--split", "val"), "--split is for --run"),
+        (("--embeddings", run_folder), "manifest.json"),
+        (("--run", run_folder, "--split", "../test"), "'../test' is a path"),
         (("--run", run_folder, "--one-way"), "--one-way is for --queries/--gallery"),
         (arrays(queries=folder / "querys.npy"), "did you mean 'queries.npy'?"),
         (arrays(queries=tmp_path / "objects.npy"), "not a .npy array of numbers"),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from allpairs.errors import UserError
 from retrieval_eval import evaluate
 from retrieval_eval.counting import GallerySlice
-from retrieval_eval.inputs import as_tensor, pair_of_matrices
+from retrieval_eval.inputs import as_tensor, pair_where_they_lie
 from retrieval_eval.positives import Positives
 from retrieval_eval.sharded import Problem, count
 from retrieval_eval.sharded.actors import MappedFile
@@ -66,6 +66,15 @@ def test_one_two_and_seven_actors_give_the_same_bits(data, local_ray):
         # A step per unit, up to all of them.
         assert [done for done, _ in seen] == list(range(seen[-1][1] + 1))
         seen.clear()
+
+
+def test_actors_normalise_what_they_map(data, local_ray, tmp_path):
+    queries, gallery, *ids = data
+    longer = [(side * (1 + np.arange(len(side)) % 7)[:, None]).astype(np.float32) for side in (queries, gallery)]
+    files = [mapped(tmp_path, name, side) for name, side in zip("qg", longer, strict=True)]
+    whole = evaluate(*longer, *ids, cosine=True, tile=TILE)
+    assert same(whole, evaluate(*files, *ids, cosine=True, tile=TILE, shards=3))
+    assert whole.metrics != evaluate(*longer, *ids, tile=TILE).metrics
 
 
 @settings(max_examples=25, deadline=None)
@@ -237,7 +246,7 @@ def test_nothing_float32_is_copied(tmp_path):
     array = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     file = mapped(tmp_path, "x", array)
     assert as_tensor(file).data_ptr() == file.ctypes.data
-    assert pair_of_matrices(file, file)[1].data_ptr() == file.ctypes.data
+    assert pair_where_they_lie(file, file)[1].data_ptr() == file.ctypes.data
 
 
 def test_reads_blocks_whose_size_the_gallery_does_not_change(monkeypatch):
