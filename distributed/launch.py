@@ -27,6 +27,7 @@ from allpairs.models import (
 )
 from distributed.checkpoints import checkpoint_of
 from distributed.config import Config
+from distributed.config.tree import Cluster
 from distributed.data import Dataset, open_dataset
 from distributed.data.dataset import BadSampleError, shared_pictures
 from distributed.data.images import decode_regions
@@ -237,20 +238,29 @@ def _with_absolute_folders(settings: dict[str, Any], *, fresh: bool) -> dict[str
     return settings
 
 
+def choose_device(cluster: Cluster, gpus: float) -> tuple[bool, str | None]:
+    """Return whether each worker gets one of the `gpus`, and what to say where that was left to us and none does.
+
+    Raises:
+        UserError: GPUs are asked for, and there is none.
+    """
+    if cluster.device == "gpu" and gpus < 1:
+        raise UserError("cluster.device=gpu: this Ray cluster has no GPU; accepted: auto, cpu")
+    if cluster.device != "auto" or gpus >= cluster.workers:
+        return cluster.device != "cpu", None
+    found = f"{gpus:g} GPU(s) for {cluster.workers} workers" if gpus else "no GPU"
+    return False, f"cluster.device=auto: {found} on this Ray cluster, so this run computes on CPUs"
+
+
 def _scaling(config: Config, tell: Callable[[str], None] | None) -> "ScalingConfig":
     import ray
     from ray.train import ScalingConfig
 
-    workers = config.cluster.workers
-    gpus = ray.cluster_resources().get("GPU", 0)
-    if config.cluster.device == "gpu" and gpus < 1:
-        raise UserError("cluster.device=gpu: this Ray cluster has no GPU; accepted: auto, cpu")
-    use_gpu = config.cluster.device == "gpu" or (config.cluster.device == "auto" and gpus >= workers)
-    if config.cluster.device == "auto" and not use_gpu and tell is not None:
-        found = f"{gpus:g} GPU(s) for {workers} workers" if gpus else "no GPU"
-        tell(f"cluster.device=auto: {found} on this Ray cluster, so this run computes on CPUs")
+    use_gpu, note = choose_device(config.cluster, ray.cluster_resources().get("GPU", 0))
+    if note is not None and tell is not None:
+        tell(note)
     return ScalingConfig(
-        num_workers=workers,
+        num_workers=config.cluster.workers,
         use_gpu=use_gpu,
         resources_per_worker={"CPU": config.cluster.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
     )

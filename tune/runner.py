@@ -13,6 +13,7 @@ from allpairs.errors import UserError
 from allpairs.files import write_text
 from distributed.config import Config
 from distributed.config.load import read
+from distributed.launch import choose_device
 from distributed.run_directory import RunDirectory, refuse_job_folder
 from retrieval_eval.ray_cluster import cluster, joins_cluster
 from tune.config import SEED, Search
@@ -69,6 +70,8 @@ def run_search(
     Raises:
         UserError: the cluster offers no `tune_driver`.
     """
+    import ray
+
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # metrics.jsonl and W&B hold what they would write
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # Tune's banner; our lines say what happens
     search = plan.search
@@ -78,6 +81,9 @@ def run_search(
     with search_cluster(cpus, search.max_concurrent_trials):
         # A failed trial is one line, and a reason in the table; the traceback lies in ray/TRIAL/error.txt.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        gpus = ray.cluster_resources().get("GPU", 0)
+        for note in sorted({note for config in configs if (note := choose_device(config.cluster, gpus)[1])}):
+            say(note)
         tuner = _tuner(plan, configs)
         with SearchFollower(search, count_trials(search, configs), say).following():
             signals.call(tuner.fit)

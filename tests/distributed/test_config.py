@@ -6,6 +6,8 @@ import pytest
 from allpairs.errors import UserError
 from allpairs.objectives import arguments, names
 from distributed.config import Config, dump, load, validate
+from distributed.config.tree import Cluster
+from distributed.launch import choose_device
 from tune.config import load_search
 
 YAML = """
@@ -279,3 +281,24 @@ def test_a_missing_file_names_its_nearest_neighbour(file):
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_recipe_of_ours_loads(path):
     assert load(path).run.name
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "uses", "note"),
+    [
+        ("auto", 2, True, None),
+        ("gpu", 1, True, None),
+        ("cpu", 4, False, None),
+        (
+            "auto",
+            1,
+            False,
+            "cluster.device=auto: 1 GPU(s) for 2 workers on this Ray cluster, so this run computes on CPUs",
+        ),
+        ("auto", 0, False, "cluster.device=auto: no GPU on this Ray cluster, so this run computes on CPUs"),
+    ],
+)
+def test_a_run_that_falls_back_to_cpus_says_why(device, gpus, uses, note):
+    assert choose_device(Cluster(workers=2, device=device), gpus) == (uses, note)
+    with pytest.raises(UserError, match="this Ray cluster has no GPU"):
+        choose_device(Cluster(device="gpu"), 0)
