@@ -74,9 +74,9 @@ def _print_report(report: ValidationReport) -> None:
         for cause, example in shard.examples.items():
             console.print(f"  {cause}: first in {Path(shard.file).name}: {example}", markup=False, highlight=False)
     for note in report.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     for fault in report.faults:
-        console.print(f"fault: {fault}", markup=False)
+        console.print(f"fault: {fault}", markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"{'ok' if report.ok else 'problems found'}: {report.samples:,} samples in {len(report.shards)} shards"
     )

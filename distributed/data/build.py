@@ -18,6 +18,7 @@ from distributed.data.dataset import open_dataset
 from distributed.data.draws import Purpose, permutation
 from distributed.data.manifest import SPLIT_ORDER, Kind, Manifest, split_folders
 from distributed.data.pictures import SHOWN, Pictures, Wordless, repeated, shared
+from distributed.data.shards import readable
 from distributed.data.writer import Sample, new_folder, write_split
 
 
@@ -78,7 +79,7 @@ def write_splits(
 
 def print_built(built: Built) -> None:
     """Print one row per split, what was left out, and what is odd about the pictures and captions."""
-    table = Table("split", "samples", "captions", "shards", "MB", title=f"{built.out}", title_justify="left")
+    table = Table("split", "samples", "captions", "shards", "MB", title=readable(built.out), title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
     for manifest in built.manifests:
@@ -132,7 +133,7 @@ class Incomplete:
         """Count one sample that is left out, or raise UserError when none may be."""
         if not self._skip:
             raise UserError(
-                f"{printable(detail)}: {cause}; complete it, or leave such samples out with --skip-incomplete"
+                f"{readable(detail)}: {cause}; complete it, or leave such samples out with --skip-incomplete"
             )
         self.note(cause, detail)
 
@@ -141,7 +142,7 @@ class Incomplete:
         self.counts[cause] += 1
         first = self._first.setdefault(cause, [])
         if len(first) < SHOWN:
-            first.append(printable(detail))
+            first.append(readable(detail))
 
     def lines(self) -> list[str]:
         """Return one line per cause: how many, and which were the first."""
@@ -149,11 +150,6 @@ class Incomplete:
             f"{count:,}, {cause}: {', '.join(self._first[cause])}{', …' if count > SHOWN else ''}"
             for cause, count in sorted(self.counts.items())
         ]
-
-
-def printable(name: str) -> str:
-    """Return a file's name with the bytes that are not UTF-8 written as ``\\xe9``."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def read_inside(file: Path, folder: Path, *, follow_symlinks: bool) -> bytes | None:
@@ -168,14 +164,14 @@ def read_inside(file: Path, folder: Path, *, follow_symlinks: bool) -> bytes | N
             return None
         if not follow_symlinks and not (target := file.resolve()).is_relative_to(folder.resolve()):
             raise UserError(
-                f"{printable(str(file))}: a link that leads out of {folder}, to {printable(str(target))}; "
+                f"{readable(file)}: a link that leads out of {folder}, to {readable(target)}; "
                 "--follow-symlinks takes what it leads to"
             )
         return file.read_bytes()
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             return None
-        raise UserError(f"{printable(str(file))}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{readable(file)}: cannot be read ({error.strerror})") from None
 
 
 def split_by_seed(names: Sequence[str], *, seed: int, val: float, test: float) -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ from allpairs.errors import UserError, nearest
 from distributed.data.index import read_index
 from distributed.data.manifest import INDEX, MANIFEST, Manifest, is_folder, shard_path
 from distributed.data.pictures import Pictures, shared
+from distributed.data.shards import check_name
 
 _OPEN_SHARDS = 64
 
@@ -172,6 +173,7 @@ def open_dataset(path: str | Path) -> Dataset:
         raise UserError(f"data folder {str(folder)!r} does not exist{_nearest_sibling(folder)}")
     if not (folder / MANIFEST).exists():
         raise UserError(_no_manifest(folder))
+    check_name(folder)
     manifest = Manifest.read(folder)
     for shard in manifest.shards:
         file = shard_path(shard.file, folder)

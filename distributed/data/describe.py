@@ -9,6 +9,7 @@ import numpy as np
 
 from distributed.data.dataset import BadSampleError, Dataset, open_dataset
 from distributed.data.images import decode_regions, open_image
+from distributed.data.shards import readable
 
 _WORD = re.compile(r"\w+")
 _MEASURED = 1000  # images whose size is read, evenly over the data set
@@ -25,7 +26,7 @@ def describe_folder(folder: Path) -> dict[str, Any]:
         lengths[len(found)] += 1
         words.update(found)
     return {
-        "folder": str(folder),
+        "folder": readable(folder),
         "name": dataset.manifest.name,
         "split": dataset.manifest.split,
         "kind": dataset.kind,

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from allpairs.errors import UserError
+
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 REGION_SUFFIX = "npy"
 TEXT_SUFFIX = "txt"
@@ -29,6 +31,12 @@ class ShardSample:
     suffix: str = ""
     text: Span | None = None
     members: set[str] = field(default_factory=set)
+
+
+def check_name(path: Path) -> None:
+    """Raise UserError when a path has bytes that are not UTF-8: neither Arrow nor a manifest could hold it."""
+    if (name := readable(path)) != str(path):
+        raise UserError(f"{name}: a name that is not UTF-8; rename it, or the folder it lies in")
 
 
 class TruncatedShardError(Exception):
@@ -80,7 +88,7 @@ def _members(file: Path) -> Iterator[tuple[str, Span]]:
                 if member.size < 0 or tar.offset <= end:
                     raise TruncatedShardError(file, f"impossible size {member.size} at byte {end}")
                 if member.isreg() and not member.issparse():
-                    yield _readable(member.name), Span(member.offset_data, member.size)
+                    yield readable(member.name), Span(member.offset_data, member.size)
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header; a shard can hold millions
                 end = tar.offset
             end = tar.offset
@@ -89,8 +97,9 @@ def _members(file: Path) -> Iterator[tuple[str, Span]]:
     _check_end(file, end)
 
 
-def _readable(name: str) -> str:
-    """Undo tarfile's escapes for bytes that are not UTF-8, which no other file could hold."""
+def readable(name: str | Path) -> str:
+    """Return a name with the bytes that are not UTF-8 written as ``\\xe9``: as it stands, no file could hold it."""
+    name = str(name)
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

@@ -16,7 +16,7 @@ from distributed.data.images import decode_image, decode_regions
 from distributed.data.index import parse_captions
 from distributed.data.manifest import INDEX, MANIFEST, Manifest, Shard, shard_path
 from distributed.data.pictures import NO_PICTURE, Pictures, Wordless, fingerprint, repeated, shared
-from distributed.data.shards import REGION_SUFFIX, ShardSample, Span, TruncatedShardError, walk_shard
+from distributed.data.shards import REGION_SUFFIX, ShardSample, Span, TruncatedShardError, readable, walk_shard
 
 # Per shard: the column of the report and what it counts.
 SHARD_PROBLEMS = (*CAUSES, "duplicate keys")
@@ -94,7 +94,7 @@ def validate_folder(folder: Path, *, world: int, max_image_pixels: int) -> Valid
         files: list[tuple[Path, Shard | None]] = [(file, None) for file in sorted(folder.glob("*.tar"))]
     else:
         files = [(shard_path(shard.file, folder), shard) for shard in manifest.shards]
-    split = manifest.split if manifest else folder.resolve().name
+    split = manifest.split if manifest else readable(folder.resolve().name)
     looked = _Look(manifest.text if manifest else "lines", max_image_pixels, Wordless(split))
     shards = [looked.check_shard(file, shard) for file, shard in files]
     samples = sum(shard.samples for shard in shards)
@@ -109,7 +109,7 @@ def validate_folder(folder: Path, *, world: int, max_image_pixels: int) -> Valid
             f"{samples:,} samples over {world} ranks: {samples % world} ranks read one more per epoch; the reader cuts "
             "every batch evenly, so all take the same number of steps"
         )
-    return ValidationReport(str(folder), samples, shards, faults, notes, pictures)
+    return ValidationReport(readable(folder), samples, shards, faults, notes, pictures)
 
 
 def _check_folder(folder: Path, manifest: Manifest | None) -> list[str]:
@@ -137,7 +137,7 @@ class _Look:
 
     def check_shard(self, file: Path, expected: Shard | None) -> ShardReport:
         """Check one shard: against what the manifest says of it, if there is one, and every sample."""
-        report = ShardReport(str(file))
+        report = ShardReport(readable(file))
         if not file.is_file():
             report.faults.append("does not exist")
             return report

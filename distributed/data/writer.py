@@ -14,7 +14,7 @@ from allpairs.files import replacing_folder
 from allpairs.hashes import sha256
 from distributed.data.index import index_shard, write_index
 from distributed.data.manifest import FORMAT, INDEX, MANIFEST, Kind, Manifest, Shard, TextMode
-from distributed.data.shards import split_name
+from distributed.data.shards import check_name, split_name
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
     """
     try:
         out = out.resolve()
+        check_name(out)
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             if not overwrite:
                 raise UserError(f"{out} exists already; give another --out, or --overwrite to replace it")

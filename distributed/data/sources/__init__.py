@@ -13,6 +13,7 @@ from pathlib import Path
 from allpairs.errors import UserError
 from distributed.data.build import Built, Incomplete, write_splits
 from distributed.data.scenes import scene_splits
+from distributed.data.shards import readable
 from distributed.data.sources.emoji import emoji_splits
 from distributed.data.sources.folder import folder_splits
 from distributed.data.sources.img2dataset import find_shards, index_shards
@@ -43,7 +44,7 @@ def build_karpathy(
     """Write a Karpathy-schema JSON with its folder of images; restval joins train."""
     incomplete = Incomplete(skip=skip_incomplete)
     name, splits = karpathy_splits(file, images, incomplete, follow_symlinks=follow_symlinks)
-    about = {"kind": "karpathy", "file": file.name}
+    about = {"kind": "karpathy", "file": readable(file.name)}
     built = write_splits(out, splits, name=name, source=about, overwrite=overwrite, shard_samples=shard_samples)
     return built.without(incomplete)
 
@@ -64,7 +65,7 @@ def build_folder(
     incomplete = Incomplete(skip=skip_incomplete)
     splits = folder_splits(folder, incomplete, seed=seed, val=val, test=test, follow_symlinks=follow_symlinks)
     about = {"kind": "folder", "seed": seed, "val": val, "test": test}
-    name = folder.resolve().name
+    name = readable(folder.resolve().name)
     built = write_splits(out, splits, name=name, source=about, overwrite=overwrite, shard_samples=shard_samples)
     return built.without(incomplete)
 
@@ -102,7 +103,7 @@ def build_regions(
     built = write_splits(
         out,
         region_splits(folder, incomplete),
-        name=folder.resolve().name,
+        name=readable(folder.resolve().name),
         source={"kind": "regions"},
         kind="regions",
         overwrite=overwrite,
@@ -117,5 +118,5 @@ def build_img2dataset(*sources: str, out: Path, split: str, overwrite: bool = Fa
         raise UserError(f"--split {split!r}: a plain name, such as train, val or test")
     files = find_shards(sources)
     with new_folder(out / split, overwrite=overwrite) as fresh:
-        manifest = index_shards(fresh, files, name=out.resolve().name, split=split)
+        manifest = index_shards(fresh, files, name=readable(out.resolve().name), split=split)
     return Built(out, [manifest])

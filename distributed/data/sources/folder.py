@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from allpairs.errors import UserError
-from distributed.data.build import Incomplete, printable, read_inside, split_by_seed
+from distributed.data.build import Incomplete, read_inside, split_by_seed
 from distributed.data.index import parse_captions
 from distributed.data.manifest import is_folder
-from distributed.data.shards import IMAGE_SUFFIXES
+from distributed.data.shards import IMAGE_SUFFIXES, readable
 from distributed.data.writer import Sample
 
 SPLITS = ("train", "val", "test")
@@ -56,7 +56,7 @@ def _samples(folder: Path, names: list[str], incomplete: Incomplete, follow_syml
             continue
         captions = parse_captions(text, "lines")
         data = read_inside(image, folder, follow_symlinks=follow_symlinks)
-        if printable(name) != name:
+        if readable(name) != name:
             incomplete.report("its name is not UTF-8", str(image))
         elif captions is None:
             incomplete.report("text not UTF-8", str(beside))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from allpairs.errors import UserError
 from distributed.data.manifest import Manifest, shard_path
-from distributed.data.shards import TruncatedShardError
+from distributed.data.shards import TruncatedShardError, check_name
 from distributed.data.writer import write_manifest
 
 
@@ -26,6 +26,8 @@ def find_shards(sources: Sequence[str]) -> list[Path]:
             raise UserError(f"{source}: cannot be looked for ({error})") from None
         if not found:
             raise UserError(f"{source}: no shard (*.tar) there")
+        for file in found:
+            check_name(file)
         files.update(found)
     return sorted(files)
 

@@ -15,7 +15,7 @@ from allpairs.errors import UserError, nearest
 from distributed.data.build import Incomplete, read_inside
 from distributed.data.documents import read_document
 from distributed.data.manifest import is_folder
-from distributed.data.shards import IMAGE_SUFFIXES
+from distributed.data.shards import IMAGE_SUFFIXES, readable
 from distributed.data.writer import Sample
 
 # restval are the images of COCO's validation set that everyone trains on as well.
@@ -99,7 +99,7 @@ def karpathy_splits(
     for entry in document.images:
         parts.setdefault(SPLITS[entry.split], []).append(entry)
     splits = {split: _samples(part, images, incomplete, follow_symlinks) for split, part in parts.items()}
-    return document.dataset or file.stem, splits
+    return document.dataset or readable(file.stem), splits
 
 
 def _samples(entries: list[Entry], images: Path, incomplete: Incomplete, follow_symlinks: bool) -> Iterator[Sample]:

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from distributed.data import Position, open_dataset
+from distributed.data.images import decode_image
+from distributed.data.sources.emoji import ANNOTATIONS
 from distributed.data.writer import write_manifest
 from tests.distributed.data.readers import train_reader
 
@@ -227,6 +230,13 @@ def text_bomb(png: bytes, *, at_the_end: bool, eight_mebibytes: int = 1) -> byte
     return png[:place] + bomb + png[place:]
 
 
+def jpeg(**options) -> bytes:
+    stream = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(stream, "JPEG", **options)
+    return stream.getvalue()
+
+
 def npy(array, header: dict | None = None, version: bytes = b"\x01\x00") -> bytes:
     stream = io.BytesIO()
     if header is None:
@@ -276,6 +286,8 @@ PICTURES = {
                    "undecodable image"),
     "cut": (lambda png: png[:-30], "undecodable image"),
     "nothing": (lambda png: b"", "undecodable image"),
+    "cut JPEG": (lambda png: jpeg()[:-400], "undecodable image"),
+    "cut progressive JPEG": (lambda png: jpeg(progressive=True)[:-400], "undecodable image"),
     "pickle": (lambda png: pickle.dumps({"a": 1}), "undecodable image"),
 }  # fmt: skip
 
@@ -303,10 +315,11 @@ def check_verdict(command, shard, cause, kind="image"):
     code, text, _ = command("validate", shard.parent)
     assert code == 1
     assert f"{cause}: first in 0.tar: bad\n" in text
-    reader = train_reader(open_dataset(shard.parent), global_batch=21, seed=0, image_size=8, max_bad_fraction=1)
-    (batch,) = reader.batches(Position(0))
-    assert reader.bad == {cause: 1}
-    assert "bad" not in batch.keys
+    for size in (8, 200):
+        reader = train_reader(open_dataset(shard.parent), global_batch=21, seed=0, image_size=size, max_bad_fraction=1)
+        (batch,) = reader.batches(Position(0))
+        assert reader.bad == {cause: 1}
+        assert "bad" not in batch.keys
     assert command("describe", shard.parent)[0] == 0
 
 
@@ -421,6 +434,22 @@ def test_file_names_that_are_not_utf8(command, tmp_path, folder, png):
     assert len(open_dataset(tmp_path / "out" / "train")) == 4
 
 
+def test_folders_whose_name_is_not_utf8(command, tmp_path, folder, tar_shard, png):
+    strange = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.rename(strange)
+    assert command("build", "folder", strange, "--out", tmp_path / "out")[0] == 0
+    assert open_dataset(tmp_path / "out" / "train").manifest.name == "caf\\xe9"
+    for out in (strange, strange / "out"):
+        refused(command("build", "folder", strange, "--out", out), "caf\\xe9", "a name that is not UTF-8; rename it")
+    (tmp_path / "out").rename(strange / "out")
+    refused(command("describe", strange / "out"), "caf\\xe9/out/train: a name that is not UTF-8")
+    assert command("validate", strange / "out", "--json", tmp_path / "report.json")[0] == 0
+    assert "caf\\\\xe9" in (tmp_path / "report.json").read_text()
+    tar_shard(strange / "raw" / "0.tar", members(png, ["a.png", "a.txt"]))
+    result = command("build", "img2dataset", strange / "raw", "--out", tmp_path / "out", "--split", "train")
+    refused(result, "caf\\xe9/raw/0.tar: a name that is not UTF-8")
+
+
 @pytest.mark.parametrize("linked", ["0.png", "0.txt"])
 def test_links_out_of_the_folder_are_refused(command, tmp_path, folder, png, linked):
     secret = tmp_path / f"secret{Path(linked).suffix}"
@@ -519,3 +548,50 @@ def test_a_source_with_nothing_is_refused(command, tmp_path, folder):
     arguments = ("build", "folder", folder, "--out", tmp_path / "out", "--skip-incomplete")
     refused(command(*arguments), "the split 'test' of 'pairs' has no samples")
     assert not (tmp_path / "out").exists()
+
+
+# -- other sources --
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "[] is not accepted: input should be an object"),
+        ("{", "invalid JSON"),
+        ('{"a": ' * DEEP, "recursion limit exceeded"),
+        ('{"annotations": 3}', "annotations=3 is not accepted"),
+        ('{"annotations": {"annotations": []}}', "annotations.annotations=[] is not accepted"),
+        ('{"annotations": {"annotations": {"x": null}}}', "annotations.annotations.x=None is not accepted"),
+        ('{"annotations": {"annotations": {"x": {"tts": "wave"}}}}', "annotations.annotations.x.tts='wave' is not"),
+        ('{"annotations": {"annotations": {"x": {"tts": [1]}}}}', "annotations.annotations.x.tts[0]=1 is not"),
+        ("{}", "no drawing emoji_u*.png that CLDR has a name for"),
+    ],
+)
+def test_annotations_of_another_shape(command, tmp_path, png, text, message):
+    (tmp_path / "noto" / "png" / "72").mkdir(parents=True)
+    (tmp_path / "noto" / "png" / "72" / "emoji_u1f44b.png").write_bytes(png())
+    for relative in ANNOTATIONS:
+        file = tmp_path / "cldr" / relative
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    arguments = ("--noto", tmp_path / "noto", "--cldr", tmp_path / "cldr", "--out", tmp_path / "out")
+    refused(command("build", "emoji", *arguments), message)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("captions", "message"),
+    [(b"caf\xe9\n" * 5, "train_caps.txt: not UTF-8"), (None, "train_caps.txt: cannot be read (No such file")],
+)
+def test_captions_of_regions_that_cannot_be_read(command, tmp_path, captions, message):
+    np.save(tmp_path / "train_ims.npy", np.ones((1, 3, 4)))
+    if captions is not None:
+        (tmp_path / "train_caps.txt").write_bytes(captions)
+    refused(command("build", "regions", tmp_path, "--out", tmp_path / "out"), message)
+
+
+def test_a_picture_of_one_line_of_pixels_takes_no_more_memory_than_another(png):
+    line = png((7, 8, 9), (1, 40_000))
+    pixels = decode_image(line, 64, 50_000)  # resized whole, it would have 64 × 2,560,000 pixels
+    assert pixels.shape == (3, 64, 64)
+    assert np.array_equal(pixels[:, 5, 5], [7, 8, 9])
