@@ -25,6 +25,7 @@ from distributed.config import Config
 from distributed.config.load import read, validate
 from distributed.data import open_dataset
 from distributed.data.manifest import MANIFEST
+from distributed.data.verify import open_verified
 from distributed.evaluation import embedding_set, encode, origin_of
 from distributed.run_directory import RunDirectory
 from distributed.world import Stopped, World
@@ -118,9 +119,10 @@ def embed_split(directory: RunDirectory, config: Config, source: Source, checkpo
     folder = existing(directory.checkpoints / checkpoint).resolve()
     encoder, vocabulary = models.load(folder)
     if not check_files(folder, (POSITION,)):
-        print(f"checkpoint {folder} was written without hashes, so its files are not verified", file=sys.stderr)
+        _say(f"checkpoint {folder} was written without hashes, so its files are not verified")
     device = torch.device("cuda" if torch.cuda.is_available() and config.cluster.device != "cpu" else "cpu")
-    dataset = open_dataset(source.folder)
+    how = config.data.verify
+    dataset = open_verified(source.folder, how, anew=how == "always", say=_say)
     wanted = "regions" if models.reads_regions(config.model) else "image"
     if dataset.kind != wanted:
         raise UserError(f"{source.folder} holds {dataset.kind} data; the model of {directory.root} reads {wanted} data")
@@ -131,6 +133,10 @@ def embed_split(directory: RunDirectory, config: Config, source: Source, checkpo
     assert encoded is not None, "a single rank is rank 0"
     origin = origin_of(config, checkpoint, read_progress(folder).step, _objective(config, folder))
     return embedding_set(encoded, dataset, source.split, origin, max_image_pixels=config.data.max_image_pixels)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _objective(config: Config, folder: Path) -> PairObjective[Any]:

@@ -43,7 +43,7 @@ def finish(training: Training) -> dict[str, float] | None:
     """
     config, run, progress = training.config, training.run_dir, training.progress
     split = config.data.splits[-1]
-    dataset = open_dataset(config.data.folder(split))
+    dataset = training.open_split(split)
     checkpoint = training.checkpoints.load_best(training.strategy)
     encoded = encode(training.encoder, dataset, training.vocabulary, config, training.world)
     if encoded is None:

@@ -28,12 +28,13 @@ from allpairs.models import (
 from distributed.checkpoints import checkpoint_of
 from distributed.config import Config
 from distributed.config.tree import Cluster
-from distributed.data import Dataset, open_dataset
+from distributed.data import Dataset, open_split
 from distributed.data.dataset import BadSampleError, shared_pictures
 from distributed.data.images import decode_regions
+from distributed.data.verify import write_stamps
 from distributed.progress import Follower
 from distributed.provenance import provenance
-from distributed.run_directory import RunDirectory, prepare, refuse_job_folder
+from distributed.run_directory import RunDirectory, prepare, refuse_job_folder, refuse_taken, writable
 from retrieval_eval.run_files import read_rows
 
 if TYPE_CHECKING:
@@ -101,24 +102,28 @@ def train_on_ray(
 def set_up(config: Config, *, resume: Resume, tell: Callable[[str], None] = lambda text: None) -> RunDirectory:
     """Check everything that can be checked before workers start, and lay out the run directory with its vocabulary.
 
-    `tell` hears what a person should know of the data: pictures that are in two splits.
+    `tell` hears what a person should know of the data: pictures that are in two splits, a comparison that takes time.
 
     Raises:
-        UserError: the run directory is taken, data are missing or do not fit the model.
+        UserError: the run directory is taken or cannot be written, data are missing, altered or do not fit the model.
     """
     refuse_job_folder("run.dir", config.run.dir)
-    datasets = check_data(config)
+    run = refuse_taken(config, resume=resume)
+    datasets = check_data(config, tell)
     for line in shared_pictures(datasets):
         tell(f"data: {line}")
-    if RunDirectory(config.run_dir).last_step() is None:  # a checkpoint needs neither hub nor another run
+    if not run.has_checkpoint:  # a checkpoint needs neither hub nor another run
         check_text(config.model, config.data.max_caption_tokens)
         if config.model.init_from is not None:
             checkpoint_of(config.model.init_from)
     run = prepare(config, resume=resume)
     if not run.summary.exists():
-        write_text(run.provenance, json.dumps(provenance(config), indent=1))
-        if not run.vocabulary.exists() and not run.tokenizer.exists():
-            save_tokens(run.root, _make_tokens(datasets["train"], config))
+        with writable(config):
+            write_text(run.provenance, json.dumps(provenance(config), indent=1))
+            if not run.vocabulary.exists() and not run.tokenizer.exists():
+                save_tokens(run.root, _make_tokens(datasets["train"], config))
+            for split, dataset in datasets.items():
+                write_stamps(run.verified(split), dataset, dataset.stamps)
     return run
 
 
@@ -141,7 +146,7 @@ def _run_on_ray(
     settings = config.model_dump(mode="json")
     settings["run"]["dir"] = str(run.root.parent)  # workers live in other folders: every path is made absolute here
     settings["data"] |= {split: str(config.data.folder(split)) for split in config.data.splits}
-    settings["model"] = _with_absolute_folders(settings["model"], fresh=run.last_step() is None)
+    settings["model"] = _with_absolute_folders(settings["model"], fresh=not run.has_checkpoint)
     # Ray's own bookkeeping of this attempt. The name is new each time: under a known name Ray would silently resume by
     # its rules, while ours (checkpoints/last) also survive another number of workers.
     attempt = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
@@ -167,12 +172,12 @@ def _run_on_ray(
         shutil.rmtree(run.heartbeats, ignore_errors=True)
 
 
-def check_data(config: Config) -> dict[str, Dataset]:
-    """Open every split of the run before anything starts.
+def check_data(config: Config, say: Callable[[str], None] = lambda text: None) -> dict[str, Dataset]:
+    """Open every split of the run before anything starts, shards compared with their hashes as `data.verify` asks.
 
     Raises:
-        UserError: a folder is missing or broken, holds regions where the model reads images (or the reverse) or regions
-            of another length than the model reads, or was given relative to a job's temporary folder.
+        UserError: a folder is missing, broken, altered, holds regions where the model reads images (or the reverse) or
+            regions of another length than the model reads, or was given relative to a job's temporary folder.
     """
     data = config.data
     roots = {"data.root": data.root} if data.root != Path() else {f"data.{s}": getattr(data, s) for s in data.splits}
@@ -187,7 +192,7 @@ def check_data(config: Config) -> dict[str, Dataset]:
     for split in config.data.splits:
         folder = config.data.folder(split)
         try:
-            datasets[split] = dataset = open_dataset(folder)
+            datasets[split] = dataset = open_split(config.data, split, anew=config.data.verify == "always", say=say)
         except UserError as error:
             raise UserError(f"data.{split}: {error}") from None
         if dataset.kind != wanted:

@@ -34,7 +34,7 @@ from distributed.checkpoints import (
 )
 from distributed.config import Config
 from distributed.config.tree import Objective
-from distributed.data import Position, TrainBatch, TrainReader, open_dataset
+from distributed.data import Dataset, Position, TrainBatch, TrainReader, open_split
 from distributed.data.batch import dropped_metrics
 from distributed.data.dataset import CAUSES
 from distributed.evaluation import encode, loss_and_similarities
@@ -72,13 +72,13 @@ class Training:
         self.stop_asked = stop_asked
         self.stopping = False
         self.run_dir = RunDirectory(config.run_dir)
-        self.found = find_usable(self.run_dir.checkpoints, world, self._tell)
+        self.found = find_usable(self.run_dir.checkpoints, world, self._say)
         step = world.together(self._build)
         self.encoder = step.encoder if self.average is None else self.average.encoder.to(world.device)
         self.reader = world.together(self._open_reader)
         self.strategy = make_strategy(config, step, world)
         folder, average = self.run_dir.checkpoints, self.average
-        self.checkpoints = Checkpoints(folder, config.model, self.vocabulary, world, tell=self._tell, average=average)
+        self.checkpoints = Checkpoints(folder, config.model, self.vocabulary, world, tell=self._say, average=average)
         self.progress = self.checkpoints.restore(self.strategy, self.found) if self.found else Progress()
         self.saved_step = self.progress.step if self.found else None
         self.dropped_before = Counter(self.progress.dropped)
@@ -89,9 +89,10 @@ class Training:
         self.saved_at = time.monotonic()
         self.save_due = False
 
-    def _tell(self, text: str) -> None:
-        """Have the driver say one line."""
-        self.run_dir.note("note", text)
+    def _say(self, text: str) -> None:
+        """Have the driver say one line of rank 0's."""
+        if self.world.rank == 0:
+            self.run_dir.note("note", text)
 
     def _build(self) -> TrainStep:
         """Make the encoder, of the checkpoint that was found (which needs no hub) or a fresh one, and the objective."""
@@ -117,10 +118,19 @@ class Training:
             step.warmup = make("triplet", **config.objective.arguments())
         return step
 
+    def open_split(self, split: str) -> Dataset:
+        """Open a split to measure on, shards compared where the driver's look doesn't hold. Collective.
+
+        Raises:
+            Stopped: on all ranks, where any of them finds it altered.
+        """
+        known = self.run_dir.verified(split)
+        return self.world.together(lambda: open_split(self.config.data, split, known=known, say=self._say))
+
     def _open_reader(self) -> TrainReader:
         data = self.config.data
         return TrainReader(
-            open_dataset(data.folder("train")),
+            open_split(data, "train", known=self.run_dir.verified("train"), say=self._say),
             data,
             global_batch=self.config.train.global_batch,
             seed=self.config.train.seed,
@@ -329,7 +339,7 @@ class Training:
     def _evaluate(self) -> tuple[dict[str, float], bool]:
         """Measure `data.val`; return its metrics (the same on all ranks) and whether this is the best epoch so far."""
         started = time.perf_counter()
-        dataset = open_dataset(self.config.data.folder("val"))
+        dataset = self.open_split("val")
         encoded = encode(self.encoder, dataset, self.vocabulary, self.config, self.world)
         metrics: dict[str, float] = {}
         if encoded is not None:

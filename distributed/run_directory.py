@@ -1,7 +1,8 @@
 """What lies where in a run directory, and whether a run may start, go on, or is finished."""
 
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +15,9 @@ from distributed.config import Config, dump
 from distributed.config.load import read, validate
 from retrieval_eval.run_files import read_rows
 
-FREE_TO_CHANGE = ("run.dir", "data.root", "data.cache_mb", "data.threads", "eval", "tracking", "cluster",
+FREE_TO_CHANGE = ("run.dir", "data.root", "data.verify", "data.cache_mb", "data.threads", "eval", "tracking", "cluster",
                   "train.log_every", "train.checkpoint_every_minutes", "train.checkpoint_every_steps",
-                   "train.stop_after_epochs")  # fmt: skip
+                  "train.stop_after_epochs")  # fmt: skip
 """Keys that may differ when a run is resumed: none of them changes what is learned from which sample.
 
 (`cluster.workers` regroups the batch-norm statistics and the rounding, not the stream of global batches.)
@@ -88,6 +89,10 @@ class RunDirectory:
         """The sign of life of one rank."""
         return self.heartbeats / f"rank-{rank:05d}.json"
 
+    def verified(self, split: str) -> Path:
+        """Stamps of the shards of `split` as the driver compared them with their hashes."""
+        return self.root / "verified" / f"{split}.json"
+
     def embeddings(self, split: str) -> Path:
         """Embeddings of `split` under the best checkpoint, the hand-over to `retrieval_eval`."""
         return self.root / "embeddings" / split
@@ -96,6 +101,11 @@ class RunDirectory:
         """Return the final metrics of a finished run, else None."""
         return json.loads(self.summary.read_text(encoding="utf-8")) if self.summary.exists() else None
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is one, whatever it is worth."""
+        return (self.checkpoints / "last").is_symlink() or (self.checkpoints / "last").exists()
+
     def last_step(self) -> int | None:
         """Return the step of the last checkpoint; None where there is none.
 
@@ -103,7 +113,12 @@ class RunDirectory:
             UserError: it does not say.
         """
         position = self.checkpoints / "last" / "position.json"
-        return int(read_json(position)["step"]) if position.exists() else None
+        if not position.exists():
+            return None
+        try:
+            return int(read_json(position)["step"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{position}: not a readable training position ({error})") from None
 
     def note(self, event: str, text: str, **more: Any) -> None:
         """Add what happened to `events`, for the driver to say. The run goes on where it cannot be written."""
@@ -120,9 +135,37 @@ def prepare(config: Config, *, resume: Resume) -> RunDirectory:
     """Create the run directory, or check that an existing one may be resumed with `config`.
 
     Raises:
+        UserError: as `refuse_taken`, or it cannot be written.
+    """
+    run = refuse_taken(config, resume=resume)
+    with writable(config):
+        run.root.mkdir(parents=True, exist_ok=True)
+        write_text(run.config, dump(config))
+        run.stopped.unlink(missing_ok=True)
+    return run
+
+
+@contextmanager
+def writable(config: Config) -> Iterator[None]:
+    """Say in one line that the run directory cannot be written, where the block finds it out."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"run.dir={config.run.dir}: {error.filename or config.run_dir} cannot be written ({error.strerror}); "
+            "accepted is a folder on storage with room that every node may write to"
+        ) from None
+
+
+def refuse_taken(config: Config, *, resume: Resume) -> RunDirectory:
+    """Return the run's directory where a run may start, or go on, there; nothing is written.
+
+    Raises:
         UserError: the name is taken, or the resumed run was started with other settings.
     """
     run = RunDirectory(config.run_dir)
+    if run.root.exists() and not run.root.is_dir():
+        raise UserError(f"run.dir={config.run.dir}: {run.root} is a file; choose another run.name or run.dir")
     if run.config.exists():
         if not resume:
             state = "is finished" if run.summary.exists() else "exists but is not finished; --resume continues it"
@@ -134,9 +177,6 @@ def prepare(config: Config, *, resume: Resume) -> RunDirectory:
         )
     elif resume is True and not run.root.exists():
         raise UserError(f"--resume: there is no run {run.root} to resume{_neighbours(run.root)}")
-    run.root.mkdir(parents=True, exist_ok=True)
-    write_text(run.config, dump(config))
-    run.stopped.unlink(missing_ok=True)
     return run
 
 

@@ -36,13 +36,27 @@ def cluster(cpus: int, *, resources: Mapping[str, float] | None = None, dashboar
             # when this machine runs another one beside ours.
             os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
             local |= {"dashboard_host": "127.0.0.1", "dashboard_port": port}
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except Exception as error:  # Ray raises bare ones for a node that took too long
+        raise UserError(_not_up(address, error)) from None
     # Ray tells every driver of every dead worker, ten lines each, also with log_to_driver off; its files keep them.
     stdout_deduplicator.skip_re = re.compile("")
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _not_up(address: str, error: Exception) -> str:
+    """Say in one line that Ray could not be started or joined."""
+    why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    if address == "local":
+        return (
+            f"Ray did not start on this machine ({why}); try again when it is less busy. Its log files lie in "
+            "/tmp/ray/session_latest/logs"
+        )
+    return f"RAY_ADDRESS={address}: no Ray cluster answers there ({why}); `python -m distributed.doctor` looks closer"
 
 
 def joins_cluster() -> bool:

@@ -78,7 +78,7 @@ def _check_data(configs: list[Config]) -> None:
     for config in {
         (config.data, config.train.global_batch, reads_regions(config.model)): config for config in configs
     }.values():
-        check_data(config)
+        check_data(config, lambda text: print(text, flush=True))
 
 
 def _report(plan: TrialPlan, trials: list["Trial"], seconds: float) -> int:

@@ -75,6 +75,9 @@ class Data(Section):
     """Decoding threads per worker."""
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     """Training stops when more than this share of the samples seen was unusable."""
+    verify: Literal["once", "always", "never"] = "once"
+    """Shards are compared with the manifest's hashes once, and again when their size or time changes; at every start;
+    or never. The driver does it, before workers start. The index is compared whenever it is opened."""
     max_image_pixels: int = Field(50_000_000, ge=1)
     """Images that declare more pixels are refused before decoding."""
 

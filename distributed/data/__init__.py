@@ -6,7 +6,7 @@ with `open_dataset`, `TrainReader` and `evaluation_batches`.
 - `manifest`, `index`, `shards`: what a data set folder holds, where each member of each sample lies, walking a tar.
 - `documents`: JSON from others, read as the shape it should have.
 - `pictures`: the same picture twice, and captions without a word.
-- `dataset`: a folder open for reading.
+- `dataset`: a folder open for reading; `verify`: its shards compared with their hashes.
 - `draws`, `order`: seeded draws, and the global order of an epoch.
 - `images`: decoding and augmentation.
 - `batch`, `reader`, `prefetch`: batches, the two readers, work ahead in a thread.
@@ -18,6 +18,7 @@ from distributed.data.batch import Batch, TrainBatch
 from distributed.data.dataset import Dataset, RawSample, open_dataset
 from distributed.data.order import Position
 from distributed.data.reader import TrainReader, evaluation_batches
+from distributed.data.verify import open_split
 
 __all__ = [
     "Batch",
@@ -28,4 +29,5 @@ __all__ = [
     "TrainReader",
     "evaluation_batches",
     "open_dataset",
+    "open_split",
 ]

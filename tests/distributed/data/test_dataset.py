@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pickle
 import shutil
@@ -5,9 +6,10 @@ import shutil
 import pytest
 
 from allpairs.errors import UserError
+from allpairs.hashes import sha256
 from distributed.data import open_dataset
 from distributed.data.dataset import BadSampleError
-from distributed.data.manifest import shard_path
+from distributed.data.manifest import Manifest, shard_path
 
 
 class Boom:
@@ -96,6 +98,10 @@ def test_an_index_that_does_not_fit_is_refused(numbered, tmp_path):
     index = tmp_path / "indexed" / "index.arrow"
     content = index.read_bytes()
     index.write_bytes(bytes(len(content)))
+    with pytest.raises(UserError, match=r"not the index that manifest\.json was written with"):
+        open_dataset(tmp_path / "indexed")
+    manifest = Manifest.read(tmp_path / "indexed")
+    dataclasses.replace(manifest, index_sha256=sha256(index)).write(tmp_path / "indexed")
     with pytest.raises(UserError, match="broken index"):
         open_dataset(tmp_path / "indexed")
     index.write_bytes(content[:-8])
