@@ -143,7 +143,7 @@ class Training:
     @cached_property
     def total_steps(self) -> int:
         """Steps of the whole run."""
-        return self.reader.steps_of(self.config.train.samples_of(len(self.reader.dataset)))
+        return self.reader.steps_of(self.config.train.samples_of(self.reader.samples_per_epoch))
 
     @property
     def stop_step(self) -> int:
@@ -312,7 +312,7 @@ class Training:
         progress = self.progress
         return {
             "step": progress.step,
-            "epoch": progress.epoch + progress.sample / len(self.reader.dataset),
+            "epoch": progress.epoch + progress.sample / self.reader.samples_per_epoch,
             "samples_seen": progress.samples_seen,
         }
 

@@ -57,6 +57,9 @@ class Data(Section):
     """Side in pixels to which images are resized. A pretrained whole model brings its own preprocessing instead."""
     augment: Literal["none", "crop", "crop_flip"] = "none"
     """Training images: as they are, a seeded random crop, or crop and mirror ("left" in a caption becomes untrue)."""
+    epoch_unit: Literal["images", "captions"] = "images"
+    """What an epoch passes over: every image once, with a caption drawn for it, or every caption once, with its image
+    (the papers' epochs)."""
     captions_per_image: int = Field(1, ge=1, le=64)
     """Captions of each image in a training batch, distinct where it has as many. More than one needs an objective over
     sets: circle, binomial_deviance, lifted, multi_similarity or smooth_ap."""
@@ -164,9 +167,9 @@ class Train(Section):
     """The training loop."""
 
     epochs: int = Field(30, ge=1)
-    """Passes over the training images."""
+    """Passes over the training images (or captions: `data.epoch_unit`)."""
     samples: int | None = Field(None, ge=1)
-    """Training images to see, in place of `epochs`; the learning-rate schedule ends there too."""
+    """Training images (or captions) to see, in place of `epochs`; the learning-rate schedule ends there too."""
     global_batch: int = Field(256, ge=2)
     """Pairs per step over all workers together: every pair meets all others of the batch as negatives."""
     seed: int = Field(0, ge=0)
@@ -191,9 +194,9 @@ class Train(Section):
     stop_after_epochs: float | None = Field(None, gt=0)
     """Stop early, with a checkpoint, after this many epochs (1.5: in the middle of the second); `--resume` goes on."""
 
-    def samples_of(self, images: int) -> int:
-        """Return the budget in samples over a training split of `images` images."""
-        return self.epochs * images if self.samples is None else self.samples
+    def samples_of(self, epoch: int) -> int:
+        """Return the budget in samples, where an epoch has `epoch` of them."""
+        return self.epochs * epoch if self.samples is None else self.samples
 
     @property
     def length(self) -> str:
@@ -261,6 +264,15 @@ class Config(Section):
     eval: Eval = Eval()
     tracking: Tracking = Tracking()
     cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _a_caption_is_one_place(self) -> Self:
+        if self.data.epoch_unit == "captions" and self.data.captions_per_image > 1:
+            raise ValueError(
+                f"data.captions_per_image={self.data.captions_per_image}: with data.epoch_unit=captions each place of "
+                "an epoch is one caption; accepted is 1, or data.epoch_unit=images"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batch_feeds_every_worker(self) -> Self:

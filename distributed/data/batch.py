@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -65,28 +65,40 @@ class TrainBatch(Batch):
 
 MIN_GOOD_ROWS = 2  # a contrastive step needs a negative
 
-# load(row) -> the array to stack and the captions to use; raises BadSampleError
-Load = Callable[[int], tuple[np.ndarray, list[str]]]
+
+class Pick(NamedTuple):
+    """What to read: a row, and the one of its captions that its place in the epoch stands for, if it does."""
+
+    row: int
+    caption: int | None = None
+
+
+# load(pick) -> the array to stack and the captions to use; raises BadSampleError
+Load = Callable[[Pick], tuple[np.ndarray, list[str]]]
 
 
 def collate(
-    dataset: Dataset, rows: Sequence[int], load: Load, *, tokenize: Tokenize | None, pool: Executor | None
+    dataset: Dataset, picks: Sequence[Pick], load: Load, *, tokenize: Tokenize | None, pool: Executor | None
 ) -> Batch:
-    """Load `rows` (in the threads of `pool`, if given) into a batch; rows that are bad are missing from it.
+    """Load `picks` (in the threads of `pool`, if given) into a batch; those that are bad are missing from it.
 
     Raises:
         UserError: the arrays of the rows differ in shape.
     """
     import torch
 
-    def attempt(row: int) -> tuple[np.ndarray, list[str]] | BadSampleError:
+    def attempt(pick: Pick) -> tuple[np.ndarray, list[str]] | BadSampleError:
         try:
-            return load(row)
+            return load(pick)
         except BadSampleError as bad:
             return bad
 
-    loaded = list(pool.map(attempt, rows) if pool else map(attempt, rows))
-    good = [(row, *sample) for row, sample in zip(rows, loaded, strict=True) if not isinstance(sample, BadSampleError)]
+    loaded = list(pool.map(attempt, picks) if pool else map(attempt, picks))
+    good = [
+        (pick.row, *sample)
+        for pick, sample in zip(picks, loaded, strict=True)
+        if not isinstance(sample, BadSampleError)
+    ]
     arrays = [array for _, array, _ in good]
     for row, array, _ in good:
         if array.shape != arrays[0].shape:
@@ -101,17 +113,17 @@ def collate(
         caption_ids=torch.tensor([row for row, _, texts in good for _ in texts], dtype=torch.int64),
         tokens=tokenize(captions) if tokenize and captions else None,
         keys=[dataset.key(row) for row, _, _ in good],
-        seen=len(rows),
+        seen=len(picks),
         bad=dict(Counter(sample.cause for sample in loaded if isinstance(sample, BadSampleError))),
     )
 
 
-def refuse_too_few(dataset: Dataset, rows: Sequence[int], batch: Batch) -> None:
-    """Raise UserError when fewer than two of a training batch's `rows` were good, naming where they lie."""
+def refuse_too_few(dataset: Dataset, picks: Sequence[Pick], batch: Batch) -> None:
+    """Raise UserError when fewer than two of a training batch's `picks` were good, naming where they lie."""
     if len(batch.keys) < MIN_GOOD_ROWS:
-        named = "; ".join(dataset.where(row) for row in rows[:4]) + (" …" if len(rows) > 4 else "")
+        named = "; ".join(dataset.where(pick.row) for pick in picks[:4]) + (" …" if len(picks) > 4 else "")
         raise UserError(
-            f"a batch of {len(rows)} samples has {describe_bad(batch.bad)}: fewer than the {MIN_GOOD_ROWS} good ones "
+            f"a batch of {len(picks)} samples has {describe_bad(batch.bad)}: fewer than the {MIN_GOOD_ROWS} good ones "
             f"that a step needs: {named}; see `python -m distributed.data validate {dataset.folder}`"
         )
 

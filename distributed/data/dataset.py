@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from allpairs.errors import UserError, nearest
 from allpairs.hashes import sha256
@@ -90,6 +91,11 @@ class Dataset:
     def shard_samples(self) -> list[int]:
         """Samples per shard, in manifest order."""
         return [shard.samples for shard in self.manifest.shards]
+
+    def caption_counts(self) -> np.ndarray:
+        """Return how many captions each row has, int64 ``[len]``; 0 where its text cannot be used. No shard is read."""
+        lengths = [pc.list_value_length(batch.column("captions")).fill_null(0).to_numpy() for batch in self._index]
+        return np.concatenate([np.empty(0, np.int64), *lengths]).astype(np.int64)
 
     def key(self, row: int) -> str:
         """Return the sample's key."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from allpairs.errors import UserError
 from distributed.config.tree import Data
-from distributed.data.batch import Batch, Tokenize, TrainBatch, collate, refuse_too_bad, refuse_too_few
+from distributed.data.batch import Batch, Pick, Tokenize, TrainBatch, collate, refuse_too_bad, refuse_too_few
 from distributed.data.dataset import BadSampleError, Dataset
 from distributed.data.draws import Purpose, choose
 from distributed.data.images import Augment, augment_image, cached_side, decode_image, decode_regions
@@ -42,6 +42,7 @@ class TrainReader:
 
     Attributes:
         steps_per_epoch: steps from the start of an epoch, the same on every rank.
+        samples_per_epoch: the images, or with `data.epoch_unit: captions` the captions, of an epoch.
         seen: samples this rank has handed out or dropped since it was made.
         bad: the dropped ones, by cause.
 
@@ -77,6 +78,13 @@ class TrainReader:
             preprocessing=preprocessing,
             cache_mb=data.cache_mb,
         )
+        counts = np.ones(len(dataset), np.int64)
+        if data.epoch_unit == "captions":
+            counts = np.maximum(dataset.caption_counts(), 1)  # a row without any is met once, and counted as bad
+        self._first_place = np.cumsum(counts) - counts
+        self.samples_per_epoch = int(counts.sum())
+        ends = np.cumsum([0, *dataset.shard_samples])
+        self._shard_places = np.diff(np.append(self._first_place, self.samples_per_epoch)[ends]).tolist()
         self.steps_per_epoch = self.steps_left(self.start)
         self.seen = 0
         self.bad: Counter[str] = Counter()
@@ -92,7 +100,7 @@ class TrainReader:
 
     def steps_of(self, samples: int) -> int:
         """Return the steps after which `samples` samples were seen, from the start of the first epoch."""
-        epochs, rest = divmod(samples, len(self.dataset))
+        epochs, rest = divmod(samples, self.samples_per_epoch)
         seen = np.cumsum(self._sizes(self.start))
         return int(epochs * len(seen) + (np.searchsorted(seen, rest) + 1 if rest else 0))
 
@@ -115,21 +123,32 @@ class TrainReader:
             raise UserError(
                 f"the position to resume from was made with seed {position.seed}, this run has seed {self._seed}"
             )
-        if not 0 <= position.sample < len(self.dataset):
+        if not 0 <= position.sample < self.samples_per_epoch:
             raise UserError(
                 f"the position to resume from is sample {position.sample} of an epoch, but {self.dataset.folder} has "
-                f"{len(self.dataset)} samples: it belongs to other data"
+                f"{self.samples_per_epoch} samples: it belongs to other data"
             )
-        left = len(self.dataset) - position.sample
+        left = self.samples_per_epoch - position.sample
         return batch_sizes(left, self._global_batch, world=self._world, min_rows=self._min_rows)
+
+    def _picks(self, places: np.ndarray) -> list[Pick]:
+        """Return what the places of an epoch stand for: images, or captions, both in manifest order."""
+        if self._data.epoch_unit == "images":
+            return [Pick(int(row)) for row in places]
+        rows = np.searchsorted(self._first_place, places, side="right") - 1
+        return [Pick(int(row), int(place - self._first_place[row])) for row, place in zip(rows, places, strict=True)]
 
     def _produce(self, position: Position) -> Iterator[TrainBatch]:
         seed, epoch, sample = position.seed, position.epoch, position.sample
-        order = EpochOrder(self.dataset.shard_samples, seed=seed, epoch=epoch, window=self._data.shuffle_window)
+        order = EpochOrder(self._shard_places, seed=seed, epoch=epoch, window=self._data.shuffle_window)
 
-        def load(row: int) -> tuple[np.ndarray, list[str]]:
+        def load(pick: Pick) -> tuple[np.ndarray, list[str]]:
+            row, number = pick
             image, captions = self._loader.load(row)
-            image = augment_image(image, self._side, self._augment, seed=seed, epoch=epoch, row=row)
+            place = row if number is None else int(self._first_place[row]) + number
+            image = augment_image(image, self._side, self._augment, seed=seed, epoch=epoch, row=place)
+            if number is not None:
+                return image, [captions[number]]
             drawn = choose(
                 seed, epoch, Purpose.CAPTIONS, row, available=len(captions), count=self._data.captions_per_image
             )
@@ -138,11 +157,11 @@ class TrainReader:
         with ThreadPoolExecutor(self._data.threads) if self._data.threads > 1 else nullcontext() as pool:
             for size in self._sizes(position):
                 part = rank_slice(size, rank=self._rank, world=self._world)
-                rows = [int(row) for row in order.rows(sample + part.start, sample + part.stop)]
+                picks = self._picks(order.rows(sample + part.start, sample + part.stop))
                 sample += size
                 after = Position(seed, epoch, sample) if sample < order.samples else Position(seed, epoch + 1)
-                batch = collate(self.dataset, rows, load, tokenize=self._tokenize, pool=pool)
-                refuse_too_few(self.dataset, rows, batch)
+                batch = collate(self.dataset, picks, load, tokenize=self._tokenize, pool=pool)
+                refuse_too_few(self.dataset, picks, batch)
                 yield TrainBatch(**vars(batch), position=after, global_rows=size)
 
 
@@ -232,8 +251,8 @@ def evaluation_batches(
         mine = rank_slice(len(dataset), rank=rank, world=world)
         with ThreadPoolExecutor(data.threads) if data.threads > 1 else nullcontext() as pool:
             for start in range(mine.start, mine.stop, batch):
-                rows = range(start, min(start + batch, mine.stop))
-                yield collate(dataset, rows, loader.load, tokenize=tokenize, pool=pool)
+                picks = [Pick(row) for row in range(start, min(start + batch, mine.stop))]
+                yield collate(dataset, picks, lambda pick: loader.load(pick.row), tokenize=tokenize, pool=pool)
 
     for part in prefetch(produce(), ahead):
         seen += part.seen

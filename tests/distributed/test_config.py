@@ -302,3 +302,9 @@ def test_a_run_that_falls_back_to_cpus_says_why(device, gpus, uses, note):
     assert choose_device(Cluster(workers=2, device=device), gpus) == (uses, note)
     with pytest.raises(UserError, match="this Ray cluster has no GPU"):
         choose_device(Cluster(device="gpu"), 0)
+
+
+def test_an_epoch_over_captions_takes_one_caption_a_place():
+    tree = {"run": {"name": "r"}, "objective": {"name": "circle"}}
+    with pytest.raises(UserError, match=r"captions_per_image=2: .*accepted is 1, or data\.epoch_unit=images"):
+        validate(tree | {"data": {"epoch_unit": "captions", "captions_per_image": 2}})

@@ -283,3 +283,33 @@ def test_an_error_in_the_background_reaches_the_consumer(numbered):
     with pytest.raises(RuntimeError, match="tokeniser failed"):
         list(reader.batches(Position(0)))
     assert not data_threads()
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_an_epoch_over_captions_is_every_caption_once_with_its_image(tmp_path, tar_shard, png, world):
+    # Image n has n % 3 + 1 captions; the last has no text at all.
+    def member(n):
+        words = "\n".join(f"{n} said {c}" for c in range(n % 3 + 1)).encode()
+        return [(f"k{n:03}.png", png((n, 0, 7))), (f"k{n:03}.txt", words)]
+
+    shards = [[part for n in range(first, last) for part in member(n)] for first, last in ((0, 17), (17, 40))]
+    shards[1].append(("k040.png", png()))
+    files = [tar_shard(tmp_path / f"{n}.tar", members) for n, members in enumerate(shards)]
+    write_manifest(
+        tmp_path, files, name="made", split="train", source={"kind": "made"}, kind="image", text="lines", relative=True
+    )
+    dataset = open_dataset(tmp_path)
+    pairs = Counter((n, f"{n} said {c}") for n in range(40) for c in range(n % 3 + 1))
+    options = {"epoch_unit": "captions", "max_bad_fraction": 0.5}
+    steps = read_epoch(dataset, Position(3, 0), world=world, global_batch=16, **options)
+    read = [(i, c) for step in steps for b in step for i, c in zip(b.caption_ids.tolist(), b.captions, strict=True)]
+    assert Counter(read) == pairs
+    assert read != sorted(read)
+    assert sum((Counter(batch.bad) for step in steps for batch in step), Counter()) == {"missing text": 1}
+    assert all(batch.images[:, 0, 0, 0].tolist() == batch.image_ids.tolist() for step in steps for batch in step)
+    assert {len(pairs) + 1} == {
+        train_reader(dataset, global_batch=16, seed=3, rank=0, world=world, **options).samples_per_epoch
+    }
+    (middle,) = {batch.position for batch in steps[1]}
+    rest = read_epoch(dataset, middle, world=world + 1, global_batch=16, **options)
+    assert [part[1:3] for part in content(rest)] == [part[1:3] for part in content(steps)[2:]]
