@@ -24,6 +24,7 @@ from allpairs.models.vocabulary import END, PAD, START
 FAMILIES = ("align", "chinese_clip", "clip", "metaclip_2", "siglip", "siglip2")
 # A caption's vector is the state at its end token, which the library looks up by its id; it is the last true one.
 _TAKES_LAST = ("clip_text_model", "metaclip_2_text_model")
+_OF_THE_OBJECTIVE = ("logit_scale", "logit_bias", "temperature")
 
 
 class WholeEncoder(DualEncoder):
@@ -63,6 +64,9 @@ class WholeEncoder(DualEncoder):
             mean, std = self.preprocessing.mean, self.preprocessing.std
         self.pixels = PixelNormalization(mean, std)
         self.learned = _learned(self.backbone) if spec.pretrained else {}
+        for name in _OF_THE_OBJECTIVE:
+            if hasattr(self.backbone, name):
+                delattr(self.backbone, name)
         self._text_kind, self._positions, self._pad = text.model_type, text.max_position_embeddings, text.pad_token_id
         self._patch = vision.patch_size if vision.model_type == "siglip2_vision_model" else None
         self.side = getattr(vision, "image_size", None) or 64
@@ -124,7 +128,7 @@ class WholeEncoder(DualEncoder):
     def _probe(self) -> int:
         """Return the length of the projected vectors, and stop training what they do not depend on.
 
-        Parameters that never get a gradient (the learned scale, an unused pooler) would stop data-parallel training.
+        Parameters that never get a gradient (an unused pooler) would stop data-parallel training.
         """
         self.backbone.eval()
         with torch.enable_grad():

@@ -17,11 +17,11 @@ from wandb.proto import wandb_internal_pb2
 ROOT = Path(__file__).parents[2]
 
 
-def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command of ours as a user would."""
     clean = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=500,
+        [sys.executable, "-m", *arguments], cwd=cwd, capture_output=True, text=True, timeout=500,
         env=clean | {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"} | environment, check=False,
     )  # fmt: skip
 

@@ -68,6 +68,24 @@ def test_a_model_that_came_from_a_folder_loads_after_the_folder_is_gone(tmp_path
     assert str(tmp_path) not in (tmp_path / "run" / "model.json").read_text()
 
 
+@pytest.mark.parametrize(
+    "image",
+    [
+        {"kind": "regions", "features": 5},
+        {"kind": "transformers", "name": "resnet", "pretrained": False, "freeze": True, "pool": "auto"}
+        | {"config": RESNET.config | {"id2label": {"0": "LABEL_0"}, "out_features": ["stage1"], "out_indices": [1]}},
+    ],
+    ids=lambda image: image["kind"],
+)
+def test_a_description_from_before_there_was_a_choice_of_models_loads(tmp_path, image):
+    model, _ = saved(tmp_path, RegionsSpec(features=5) if image["kind"] == "regions" else RESNET)
+    text = {"kind": "bigru", "embedding": 6, "layers": 1, "word_dropout": 0.0}
+    description = {"format": 1, "spec": {"image": image, "text": text, "dim": 8}}
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    loaded, _ = load(tmp_path)
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json", "vocabulary.json"])
 def test_a_missing_or_corrupt_file_is_named(tmp_path, name):
     saved(tmp_path, CnnSpec(width=8))
