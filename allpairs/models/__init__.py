@@ -3,7 +3,8 @@
 - `spec`: every knob of a model.
 - `dual`: two encoders that share one space; `whole`: CLIP and its kin, both towers of one pretrained model.
 - `build`: from a description to a model; `hub`: networks of the transformers library, from a hub, a folder, a type.
-- `cnn`, `backbone`, `regions`, `vsrn`: image encoders; `pixels`, `preprocessing`: what they expect of a picture.
+- `cnn`, `backbone`, `regions`, `vsrn`: image encoders; `pixels`, `preprocessing`, `patches`: what they
+  expect of a picture.
 - `text`, `language`: caption encoders; `vocabulary`, `tokenizer`: their words.
 - `pooling`: from a set of vectors to one.
 - `checkpoint`: a model as a folder.

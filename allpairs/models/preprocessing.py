@@ -14,12 +14,16 @@ from PIL import Image
 
 from allpairs.errors import UserError
 from allpairs.files import write_json
+from allpairs.models.patches import pack
 
 FILE = "preprocessor_config.json"
 
 
 class ImagePreprocessing:
     """Pictures → uint8 `[3, S, S]` as the processor's resizing and cropping give them, and the statistics for later.
+
+    A processor that keeps a picture's proportions (SigLIP 2, NaFlex) gives patches, packed as `allpairs.models.patches`
+    says; of another side than S, for crops to be drawn from, squares.
 
     Attributes:
         side: S.
@@ -58,7 +62,7 @@ class ImagePreprocessing:
         write_json(Path(folder) / FILE, json.loads(self._processor.to_json_string()))
 
     def geometry(self, image: Image.Image, side: int | None = None) -> np.ndarray:
-        """Return `image` (RGB) resized and cropped, uint8 `[3, side, side]`; `side` is S unless given.
+        """Return `image` (RGB) resized and cropped, uint8 `[3, side, side]` (or packed); `side` is S unless given.
 
         Another side scales the resizing and the crop alike.
         """
@@ -66,9 +70,14 @@ class ImagePreprocessing:
         options: dict[str, Any] = {"do_rescale": False, "do_normalize": False, "input_data_format": "channels_last"}
         if hasattr(self._processor, "include_top"):
             options["include_top"] = False
-        if hasattr(self._processor, "max_num_patches"):  # it keeps the picture's proportions, a batch cannot
-            pixels = np.asarray(image.resize((side, side), self._resample())).transpose(2, 0, 1)
-            return np.ascontiguousarray(pixels)
+        if hasattr(self._processor, "max_num_patches"):
+            if side != self.side:
+                squares = np.asarray(image.resize((side, side), Image.Resampling(self._processor.resample)))
+                return np.ascontiguousarray(squares.transpose(2, 0, 1))
+            found = self._processor(image, **options)
+            patches = np.asarray(found["pixel_values"][0], dtype=np.uint8)
+            rows, columns = map(int, found["spatial_shapes"][0])
+            return pack(patches, rows, columns, self._processor.patch_size)
         if side != self.side:
             for name in ("size", "crop_size"):
                 size = getattr(self._processor, name, None)
@@ -77,9 +86,6 @@ class ImagePreprocessing:
                     options[name] = {k: round(v * side / self.side) for k, v in given.items() if v is not None}
         pixels = self._processor(image, **options)["pixel_values"][0]
         return np.ascontiguousarray(pixels, dtype=np.uint8)
-
-    def _resample(self) -> Image.Resampling:
-        return Image.Resampling(self._processor.resample)
 
     def _arithmetic(self, value: int) -> np.ndarray:
         """Return what the processor makes of a picture of one value: float64 `[3]`."""

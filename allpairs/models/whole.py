@@ -1,6 +1,6 @@
 """Whole dual encoders of the transformers library: CLIP, SigLIP, SigLIP 2, MetaCLIP 2, Chinese-CLIP, ALIGN.
 
-Shape legend: b items, L tokens (padded), D embedding, P side of a patch.
+Shape legend: b items, L tokens (padded), D embedding.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from allpairs.errors import UserError, nearest
 from allpairs.models.dual import DualEncoder, unit
 from allpairs.models.hub import configuration, is_model_type, network, self_contained
+from allpairs.models.patches import from_packed, from_squares, is_packed, shapes_of
 from allpairs.models.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelNormalization
 from allpairs.models.pooling import behind
 from allpairs.models.preprocessing import ImagePreprocessing
@@ -83,18 +84,23 @@ class WholeEncoder(DualEncoder):
         self._freeze()
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Return unit vectors `[b, D]`, float32 at least, of uint8 images `[b, 3, S, S]`."""
-        return unit(self.image_head(self.image_features(self.pixels(images))))
+        """Return unit vectors `[b, D]`, float32 at least, of uint8 images `[b, 3, S, S]` (or packed patches)."""
+        return unit(self.image_head(self.image_features(images)))
 
     def encode_texts(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Return unit vectors `[b, D]`, float32 at least, of token ids int64 `[b, L]` with lengths int64 `[b]`."""
         return unit(self.text_head(self.text_features(tokens, lengths)))
 
-    def image_features(self, pixels: Tensor) -> Tensor:
-        """Return the image tower's projected vectors of normalised `pixels` `[b, 3, S, S]`."""
-        if self._patch is not None:
-            return self._features(self.backbone.get_image_features(**_patches(pixels, self._patch)))
-        return self._features(self.backbone.get_image_features(pixel_values=pixels, **self._options))
+    def image_features(self, images: Tensor) -> Tensor:
+        """Return the image tower's projected vectors of uint8 `images` as at `encode_images`."""
+        pixels = self.pixels(images)
+        if self._patch is None:
+            return self._features(self.backbone.get_image_features(pixel_values=pixels, **self._options))
+        if is_packed(images, self._patch):
+            inputs = from_packed(pixels, shapes_of(images), self._patch)
+        else:
+            inputs = from_squares(pixels, self._patch)
+        return self._features(self.backbone.get_image_features(**inputs))
 
     def text_features(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Return the text tower's projected vectors of `tokens` `[b, L]` with `lengths` `[b]`."""
@@ -132,7 +138,7 @@ class WholeEncoder(DualEncoder):
         """
         self.backbone.eval()
         with torch.enable_grad():
-            image = self.image_features(torch.zeros(1, 3, self.side, self.side))
+            image = self.image_features(torch.zeros(1, 3, self.side, self.side, dtype=torch.uint8))
             text = self.text_features(torch.zeros(1, 2, dtype=torch.int64), torch.tensor([2]))
             (image.sum() + text.sum()).backward()
         if image.shape[1] != text.shape[1]:
@@ -157,18 +163,6 @@ class WholeEncoder(DualEncoder):
                 f"model.freeze={self.freeze}: {self.backbone.config.model_type!r} has no projection beside its towers, "
                 "so nothing is left to train; add model.head, or freeze less"
             )
-
-
-def _patches(pixels: Tensor, side: int) -> dict[str, Tensor]:
-    """Cut `pixels` `[b, 3, H, W]` into what SigLIP 2 reads: patches `[b, N, P·P·3]`, channels last in each."""
-    b, _, height, width = pixels.shape
-    rows, columns = height // side, width // side
-    cut = pixels[:, :, : rows * side, : columns * side].reshape(b, 3, rows, side, columns, side)
-    return {
-        "pixel_values": cut.permute(0, 2, 4, 3, 5, 1).reshape(b, rows * columns, side * side * 3),
-        "pixel_attention_mask": torch.ones(b, rows * columns, dtype=torch.long, device=pixels.device),
-        "spatial_shapes": torch.tensor([[rows, columns]] * b, device=pixels.device),
-    }
 
 
 def _learned(backbone: Any) -> dict[str, float]:

@@ -8,6 +8,7 @@ from transformers import CONFIG_MAPPING, AutoImageProcessor, AutoModel, AutoToke
 
 from allpairs.errors import UserError
 from allpairs.models import Vocabulary, WholeSpec, build, check_text, load, make_tokens, save
+from allpairs.models.patches import shapes_of
 from allpairs.models.preprocessing import ImagePreprocessing
 
 TEXT = {
@@ -104,8 +105,8 @@ def test_both_towers_give_what_the_library_gives(family, tmp_path):
     ids, lengths = tokens.encode(CAPTIONS, 8)
     assert lengths.max() == 8
     processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
-    square = photo((57, 57)) if family == "siglip2" else photo()
-    inputs = processor(square, return_tensors="pt")
+    pictures = [photo(), photo((33, 90))]
+    inputs = processor(pictures, return_tensors="pt")
     padding = {"padding": "max_length", "max_length": 20} if family.startswith("siglip") else {"padding": True}
     texts = AutoTokenizer.from_pretrained(tmp_path)(
         [*CAPTIONS[:3], "a blue dog a red cat"], return_tensors="pt", **padding
@@ -115,8 +116,9 @@ def test_both_towers_give_what_the_library_gives(family, tmp_path):
     with torch.no_grad():
         image = reference.get_image_features(**inputs).pooler_output.flatten(1)
         text = reference.get_text_features(**texts).pooler_output
-        ours = model.image_features(model.pixels(torch.from_numpy(model.preprocessing.geometry(square))[None]))
-        torch.testing.assert_close(ours, image, atol=1e-6, rtol=1e-6)
+        pixels = torch.stack([torch.from_numpy(model.preprocessing.geometry(picture)) for picture in pictures])
+        torch.testing.assert_close(model.image_features(pixels), image, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(model.image_features(pixels[1:]), image[1:], atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(model.text_features(ids, lengths), text, atol=1e-6, rtol=1e-6)
         assert model.encode_images(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).norm(dim=1).allclose(torch.ones(2))
         alone = [model.encode_texts(*tokens.encode([caption], 8)) for caption in CAPTIONS]
@@ -131,16 +133,20 @@ def test_preprocessing_is_the_library_s_bit_for_bit(family, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
     ours = ImagePreprocessing.load(str(tmp_path), None)
     processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
-    for size in ((32, 32), (57, 57), (33, 90), (200, 41)):
-        if family == "siglip2" and size[0] != size[1]:
-            continue
+    assert ours.side == 32
+    for size in ((32, 32), (57, 57), (33, 90), (200, 41), (4000, 9)):
         image = photo(size)
         pixels = ours.geometry(image)
         assert pixels.dtype == np.uint8
-        assert pixels.shape == (3, ours.side, ours.side) == (3, 32, 32)
-        expected = np.asarray(processor(image)["pixel_values"][0])
+        found = processor(image)
+        expected = np.asarray(found["pixel_values"][0])
         if family == "siglip2":
-            expected = expected.reshape(4, 4, 8, 8, 3).transpose(4, 0, 2, 1, 3).reshape(3, 32, 32)
+            packed, pixels = torch.from_numpy(pixels)[None], pixels[:, 8:]
+            assert shapes_of(packed)[0].tolist() == list(found["spatial_shapes"][0])
+            count = int(np.sum(found["pixel_attention_mask"][0]))
+            expected = expected.reshape(16, 8, 8, 3).transpose(3, 0, 1, 2).reshape(3, 128, 8)[:, : 8 * count]
+            pixels = pixels[:, : 8 * count]
+        assert pixels.shape == expected.shape
         mean, std = (np.array(value).reshape(3, 1, 1) for value in (ours.mean, ours.std))
         assert np.abs((pixels / 255 - mean) / std - expected).max() < 1e-5  # rounding: a byte apart is 0.01 or more
         assert ours.geometry(image, 40).shape == (3, 40, 40)
