@@ -69,8 +69,7 @@ def training_figures(history: History, directions: Sequence[str]) -> list[Figure
         Curve("train/loss", "train", BLUE, lower_is_better=True),
         Curve("val/loss", "val", ORANGE, lower_is_better=True),
     ]
-    history, odd = _of_one_batch_size(history)
-    left_out = f"without {odd:,} epoch-end {'batch' if odd == 1 else 'batches'} of another size" if odd else ""
+    history, left_out = _of_one_batch_size(history)
     drawn = [
         _curves("Loss", left_out, history, loss),
         _curves("RSUM", "on the validation split; 600 is perfect", history, [Curve("val/rsum", "RSUM", BLUE)]),
@@ -80,17 +79,19 @@ def training_figures(history: History, directions: Sequence[str]) -> list[Figure
     return [figure for figure in drawn if figure is not None]
 
 
-def _of_one_batch_size(history: History) -> tuple[History, int]:
-    """Return `history` without the training rows of an odd batch, and how many these are.
+def _of_one_batch_size(history: History) -> tuple[History, str]:
+    """Return `history` without the training rows of an odd batch, and a note of how many these are.
 
     A loss depends on its number of negatives: the last batch of an epoch, where it has fewer, is no progress. (Rows
     that do not tell their ``train/batch`` stay.)
     """
     sizes = Counter(row["train/batch"] for row in history if "train/batch" in row)
     if not sizes:
-        return history, 0
+        return history, ""
     usual, count = sizes.most_common(1)[0]
-    return [row for row in history if row.get("train/batch", usual) == usual], sizes.total() - count
+    odd = sizes.total() - count
+    note = f"without {odd:,} last {'batch' if odd == 1 else 'batches'} of an epoch with other than {usual:,.0f} pairs"
+    return [row for row in history if row.get("train/batch", usual) == usual], note if odd else ""
 
 
 def rank_figures(report: Report) -> list[Figure]:

@@ -44,11 +44,11 @@ const suspects = (kind) => {
   const found = data.suspects[kind];
   const button = document.getElementById(`more-${kind}-suspects`);
   const row = (one) => {
-    const why = { "same text": "same text as", "similar text": "similar to" }[one.reason];
+    // A text that is the same to the letter is not repeated.
+    const alike = one.alike === null || data.texts[one.alike] === data.texts[one.caption] ? [] : [": ", item(false, one.alike)];
     const direction = data.directions.find((each) => each.name === one.direction);
-    const reason = why ? [node("span", { class: "tag" }, why), " ", item(false, one.alike)]
-      : [node("span", { class: "tag" }, "score"), ` ${score(one.score)}, ${score(one.ahead)} above the best right answer`];
-    return node("li", {}, item(true, one.image), node("div", {}, node("p", {}, item(false, one.caption)), node("p", { class: "why" }, ...reason),
+    const reason = one.alike === null ? ` ${score(one.ahead)} above the best right answer` : " as a caption of this image";
+    return node("li", {}, item(true, one.image), node("div", {}, node("p", {}, item(false, one.caption)), node("p", { class: "why" }, node("span", { class: "tag" }, one.reason), reason, ...alike),
       node("p", { class: "rank" }, `${direction.title}, score ${score(one.score)} `, opener("Look closer", one.direction, one.query))));
   };
   let settle;

@@ -286,7 +286,7 @@ def test_the_loss_is_drawn_for_one_batch_size(embeddings, report, tmp_path):
     wanted = {
         "told": (
             "first 3 at 0.3333, last 1.5 at 1.667, lowest 1.5 at 1.667",
-            " without 2 epoch-end batches of another",
+            " without 2 last batches of an epoch with other than 128 pairs",
         ),
         "silent": ("first 3 at 0.3333, last 0.25 at 2, lowest 0.25 at 2", ""),  # an older run's rows do not tell
     }
