@@ -1,7 +1,7 @@
 """Exact retrieval evaluation: ranks by counting, honest ties, FAISS shortlists, and a report in one HTML file.
 
 - `evaluate`: the function (and, as ``python -m retrieval_eval.evaluate``, the command): metrics of two matrices.
-- `compare`: the command that compares two runs; `comparison`: how.
+- `compare`: the command that compares two runs; `comparison`: how; `seeds`: with several seeds a side.
 - `metrics`: the registry of metrics, and the one place that combines them.
 - `inputs`, `positives`: what is accepted, and which items answer which query.
 - `norms`: how long embeddings are, and what that makes of ranking by the inner product.

@@ -1,9 +1,10 @@
 """``python -m retrieval_eval.compare``: is one run better than another, on the same queries?
 
     python -m retrieval_eval.compare runs/triplet runs/unified --split test --out comparison
+    python -m retrieval_eval.compare 'runs/triplet-*' 'runs/unified-*'
 
-Differences are the second run's minus the first's. `retrieval_eval.comparison` says how the intervals and p-values
-come about.
+Differences are the second's minus the first's. `retrieval_eval.comparison` says how the intervals and p-values come
+about, `retrieval_eval.seeds` how where a side has several seeds.
 """
 
 from pathlib import Path
@@ -24,6 +25,7 @@ from retrieval_eval.norms import similarity_note
 from retrieval_eval.page import write_comparison
 from retrieval_eval.protocols import find_protocol
 from retrieval_eval.run_files import embeddings_of
+from retrieval_eval.seeds import compare_seeds, runs_of
 from retrieval_eval.subset import read_subset
 
 if TYPE_CHECKING:
@@ -36,8 +38,8 @@ app = App(name="retrieval_eval.compare", help="Paired comparison of two runs on 
 
 @app.default
 def main(
-    first: Annotated[Path, Parameter(help="Folder of the run to compare with.")],
-    second: Annotated[Path, Parameter(help="Folder of the run that may be better or worse.")],
+    first: Annotated[str, Parameter(help="Folder of the run to compare with; a quoted pattern for several seeds.")],
+    second: Annotated[str, Parameter(help="Folder of the run that may be better or worse; or a pattern.")],
     *,
     split: Annotated[str, Parameter(help="Split to read from both runs.")] = "test",
     protocol: Annotated[str | None, Parameter(help="Evaluation protocol; default: the embeddings' own.")] = None,
@@ -49,34 +51,41 @@ def main(
     """Compare two runs: every metric, the difference with its 95 % interval, and p."""
     if out is not None:
         check_folder_to_write("--out", out, "comparisons", overwrite=overwrite, patterns=FILES)
-    names = (str(first), str(second))
-    sets = [EmbeddingSet.read(embeddings_of(folder, split)) for folder in (first, second)]
-    check_same_queries(sets, names)
-    if protocol is None and sets[0].protocol != sets[1].protocol:
+    sides = [runs_of(first), runs_of(second)]
+    runs = [folder for side in sides for folder in side]
+    sets = [EmbeddingSet.read(embeddings_of(folder, split)) for folder in runs]
+    check_same_queries(sets, list(map(str, runs)))
+    made_for = {one.protocol: folder for one, folder in zip(sets, runs, strict=True)}
+    if protocol is None and len(made_for) > 1:
         raise UserError(
-            f"{first} and {second} were made for the protocols {sets[0].protocol} and {sets[1].protocol}"
-            "; accepted: one --protocol for both"
+            f"{' and '.join(map(str, made_for.values()))} were made for the protocols {' and '.join(made_for)}"
+            "; accepted: one --protocol for all"
         )
     chosen = find_protocol(protocol or sets[0].protocol)
     asked = read_subset(subset, sets[0]) if subset is not None else None
     measured = [measure(one, chosen, asked, CountingOptions(default_device()), cosine=cosine) for one in sets]
-    found = compare(measured[0].folds, measured[1].folds, names)
+    single = len(runs) == 2
+    if single:
+        found = compare(measured[0].folds, measured[1].folds, (first, second))
+    else:
+        folds = [one.folds for one in measured]
+        found = compare_seeds(folds[: len(sides[0])], folds[len(sides[0]) :], (first, second))
     _show(found, f"{first} and {second} · {split} · {chosen.name}")
-    for name, one in zip(names, measured, strict=True):
+    for folder, one in zip(runs, measured, strict=True):
         if (note := similarity_note(one.manifest)) is not None:
-            print(f"{name}: {note}")
-    if sets[0].data_hash != sets[1].data_hash:
+            print(f"{folder}: {note}")
+    if len({one.data_hash for one in sets}) > 1:
         print("note: the ids, keys and captions are the same, but the splits' data hashes differ")
     if out is None:
         return
-    one_gallery = all(len(each.folds) == 1 for each in measured)
+    one_gallery = single and all(len(each.folds) == 1 for each in measured)
     with adding_to_folder(out) as fresh:
         write_json(fresh / "comparison.json", {"manifest": measured[0].manifest} | found.as_dict())
         write_comparison(
             fresh / "comparison.html",
             found,
             (measured[0].embeddings, measured[1].embeddings) if one_gallery else None,
-            (measured[0].report, measured[1].report),
+            (measured[0].report, measured[len(sides[0])].report),
             facts=facts_of(measured[0].manifest),
             rows=measured[0].folds[0].rows,
         )
@@ -101,7 +110,8 @@ def table(comparison: Comparison, title: str | None = None) -> "Table":
             f"{number(name, change.low, signed=True)} to {number(name, change.high, signed=True)}",
             f"{change.p:.4f}",
         )
-    shown.caption = " · ".join(
+    seeds = "" if comparison.seeds == (1, 1) else "{} and {} seeds, means over them · ".format(*comparison.seeds)
+    shown.caption = seeds + " · ".join(
         f"{direction}: {len(comparison.wins(direction)):,} queries better, {len(comparison.losses(direction)):,} worse"
         for direction in comparison.ranks
     )

@@ -59,6 +59,10 @@ class Comparison:
     """Per direction the expected rank of each query's best positive under both models, fold after fold: [N] float64."""
     clusters: int
     """Images that were drawn and exchanged."""
+    seeds: tuple[int, int] = (1, 1)
+    """Runs of each side."""
+    test: str = "two-sided permutation of the models' labels over whole images"
+    """Where p comes from."""
 
     def wins(self, direction: str) -> np.ndarray:
         """Rows of the queries that the second model ranks better, the largest gain in rank first."""
@@ -87,9 +91,10 @@ class Comparison:
             "second": self.names[1],
             "clusters": self.clusters,
             "resamples": RESAMPLES,
-            "flips": FLIPS,
+            "flips": FLIPS if self.seeds == (1, 1) else None,
             "seed": SEED,
-            "test": "two-sided permutation of the models' labels over whole images",
+            "test": self.test,
+            "seeds": list(self.seeds),
             "metrics": {name: asdict(change) for name, change in self.changes.items()},
             "queries": queries,
         }

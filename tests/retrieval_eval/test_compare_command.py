@@ -12,6 +12,9 @@ from allpairs.command import run
 from allpairs.embeddings import EmbeddingSet
 from retrieval_eval import evaluate
 from retrieval_eval.compare import app
+from retrieval_eval.folds import MeasuredFold
+from retrieval_eval.seeds import compare_seeds
+from retrieval_eval.uncertainty import clusters_of
 
 
 @pytest.fixture
@@ -130,3 +133,66 @@ def test_as_a_module(folder):
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "does not exist" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory):
+    """Three seeds of two methods: the second is better by less than its seeds differ, or by more."""
+    base = tmp_path_factory.mktemp("seeds")
+    rng = np.random.default_rng(8)
+    images, ids = rng.normal(size=(60, 8)), np.repeat(np.arange(60), 2)
+    keys, texts = [f"image {i}" for i in range(60)], [f"caption {i}" for i in range(120)]
+    noises = {"a": (1.5, 2.6, 2.0), "near": (1.4, 2.5, 1.95), "far": (0.8, 0.9, 0.7)}
+    for name, levels in noises.items():
+        for seed, noise in enumerate(levels):
+            captions = images[ids] + noise * rng.normal(size=(120, 8))
+            kept = EmbeddingSet(images, captions, np.arange(60), ids, keys, texts, data_hash="one")
+            kept.write(base / f"{name}-{seed}" / "embeddings" / "test")
+    return base
+
+
+def test_several_seeds_a_side_are_their_means_and_doubt_about_seeds_counts(command, seeded, tmp_path):
+    changes = {}
+    for other in ("near", "far"):
+        code, out, err = command(f"{seeded}/a-*", f"{seeded}/{other}-?", "--out", tmp_path / other)
+        assert (code, err) == (0, ""), err
+        assert "3 and 3 seeds, means over them" in " ".join(out.split())
+        found = json.loads((tmp_path / other / "comparison.json").read_text())
+        assert found["seeds"] == [3, 3]
+        changes[other] = found["metrics"]["rsum"]
+        for side, key in (("a", "first"), (other, "second")):
+            expected = np.mean([metrics(seeded / f"{side}-{seed}")["rsum"] for seed in range(3)])
+            assert changes[other][key] == pytest.approx(expected)
+    assert changes["near"]["low"] < 0 < changes["near"]["high"]
+    assert changes["near"]["p"] > 0.2
+    assert changes["far"]["low"] > 0
+    assert changes["far"]["p"] < 0.01
+    page = (tmp_path / "far" / "comparison.html").read_text()
+    assert "Means over 3 and 3 seeds" in page
+    # One seed against one leaves only the images to doubt: a narrower interval than over unlike seeds.
+    command(seeded / "a-0", seeded / "near-0", "--out", tmp_path / "one")
+    one = json.loads((tmp_path / "one" / "comparison.json").read_text())["metrics"]["rsum"]
+    assert one["high"] - one["low"] < changes["near"]["high"] - changes["near"]["low"]
+
+
+def test_a_pattern_that_matches_nothing_is_named(command, seeded):
+    code, _, err = command(f"{seeded}/b-*", f"{seeded}/a-*")
+    assert code == 2
+    assert "no folder matches" in err
+
+
+def test_seeds_are_drawn_beside_images():
+    """Where all images are alike, the interval is that of means over seeds, which can be counted by hand."""
+    report = evaluate(np.eye(4), np.eye(4), np.arange(4), np.arange(4))
+
+    def run(value):
+        per_query = {way: {name: np.full(4, value) for name in of} for way, of in report.per_query.items()}
+        fixed = replace(report, per_query=per_query, metrics=dict.fromkeys(report.metrics, value))
+        return [MeasuredFold(fixed, {}, {}, clusters_of(report))]
+
+    found = compare_seeds([run(10.0), run(20.0), run(60.0)], [run(50.0)] * 3, ("a", "b")).changes["i2t/r1"]
+    assert (found.first, found.second, found.difference) == (30.0, 50.0, 20.0)
+    # 1 in 27 draws takes the seed of 60 three times, 1 in 27 that of 10: both beyond the outer 2.5 %.
+    assert (found.low, found.high) == (-10.0, 40.0)
+    # The mean of three draws is 50 or more in 1 + 0 of 27: 60+60+60 alone, as 60+60+20 is 46.7.
+    assert found.p == pytest.approx(2 / 27, abs=0.04)
