@@ -13,7 +13,7 @@ from allpairs.errors import UserError
 from allpairs.files import replacing_folder
 from allpairs.hashes import sha256
 from distributed.data.index import index_shard, write_index
-from distributed.data.manifest import FORMAT, INDEX, MANIFEST, Kind, Manifest, Shard, TextMode
+from distributed.data.manifest import FORMAT, INDEX, MANIFEST, Kind, Manifest, Shard, TextMode, is_folder
 from distributed.data.shards import check_name, split_name
 
 
@@ -44,9 +44,10 @@ def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
         UserError: `out` exists, is not empty, and `overwrite` is off or what is there is no data set; or it cannot be
             written, or not to its end.
     """
+    out = out.resolve()
+    check_name(out)
+    above = is_folder(out.parent)
     try:
-        out = out.resolve()
-        check_name(out)
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             if not overwrite:
                 raise UserError(f"{out} exists already; give another --out, or --overwrite to replace it")
@@ -56,8 +57,12 @@ def new_folder(out: Path, *, overwrite: bool) -> Iterator[Path]:
                 )
         with replacing_folder(out) as fresh:
             yield fresh
-    except OSError as error:  # what cannot be read has been said by whoever reads it
-        raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be built ({error})") from error
+    finally:
+        if not above:
+            with contextlib.suppress(OSError):  # not empty: it is there to stay
+                out.parent.rmdir()
 
 
 def write_split(
