@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from allpairs.command import Resume
 from allpairs.errors import UserError
-from allpairs.files import write_text
+from allpairs.files import read_json, write_text
 from allpairs.models import (
     DualSpec,
     RegionsSpec,
@@ -112,7 +112,9 @@ def set_up(config: Config, *, resume: Resume, tell: Callable[[str], None] = lamb
     datasets = check_data(config, tell)
     for line in shared_pictures(datasets):
         tell(f"data: {line}")
-    if not run.has_checkpoint:  # a checkpoint needs neither hub nor another run
+    if run.has_checkpoint:
+        _refuse_other_data(run, datasets)
+    else:  # a checkpoint needs neither hub nor another run
         check_text(config.model, config.data.max_caption_tokens)
         if config.model.init_from is not None:
             checkpoint_of(config.model.init_from)
@@ -220,6 +222,21 @@ def _features(dataset: Dataset) -> int | None:
         with suppress(BadSampleError):
             return decode_regions(dataset.read(row).data).shape[1]
     return None
+
+
+def _refuse_other_data(run: RunDirectory, datasets: dict[str, Dataset]) -> None:
+    """Raise UserError where a run that goes on would find other data than it was started with, built anew since."""
+    before = read_json(run.provenance)["data"] if run.provenance.exists() else {}
+    for split, dataset in datasets.items():
+        found = before.get(split, {}).get("index_sha256", dataset.manifest.index_sha256)
+        shards = read_json(run.verified(split))["shards"] if run.verified(split).exists() else {}
+        hashes = [sha256 for _, _, sha256 in shards.values()]
+        same = found == dataset.manifest.index_sha256
+        if not same or (hashes and hashes != [shard.sha256 for shard in dataset.manifest.shards]):
+            raise UserError(
+                f"--resume: data.{split}: {dataset.folder} was built anew with other content since {run.root} was "
+                "started; accepted are the data it was started with, or another run.name"
+            )
 
 
 def _make_tokens(dataset: Dataset, config: Config) -> Tokens:

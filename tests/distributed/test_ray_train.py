@@ -2,10 +2,11 @@
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -99,34 +100,65 @@ def test_wandb_files_hold_the_curves_and_the_examples(emoji_run):
     assert len(list(file.parent.glob("files/media/images/**/*.png"))) >= 8
 
 
-def test_two_workers_stop_and_resume_bit_identical(tiny, tmp_path):
-    def train(name: str, *overrides: str, resume: bool = False) -> Path:
-        result = command(
-            "distributed.train", "--config", str(tmp_path / "tiny.yaml"), f"run.name={name}", *overrides,
-            *(["--resume"] if resume else []),
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr
-        return tmp_path / "runs" / name
-
-    (tmp_path / "tiny.yaml").write_text(
+@pytest.fixture(scope="module")
+def tiny_train(tiny, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The training command with two workers on the tiny data."""
+    file = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    file.write_text(
         f"""
-run: {{name: x, dir: {tmp_path / "runs"}}}
+run: {{name: part, dir: runs}}
 data: {{root: {tiny}, image_size: 24}}
 model: {{dim: 16, image: {{kind: cnn, width: 8, blocks: 2}}, text: {{kind: bigru, embedding: 16, word_dropout: 0.1}}}}
 objective: {{name: vlc, learn_scale: true}}
-train: {{epochs: 2, global_batch: 22}}
+train: {{epochs: 2, global_batch: 22, checkpoint_every_steps: 3}}
 tracking: {{wandb: disabled}}
 cluster: {{workers: 2}}
 """
     )
-    whole = train("whole")
-    part = train("part", "train.stop_after_epochs=1")
-    assert not (part / "summary.json").exists()
-    train("part", resume=True)
+    return lambda *arguments: command("distributed.train", "--config", str(file), *arguments)
+
+
+@pytest.fixture(scope="module")
+def half_trained(tiny_train, tmp_path_factory) -> Path:
+    """A run that stopped after the first of two epochs, with checkpoints of steps 3 and 5."""
+    runs = tmp_path_factory.mktemp("half")
+    result = tiny_train(f"run.dir={runs}", "train.stop_after_epochs=1")
+    assert result.returncode == 0, result.stderr
+    assert not (runs / "part/summary.json").exists()
+    return runs / "part"
+
+
+def test_two_workers_resume_bit_identical_past_a_torn_checkpoint(tiny_train, half_trained, tmp_path):
+    part, whole = tmp_path / "part", tmp_path / "whole"
+    shutil.copytree(half_trained, part, symlinks=True)
+    optimizer = part / "checkpoints/last/optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-7])
+    result = tiny_train(f"run.dir={tmp_path}", "--resume")
+    assert result.returncode == 0, result.stderr
+    (line,) = (line for line in result.stdout.splitlines() if "is not what was written" in line)
+    assert line.startswith("  checkpoint step-00000005 is not what was written (")
+    assert f"{optimizer.name}: " in line
+    assert line.endswith("going on from the one before, step-00000003")
+    result = tiny_train(f"run.dir={tmp_path}", "run.name=whole")
+    assert result.returncode == 0, result.stderr
     for name in ("model.safetensors", "objective.safetensors"):
         one, other = (load_file(run / "checkpoints/last" / name) for run in (whole, part))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_mistake_that_one_worker_meets_ends_the_run_once(tiny_train, half_trained, tmp_path):
+    shutil.copytree(half_trained, tmp_path / "part", symlinks=True)
+    foreign = tmp_path / "part/embeddings/test/thesis.txt"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("not embeddings: rank 0 refuses to replace them, at the end")
+    result = tiny_train(f"run.dir={tmp_path}", "--resume")
+    assert result.returncode == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("stopped: rank 0 on ")
+    assert str(foreign.parent) in line
+    assert "restart" not in result.stdout
+    assert foreign.exists()
 
 
 def test_a_mistake_ends_with_one_line_and_code_2(tmp_path):
