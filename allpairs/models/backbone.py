@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from allpairs.errors import UserError
-from allpairs.models.hub import network, self_contained
+from allpairs.models.hub import network, quietly, self_contained
 from allpairs.models.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelNormalization
 from allpairs.models.pooling import GeneralizedPooling, keep_some
 from allpairs.models.spec import TransformersSpec
@@ -99,6 +99,6 @@ def _pixel_statistics(spec: TransformersSpec) -> tuple[tuple[float, ...], tuple[
 
     settings: dict[str, Any] = {}
     if spec.pretrained:
-        with contextlib.suppress(OSError):  # weights without a preprocessor file
+        with quietly(), contextlib.suppress(OSError):  # weights without a preprocessor file
             settings, _ = ImageProcessingMixin.get_image_processor_dict(spec.name)
     return tuple(settings.get("image_mean", IMAGENET_MEAN)), tuple(settings.get("image_std", IMAGENET_STD))

@@ -1,6 +1,8 @@
 """Networks and configurations of the transformers library: from a hub id, a local folder, or a model type alone."""
 
-from collections.abc import Collection
+import logging
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,28 @@ NetworkSpec = TransformersSpec | TextTransformersSpec | WholeSpec
 
 # Of a saved configuration, what says where it came from rather than what the network is.
 _PROVENANCE = ("transformers_version", "architectures", "dtype", "_name_or_path")
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep the libraries' progress bars and warnings to themselves: what matters is told as one UserError.
+
+    Among the warnings are one per attempt to reach a hub, and the ids of a model type's default vocabulary.
+    """
+    from transformers.utils import logging as library
+
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    levels, bars = [logger.level for logger in loggers], library.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            library.enable_progress_bar()
 
 
 def is_model_type(spec: NetworkSpec) -> bool:
@@ -34,7 +58,8 @@ def configuration(spec: NetworkSpec, key: str, tower: str | None = None) -> Any:
         config = _of_model_type(spec, key)
     else:
         try:
-            config = AutoConfig.from_pretrained(spec.name)
+            with quietly():
+                config = AutoConfig.from_pretrained(spec.name)
         except (OSError, ValueError, ImportError) as error:
             raise UserError(_not_loaded(spec, key, error)) from None
     return config if tower is None else getattr(config, f"{tower}_config", config)
@@ -55,9 +80,10 @@ def network(spec: NetworkSpec, key: str, tower: str | None = None) -> Any:
     try:
         if not spec.pretrained:
             return AutoModel.from_config(config)
-        model, report = AutoModel.from_pretrained(
-            spec.name, config=config, dtype=torch.float32, output_loading_info=True
-        )
+        with quietly():
+            model, report = AutoModel.from_pretrained(
+                spec.name, config=config, dtype=torch.float32, output_loading_info=True
+            )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(_not_loaded(spec, key, error)) from None
     missing = set(report["missing_keys"])
@@ -92,7 +118,8 @@ def _of_model_type(spec: NetworkSpec, key: str) -> Any:
     if spec.name not in CONFIG_MAPPING:
         raise UserError(f"{key}.name: no transformers model type {spec.name!r}{nearest(spec.name, CONFIG_MAPPING)}")
     settings = spec.config or {}
-    accepted = CONFIG_MAPPING[spec.name]()
+    with quietly():
+        accepted = CONFIG_MAPPING[spec.name]()
     for name in settings:
         if not hasattr(accepted, name):
             raise UserError(f"{key}.config: {spec.name!r} has no {name!r}{nearest(name, accepted.to_dict())}")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from allpairs.errors import UserError
 from allpairs.files import write_json
+from allpairs.models.hub import quietly
 from allpairs.models.patches import pack
 
 FILE = "preprocessor_config.json"
@@ -47,11 +48,13 @@ class ImagePreprocessing:
         from transformers.image_processing_base import ImageProcessingMixin
 
         try:
-            ImageProcessingMixin.get_image_processor_dict(name)
+            with quietly():
+                ImageProcessingMixin.get_image_processor_dict(name)
         except OSError:  # weights without a preprocessor file
             return None
         try:
-            processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+            with quietly():
+                processor = AutoImageProcessor.from_pretrained(name, backend="pil")
         except Exception as error:  # the library raises whatever a strange file leads it to
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"model.name: the image preprocessing of {name!r} does not load: {reason}") from None

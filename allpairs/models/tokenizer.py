@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from allpairs.errors import UserError
-from allpairs.models.hub import configuration, is_model_type
+from allpairs.models.hub import configuration, is_model_type, quietly
 from allpairs.models.spec import DualSpec, TextTransformersSpec, WholeSpec
 from allpairs.models.vocabulary import Vocabulary
 
@@ -162,7 +162,8 @@ def _load(name: str, key: str) -> Any:
     if folder.is_dir() and not any((folder / file).is_file() for file in files):
         raise UserError(f"{lacking}: none of {', '.join(files)} is in it; save the tokenizer beside the weights")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        with quietly():
+            tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # a package that a tokenizer needs, a file it cannot parse, the hub
         raise UserError(f"{lacking} that loads: {' '.join(str(error).split())[:300]}") from None
     if tokenizer.pad_token_id is None:

@@ -12,13 +12,14 @@ from transformers import BertTokenizer, CLIPConfig, CLIPModel
 from allpairs import models
 from allpairs.errors import UserError
 from distributed.data.writer import Sample, write_split
-from distributed.embed import embed_split
+from distributed.embed import embed
 from distributed.launch import set_up
 from distributed.loop import Training
 from distributed.run_directory import RunDirectory
 from distributed.world import World
-from tests.conftest import COLOURS, SIZES, samples
+from tests.conftest import COLOURS, ROOT, SIZES, samples
 from tests.distributed.test_loop import assert_same_state, rows, train
+from tests.distributed.test_ray_train import command
 from tests.distributed.test_strategies import gradient_norms, torchrun
 
 WIDTH = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -100,7 +101,7 @@ def config_of(tiny_config, regions, hub):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_encoder_trains_resumes_and_loads_alone(name, config_of, hub):
+def test_every_encoder_trains_resumes_and_loads_alone(name, config_of, hub, tmp_path):
     whole, summary, _ = train(config_of(name, "whole"))
     losses = list(rows(whole, "train/loss").values())
     assert np.isfinite(losses).all()
@@ -110,9 +111,9 @@ def test_every_encoder_trains_resumes_and_loads_alone(name, config_of, hub):
     part, _, _ = train(config_of(name, "part"), resume=True)
     assert_same_state(whole, part)
     assert rows(whole, "val/rsum") == rows(part, "val/rsum")
-    embeddings = embed_split(whole.root, "test", "best")
+    embed(run=whole.root, split="test", out=tmp_path / "embeddings")
     saved = np.load(whole.embeddings("test") / "images.npy")
-    np.testing.assert_array_equal(embeddings.images, saved)
+    np.testing.assert_array_equal(np.load(tmp_path / "embeddings/images.npy"), saved)
     assert summary["test/rsum"] > 0
     loaded, words = models.load(whole.checkpoints / "last")
     assert loaded.encode_texts(*words.encode(["a red square"])).shape == (1, loaded.dim)
@@ -150,6 +151,34 @@ def test_whole_models_and_towers_train_alike_at_any_world(config_of):
 def test_recall_rises_far_above_chance(name, config_of):
     _, summary, _ = train(config_of(name, train={"epochs": 14}))
     assert summary["val/best_rsum"] > 3 * 2 * 100 * (1 + 5 + 10) / 25  # three times chance: k of 25, both directions
+
+
+def test_two_workers_on_ray_fine_tune_a_clip_from_a_folder(hub, tiny, tmp_path):
+    """The folder is named relative to where the user stands; the workers stand elsewhere, and no hub answers."""
+    (tmp_path / "clip.yaml").write_text(
+        f"""
+run: {{name: tuned, dir: {tmp_path / "runs"}}}
+data: {{root: {tiny}}}
+model: {{kind: transformers, name: hub/clip, head: 16}}
+objective: {{name: vlc, learn_scale: true}}
+optimizer: {{lr: 5.0e-3, layer_decay: 0.9, schedule: exponential, decay_factor: 0.95}}
+train: {{epochs: 14, global_batch: 22, strategy: deepspeed, zero_stage: 2}}
+eval: {{every: 14}}
+tracking: {{wandb: disabled}}
+cluster: {{workers: 2}}
+"""
+    )
+    result = command(
+        "distributed.train", "--config", str(tmp_path / "clip.yaml"), HF_HUB_OFFLINE="1", PYTHONPATH=str(ROOT),
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    run = RunDirectory(tmp_path / "runs/tuned")
+    assert run.read_summary()["val/best_rsum"] > 3 * 2 * 100 * (1 + 5 + 10) / 25
+    assert rows(run, "train/scale")[10] == pytest.approx(20, rel=0.2)  # it started from the checkpoint's
+    loaded, words = models.load(run.checkpoints / "best")
+    assert loaded.preprocessing.side == 24
+    assert loaded.encode_texts(*words.encode(["a red square"])).shape == (1, 16)
 
 
 def test_a_learned_scale_starts_from_the_checkpoint_s_unless_it_is_given(config_of):

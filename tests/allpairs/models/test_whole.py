@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CONFIG_MAPPING, AutoImageProcessor, AutoModel, AutoTokenizer, BertTokenizer
+from transformers import (
+    CONFIG_MAPPING,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    BertTokenizer,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTokenizer,
+)
 
 from allpairs.errors import UserError
 from allpairs.models import Vocabulary, WholeSpec, build, check_text, load, make_tokens, save
@@ -231,6 +240,17 @@ def test_what_is_frozen_keeps_its_weights(freeze, learning):
     assert model.backbone.text_model.training == (freeze in ("none", "image"))
 
 
+def test_the_library_says_nothing_beside(family, tmp_path, capfd, caplog):
+    folder_of(family, tmp_path)
+    capfd.readouterr()
+    caplog.clear()
+    spec = WholeSpec(name=str(tmp_path))
+    build(spec, len(make_tokens(spec, forbidden)))
+    build(WholeSpec(name=family, config=CONFIGS[family], pretrained=False), 9)
+    out, err = capfd.readouterr()
+    assert (out, err, caplog.messages) == ("", "", [])
+
+
 def test_mistakes_are_one_clear_line(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
@@ -262,3 +282,29 @@ def test_mistakes_are_one_clear_line(tmp_path, monkeypatch):
     for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         (tmp_path / name).unlink(missing_ok=True)
     refused("has no tokenizer: none of tokenizer.json", lambda: make_tokens(spec, forbidden))
+
+
+def test_clip_s_own_tokenizer_pads_with_the_end_token(tmp_path):
+    """The end of a caption is then the first of several end tokens; a cut caption keeps one."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
+    merges = [("c", "a"), ("ca", "t</w>")]
+    tokenizer = CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=merges)
+    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1, "pad_token_id": len(words) - 1}
+    torch.manual_seed(3)
+    config = {**CONFIGS["clip"], "text_config": {**TEXT, **ends, "vocab_size": len(words)}}
+    reference = CLIPModel(CLIPConfig(**config)).eval()
+    reference.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSORS["clip"]))
+    spec = WholeSpec(name=str(tmp_path))
+    tokens = make_tokens(spec, forbidden)
+    captions = ["a cat", "cat", "the cat sat on the mat with a hat"]
+    ids, lengths = tokens.encode(captions, 9)
+    theirs = tokenizer(captions, padding=True, truncation=True, max_length=9, return_tensors="pt")
+    assert torch.equal(ids, theirs["input_ids"])
+    assert lengths.tolist() == [4, 3, 9]
+    with torch.no_grad():
+        expected = reference.get_text_features(**theirs).pooler_output
+        ours = build(spec, len(tokens)).eval().text_features(ids, lengths)
+    torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-6)
