@@ -35,6 +35,7 @@ from distributed.data.verify import write_stamps
 from distributed.progress import Follower
 from distributed.provenance import provenance
 from distributed.run_directory import RunDirectory, prepare, refuse_job_folder, refuse_taken, writable
+from distributed.tracking.server import settle
 from retrieval_eval.run_files import read_rows
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def fit(config: Config, *, resume: Resume = False, callbacks: Sequence["UserCall
     Raises:
         UserError, RunFailed: as `set_up` and `train_on_ray`.
     """
+    config = settle(config)
     return train_on_ray(config, set_up(config, resume=resume), callbacks=callbacks)
 
 

@@ -299,11 +299,16 @@ class Training:
         self.interval = Interval(progress.train_seconds)
         self.collapse.add(row)
         remaining = (self.total_steps - progress.step) * progress.train_seconds / progress.step
+        optimizer = self.config.optimizer
+        factor = learning_rate_factor(
+            optimizer, progress.step - 1, self.reader.steps_per_epoch, self.config.train.epochs
+        )
         self.tracker.log(
             self.where()
             | row
             | {f"train/{name}": value for name, value in self.strategy.step.objective.learned().items()}
             | dropped_metrics("train", progress.dropped)
+            | {"train/learning_rate": optimizer.lr * factor}
             | {"train/seconds": progress.train_seconds, "train/eta_seconds": remaining}
         )
 

@@ -40,6 +40,7 @@ class Follower:
         measured, happened = seen
         waiting: Waiting | None = None
         doing: str | None = None
+        noted = ""
         last = False
         while not last:
             last = done.wait(0.5)
@@ -68,6 +69,9 @@ class Follower:
                 if "val/collapsing" in row:
                     self.say(collapsing(row), style="yellow")
             measured = len(rows)
+            if run.tracking_note.exists() and (note := run.tracking_note.read_text(encoding="utf-8")) != noted:
+                self.say(note, style="yellow")
+                noted = note
 
 
 class Waiting:

@@ -76,6 +76,21 @@ class RunDirectory:
         return self.root / "report.html"
 
     @property
+    def wandb(self) -> Path:
+        """What Weights & Biases writes, its tables, artifacts and caches too."""
+        return self.root / "wandb"
+
+    @property
+    def wandb_id(self) -> Path:
+        """The run's id there, random: two people's runs of one name stay apart."""
+        return self.wandb / "id.txt"
+
+    @property
+    def tracking_note(self) -> Path:
+        """What Weights & Biases lacks and how to send it, in one line; exists only then."""
+        return self.wandb / "note.txt"
+
+    @property
     def events(self) -> Path:
         """What happened to the workers, one JSON object per line: asked for, up, lost, restarted; and their notes."""
         return self.root / "events.jsonl"

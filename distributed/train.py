@@ -20,6 +20,7 @@ from distributed.launch import Result, RunFailed, set_up, train_on_ray
 from distributed.progress import Follower
 from distributed.stopping import StopSignals
 from distributed.summary import summary_lines, summary_table
+from distributed.tracking.server import settle
 from retrieval_eval.ray_cluster import cluster, joins_cluster
 
 app = App(name="python -m distributed.train", help=__doc__, version_flags=[])
@@ -55,6 +56,7 @@ def train(*overrides: str, config: Annotated[Path, Parameter(name="--config")], 
         console.print(f"its loss is a surrogate, {surrogate}: the gradient is given directly, the value need not fall")
     follower = Follower(console)
     follower.say("checking the data and the run directory")
+    settings = settle(settings, lambda text: follower.say(text, style="yellow"))
     directory = set_up(settings, resume=resume, tell=lambda text: follower.say(text, style="yellow"))
     signals = StopSignals(directory, follower.say)
     try:

@@ -21,6 +21,7 @@ COMMANDS = {
     "distributed.data": "distributed.data.__main__",
     "distributed.doctor": "distributed.doctor.__main__",
     "distributed.embed": "distributed.embed",
+    "distributed.tracking": "distributed.tracking.__main__",
     "distributed.train": "distributed.train",
     "retrieval_eval.compare": "retrieval_eval.compare",
     "retrieval_eval.evaluate": "retrieval_eval.evaluate.__main__",

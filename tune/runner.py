@@ -15,6 +15,7 @@ from distributed.config import Config
 from distributed.config.load import read
 from distributed.launch import choose_device
 from distributed.run_directory import RunDirectory, refuse_job_folder
+from distributed.tracking.sync import sync
 from retrieval_eval.ray_cluster import cluster, joins_cluster
 from tune.config import SEED, Search
 from tune.following import SearchFollower
@@ -87,7 +88,10 @@ def run_search(
         tuner = _tuner(plan, configs)
         with SearchFollower(search, count_trials(search, configs), say).following():
             signals.call(tuner.fit)
-    return read_trials(search)
+    trials = read_trials(search)
+    for trial in trials:
+        _complete_tracking(trial)
+    return trials
 
 
 def count_trials(search: Search, configs: list[Config]) -> int:
@@ -200,6 +204,17 @@ def _scheduler(search: Search, configs: list[Config]) -> Any:
 
     # A budget in samples is some number of epochs that only the data know; ASHA wants an end beyond it.
     return AskingASHA(search, max(c.train.epochs if c.train.samples is None else 1000 for c in configs))
+
+
+def _complete_tracking(trial: Trial) -> None:
+    """Let W&B have all of a trial that ended: Tune kills the workers of one that it stops early."""
+    run = RunDirectory(trial.run_dir)
+    if trial.status == "unfinished" or not run.config.exists() or read(run.config)["tracking"]["wandb"] == "disabled":
+        return
+    try:
+        sync(run, failed=trial.status == "failed", over=True)
+    except UserError as error:
+        print(f"{trial.id}: {error}", flush=True)
 
 
 def _reason(noted: Any, run: RunDirectory) -> str:

@@ -16,6 +16,7 @@ from cyclopts import App, Parameter
 from allpairs.command import Resume, run
 from allpairs.models import reads_regions
 from distributed.config import Config
+from distributed.tracking.server import settle
 from tune.config import load_search
 from tune.trial import TrialPlan
 
@@ -50,6 +51,7 @@ def search(*arguments: str, config: Annotated[Path, Parameter(name="--config")],
     plan = TrialPlan.of(settings)
     configs = plan.check()
     _check_data(configs)
+    settle(configs[0])
     open_folder(settings, resume=resume)
     print(
         f"{settings.name}  {settings.algorithm} search over {', '.join(settings.space)} · "

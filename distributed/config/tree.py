@@ -37,7 +37,7 @@ class Run(Section):
     """Where the run lives."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    """Folder of the run below `dir`, and its id in Weights & Biases: a restart under the same name continues it."""
+    """Folder of the run below `dir`, and its name in Weights & Biases: a restart under the same name continues it."""
     dir: Folder = Path("runs")
     """Folder that holds all runs. On a cluster: storage that every node sees under the same path."""
 
@@ -219,7 +219,10 @@ class Tracking(Section):
     """Weights & Biases, written by rank 0."""
 
     wandb: Literal["offline", "online", "disabled"] = "offline"
-    """offline: files in the run directory, for a later `wandb sync`."""
+    """offline: files in the run directory, for a later `python -m distributed.tracking sync RUN --upload`."""
+    on_failure: Literal["stop", "offline"] = "stop"
+    """When `wandb: online` cannot reach its server or the key is refused: end before anything starts, or go on offline.
+    A server that is lost later never stops a run."""
     project: str = "allpairs"
     """W&B project."""
     entity: str | None = None

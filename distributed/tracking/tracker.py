@@ -63,8 +63,10 @@ class MetricsFile:
     """Appends rows to metrics.jsonl."""
 
     def __init__(self, run: RunDirectory, resume_step: int) -> None:
-        # Steps after the checkpoint are done again: their rows go, or every curve would have two values there.
-        kept = [row for row in run.history() if row["step"] <= resume_step] if resume_step else []
+        # Steps after the checkpoint are done again, and so is the last measurement, which no checkpoint follows: their
+        # rows go, or every curve would have two values there.
+        again = {"train/loss", "val/best_rsum"}
+        kept = [row for row in run.history() if row["step"] <= resume_step and again & row.keys()]
         write_text(run.metrics, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = run.metrics.open("a", encoding="utf-8")
 

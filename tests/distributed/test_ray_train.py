@@ -3,17 +3,17 @@
 import json
 import os
 import shutil
-import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from wandb.proto import wandb_internal_pb2
+
+from tests.distributed.wandb_files import assert_whole, wandb_records
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,25 +62,10 @@ def test_a_run_shows_itself(emoji_run):
     assert [row["epoch"] for row in rows if "val/rsum" in row] == [1, 2, 3, 4]
 
 
-def wandb_records(file: Path) -> Iterator[wandb_internal_pb2.Record]:
-    """Read a .wandb file: seven bytes of header, then a LevelDB log of 32 KiB blocks that holds protobuf records."""
-    data, position, parts = file.read_bytes(), 7, b""
-    while position < len(data):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", data, position)
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            yield wandb_internal_pb2.Record.FromString(parts)
-            parts = b""
-
-
 @pytest.mark.realdata
 def test_wandb_files_hold_the_curves_and_the_examples(emoji_run):
-    (file,) = (emoji_run / "wandb").glob("offline-run-*-emoji/run-emoji.wandb")  # rank 0 only: one run
+    (file,) = (emoji_run / "wandb").glob("offline-run-*/run-*.wandb")  # rank 0 only: one run
+    assert_whole(emoji_run)
     records = list(wandb_records(file))
     history = [
         item.key or item.nested_key[0]
