@@ -256,9 +256,7 @@ class Training:
         """Forward, agree that the loss is finite everywhere, update."""
         progress = self.progress
         torch.manual_seed(_step_seed(self.config.train.seed, progress.step, self.world.rank))
-        factor = learning_rate_factor(
-            self.config.optimizer, progress.step, self.reader.steps_per_epoch, self.total_steps
-        )
+        factor = self._learning_rate_factor(progress.step)
         pairs = Pairs.of(batch, self.world.device)
         self.strategy.step.warming_up = progress.epoch < self.config.train.triplet_warmup_epochs
         output = self.strategy.forward(pairs)
@@ -274,6 +272,9 @@ class Training:
         progress.step += 1
         progress.samples_seen += batch.global_rows
         self.interval.add(loss, norm, batch.global_rows, pairs, output)
+
+    def _learning_rate_factor(self, step: int) -> float:
+        return learning_rate_factor(self.config.optimizer, step, self.reader.steps_per_epoch, self.total_steps)
 
     def _explain(self, value: float, output: StepOutput, batch: TrainBatch) -> str:
         """Say where a non-finite loss comes from, as far as this rank can see."""
@@ -299,16 +300,12 @@ class Training:
         self.interval = Interval(progress.train_seconds)
         self.collapse.add(row)
         remaining = (self.total_steps - progress.step) * progress.train_seconds / progress.step
-        optimizer = self.config.optimizer
-        factor = learning_rate_factor(
-            optimizer, progress.step - 1, self.reader.steps_per_epoch, self.config.train.epochs
-        )
         self.tracker.log(
             self.where()
             | row
             | {f"train/{name}": value for name, value in self.strategy.step.objective.learned().items()}
             | dropped_metrics("train", progress.dropped)
-            | {"train/learning_rate": optimizer.lr * factor}
+            | {"train/learning_rate": self.config.optimizer.lr * self._learning_rate_factor(progress.step - 1)}
             | {"train/seconds": progress.train_seconds, "train/eta_seconds": remaining}
         )
 

@@ -51,7 +51,7 @@ def search(*arguments: str, config: Annotated[Path, Parameter(name="--config")],
     plan = TrialPlan.of(settings)
     configs = plan.check()
     _check_data(configs)
-    settle(configs[0])
+    settle(configs[0], _say, runs=f"{settings.folder}/trials/*")
     open_folder(settings, resume=resume)
     print(
         f"{settings.name}  {settings.algorithm} search over {', '.join(settings.space)} · "

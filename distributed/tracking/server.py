@@ -21,8 +21,10 @@ TIMEOUT = 10.0
 """Seconds the server has to answer, the look-up of its name included."""
 
 
-def settle(config: Config, say: Callable[[str], None] = lambda text: None) -> Config:
+def settle(config: Config, say: Callable[[str], None] = lambda text: None, runs: str | None = None) -> Config:
     """Return `config` if its tracking can begin; offline, with a line to `say`, where `tracking.on_failure` allows it.
+
+    `runs` says where the runs lie if it is more than one.
 
     Raises:
         UserError: `tracking.wandb=online`, and the server does not answer or refuses the key.
@@ -36,8 +38,8 @@ def settle(config: Config, say: Callable[[str], None] = lambda text: None) -> Co
             raise UserError(
                 f"tracking.wandb=online: {error}; accepted too: tracking.wandb=offline, or tracking.on_failure=offline"
             ) from None
-        later = f"python -m distributed.tracking sync {config.run_dir} --upload"
-        say(f"tracking.wandb=online: {error}; this run goes on offline, `{later}` sends it")
+        later = f"python -m distributed.tracking sync {runs or config.run_dir} --upload"
+        say(f"tracking.wandb=online: {error}; going on offline, `{later}` sends it")
         return config.model_copy(update={"tracking": config.tracking.model_copy(update={"wandb": "offline"})})
     return config
 

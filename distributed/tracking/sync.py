@@ -38,15 +38,15 @@ def sync(run: RunDirectory, *, upload: bool = False, failed: bool | None = None,
             ask()
         except UserError as error:
             raise UserError(f"{run.root}: {error}") from None
-    rows, summary = run.history(), run.read_summary()
-    failed = summary is None if failed is None else failed
+    rows = run.history()
+    failed = run.read_summary() is None if failed is None else failed
     told = any(file.exit_code == 0 for file in segments(run))
     files = mend(run, keep=None, exit_code=int(failed))
     streamed = config.tracking.wandb == "online" or any(file.online for file in files)
     if streamed and (upload or config.tracking.wandb == "online"):
         return f"{_replay(config, run, 'online', failed)} row(s) sent"
     missing = set(range(len(rows))) - {step for file in files for step in file.rows}
-    if missing or (summary is not None and not told):
+    if missing or not (failed or told):  # where nothing failed, W&B is to hear that
         _replay(config, run, "offline", failed)
     done = f"{len(missing)} row(s) added to W&B's files"
     if not upload:

@@ -338,6 +338,8 @@ def test_a_server_that_cannot_be_used_is_told_before_anything_starts(  # noqa: P
     (line,) = said
     assert re.search(message, line)
     assert f"`python -m distributed.tracking sync {config.run_dir} --upload` sends it" in line
+    settle(tolerant, said.append, runs="searches/x/trials/*")
+    assert "sync searches/x/trials/* --upload`" in said[1]
 
 
 def test_a_server_that_answers_lets_the_run_stream(server, tiny_config):

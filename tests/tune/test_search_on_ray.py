@@ -15,6 +15,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from distributed.data.sources import build_folder
+from tests.distributed.wandb_files import assert_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "gray")
@@ -49,7 +50,7 @@ def search_file(tmp_path: Path, pictures: Path) -> Path:
         "model": {"dim": 16, "image": {"kind": "cnn", "width": 8, "blocks": 2}, "text": {"kind": "gru"}},
         "optimizer": {"warmup_epochs": 0, "schedule": "constant"},
         "train": {"epochs": 13, "global_batch": 32, "log_every": 1},
-        "tracking": {"wandb": "disabled"},
+        "tracking": {"wandb": "offline"},
     }
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
     search = {
@@ -138,3 +139,6 @@ def test_a_search_that_is_stopped_then_killed_goes_on_where_it_was(search_file: 
     config = yaml.safe_load((second / "config.yaml").read_text())
     assert config["tracking"]["group"] == "rates"
     assert config["optimizer"]["lr"] == 1e-9
+    # W&B holds every row of a trial that was stopped and resumed, and of one that died, was resumed and stopped early.
+    assert [code for code, _ in assert_whole(first)] == [1, 0]
+    assert assert_whole(second)[-1][0] == 0
