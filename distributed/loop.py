@@ -9,9 +9,10 @@ Resume order: weights and optimiser, position, then the reader from that positio
 of (seed, step) and (seed, epoch, sample), so there is no generator state to restore.
 """
 
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -20,8 +21,8 @@ import torch
 
 from allpairs.errors import UserError
 from allpairs.files import read_json
-from allpairs.models import DualEncoder, build, load, load_tokens
-from allpairs.objectives import arguments, make
+from allpairs.models import build, load, load_tokens
+from allpairs.objectives import PairObjective, make
 from distributed.average import Average
 from distributed.checkpoints import (
     Checkpoints,
@@ -33,7 +34,6 @@ from distributed.checkpoints import (
     start_from,
 )
 from distributed.config import Config
-from distributed.config.tree import Objective
 from distributed.data import Dataset, Position, TrainBatch, TrainReader, open_split
 from distributed.data.batch import dropped_metrics
 from distributed.data.dataset import CAUSES
@@ -104,7 +104,8 @@ class Training:
             self.vocabulary = load_tokens(self.run_dir.root, config.model)
             torch.manual_seed(config.train.seed)  # the same initial weights on every rank and for every world size
             encoder = build(config.model, len(self.vocabulary))
-        objective = make(config.objective.name, **objective_arguments(config.objective, encoder))
+        objective = make(config.objective.name, **config.objective.arguments())
+        start_scale(objective, encoder.learned, config.objective.arguments())
         if self.found is None and config.model.init_from is not None:
             start_from(checkpoint_of(config.model.init_from), encoder, objective, config.objective.arguments())
         self.average: Average | None = None
@@ -366,13 +367,18 @@ class Training:
         return row, improved
 
 
-def objective_arguments(objective: Objective, encoder: DualEncoder) -> dict[str, Any]:
-    """Return the configured arguments; a scale or bias to be learned starts from what a pretrained encoder brings."""
-    given = objective.arguments()
-    if not given.get("learn_scale"):
-        return given
-    known = arguments(objective.name)
-    return {name: value for name, value in encoder.learned.items() if name in known} | given
+@torch.no_grad()
+def start_scale(objective: PairObjective[Any], learned: Mapping[str, float], given: Collection[str]) -> None:
+    """Let a scale or bias that `objective` learns start from what a pretrained encoder brings, unless it is `given`.
+
+    The objective's bounds hold: OpenAI's CLIP brings 100.003, SigLIP 117, and more than 100 is not learned.
+    """
+    parameters = dict(objective.named_parameters())
+    if "scale" in learned and "scale" not in given and "log_scale" in parameters:
+        parameters["log_scale"].fill_(math.log(learned["scale"]))
+    if "bias" in learned and "bias" not in given and "bias" in parameters:
+        parameters["bias"].fill_(learned["bias"])
+    objective.constrain()
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

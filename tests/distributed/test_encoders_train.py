@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer, CLIPConfig, CLIPModel
 
 from allpairs import models
@@ -181,7 +182,7 @@ cluster: {{workers: 2}}
     assert loaded.encode_texts(*words.encode(["a red square"])).shape == (1, 16)
 
 
-def test_a_learned_scale_starts_from_the_checkpoint_s_unless_it_is_given(config_of):
+def test_a_learned_scale_starts_from_the_checkpoint_s_unless_it_is_given(config_of, hub):
     def scale(name, **objective):
         config = config_of(name, objective={"name": "vlc", **objective})
         set_up(config, resume=False)
@@ -193,6 +194,9 @@ def test_a_learned_scale_starts_from_the_checkpoint_s_unless_it_is_given(config_
     assert scale("folder", learn_scale=True, scale=30) == pytest.approx(30.0)
     assert scale("folder") is None
     assert scale("clip", learn_scale=True) == pytest.approx(1 / 0.07)
+    weights = load_file(hub / "model.safetensors")
+    save_file(weights | {"logit_scale": torch.tensor(4.6052)}, hub / "model.safetensors", {"format": "pt"})  # OpenAI's
+    assert scale("folder", learn_scale=True) == pytest.approx(100)
 
 
 def test_mistakes_are_found_before_anything_starts(config_of, tiny_config, hub, regions, tiny):
