@@ -43,8 +43,10 @@ address=$head:$((20000 + SLURM_JOB_ID % 10000))
 steps=()
 trap 'if [ ${#steps[@]} -gt 0 ]; then kill "${steps[@]}" 2>/dev/null || true; wait "${steps[@]}" 2>/dev/null || true; fi' EXIT
 
-srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap ray start --head --block --port="${address##*:}" \
-    --num-cpus="$SLURM_CPUS_PER_TASK" --resources='{"tune_driver": 8}' &
+# --cpus-per-task again: steps don't inherit it, and would be bound to one CPU.
+cpus=$SLURM_CPUS_PER_TASK
+srun --nodes=1 --ntasks=1 --cpus-per-task="$cpus" --nodelist="$head" --overlap \
+    ray start --head --block --port="${address##*:}" --num-cpus="$cpus" --resources='{"tune_driver": 8}' &
 steps+=($!)
 until ray status --address "$address" >/dev/null 2>&1; do
     kill -0 "${steps[0]}" 2>/dev/null || { echo "Ray's head did not start on $head" >&2; exit 1; }
@@ -52,8 +54,8 @@ until ray status --address "$address" >/dev/null 2>&1; do
 done
 if [ "$SLURM_NNODES" -gt 1 ]; then
     others=$((SLURM_NNODES - 1))
-    srun --nodes=$others --ntasks=$others --ntasks-per-node=1 --exclude="$head" --overlap \
-        ray start --address="$address" --block --num-cpus="$SLURM_CPUS_PER_TASK" &
+    srun --nodes=$others --ntasks=$others --ntasks-per-node=1 --cpus-per-task="$cpus" --exclude="$head" --overlap \
+        ray start --address="$address" --block --num-cpus="$cpus" &
     steps+=($!)
 fi
 

@@ -58,13 +58,13 @@ def test_a_run_gets_a_ray_of_its_own_over_all_nodes(start, tmp_path: Path) -> No
     made = calls(tmp_path)
     heads = [call for call in made if "--head" in call]
     assert heads == [
-        "srun --nodes=1 --ntasks=1 --nodelist=n1 --overlap ray start --head --block --port=21234 --num-cpus=8 "
-        '--resources={"tune_driver": 8}'
+        "srun --nodes=1 --ntasks=1 --cpus-per-task=8 --nodelist=n1 --overlap "
+        'ray start --head --block --port=21234 --num-cpus=8 --resources={"tune_driver": 8}'
     ]
     workers = [call for call in made if call.startswith("srun") and "--head" not in call]
     assert workers == [
-        "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --exclude=n1 --overlap ray start --address=n1:21234 --block "
-        "--num-cpus=8"
+        "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=8 --exclude=n1 --overlap "
+        "ray start --address=n1:21234 --block --num-cpus=8"
     ]
     assert "python -m distributed.train --config configs/emoji.yaml cluster.workers=3 --resume auto" in made
     assert "RAY_ADDRESS=n1:21234 RAY_AUTH_MODE=token" in made
