@@ -32,7 +32,9 @@ def as_tensor(values: Matrix) -> torch.Tensor:
         return values.detach()
     array = values if isinstance(values, np.ndarray) else np.asarray(values)
     if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
-        array = array.astype(array.dtype.newbyteorder("="))  # torch reads neither: the one case that is copied whole
+        array = array.astype(array.dtype.newbyteorder("="))  # torch reads neither: such arrays are copied whole
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable.*")  # we never write
         return torch.from_numpy(array)
@@ -65,7 +67,7 @@ def normalised(X: torch.Tensor) -> torch.Tensor:
 
 def checked(values: Matrix, name: str, ids: Any = None) -> tuple[torch.Tensor, float]:
     """Return `values` as a matrix [rows, D] where it lies, and its largest norm; UserError names what is not finite."""
-    X = as_tensor(values)
+    X = _readable(values, name)
     if X.ndim != 2:
         raise UserError(f"{name} must be a matrix [rows, dimensions], got shape {list(X.shape)}")
     if X.dtype == torch.bool or X.is_complex():
@@ -107,6 +109,28 @@ def pair_to_rank(queries: Matrix, gallery: Matrix, *, cosine: bool) -> tuple[tor
     """Return both sides as `pair_where_they_lie` does, for `cosine` as normalised copies."""
     Q, G = pair_where_they_lie(queries, gallery, cosine=cosine)
     return (normalised(Q), normalised(G)) if cosine else (Q, G)
+
+
+def _readable(values: Any, name: str) -> torch.Tensor:
+    """Return what a caller gives as a matrix as a tensor; UserError for anything that has no numbers in rows."""
+    if isinstance(values, torch.Tensor):
+        if values.layout != torch.strided or values.is_meta:
+            what = "the device meta" if values.is_meta else str(values.layout).removeprefix("torch.")
+            raise UserError(
+                f"{name} must be a dense tensor that holds numbers, got one of {what}; accepted: to_dense()"
+            )
+        return as_tensor(values)
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:  # rows of several lengths, or tensors that numpy cannot read
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{name} must be a matrix [rows, dimensions], got a {type(values).__name__} that is none ({reason[:120]})"
+            "; accepted: rows of one length, or torch.stack of tensors"
+        ) from None
+    if array.dtype.kind not in "biufc":
+        raise UserError(f"{name} must hold real numbers, got a {type(values).__name__} of {array.dtype}")
+    return as_tensor(array)
 
 
 def _rows_where(X: torch.Tensor, condition: Any) -> tuple[list[int], float]:

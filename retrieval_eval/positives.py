@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from allpairs.errors import UserError
 
@@ -51,7 +52,7 @@ class Positives:
     @classmethod
     def from_ids(cls, query_ids: Any, gallery_ids: Any) -> "Positives":
         """Pair every query [Q] with all gallery items [G] of the same id (integers or strings)."""
-        query, gallery = _ids(query_ids, "query_ids"), _ids(gallery_ids, "gallery_ids")
+        query, gallery = as_ids(query_ids, "query_ids"), as_ids(gallery_ids, "gallery_ids")
         if query.dtype.kind != gallery.dtype.kind:
             raise UserError(
                 f"query_ids are {query.dtype} and gallery_ids are {gallery.dtype}: ids of one kind are needed"
@@ -68,7 +69,10 @@ class Positives:
         """Take ``lists[q]``, the gallery indices of query q; UserError for an index that is not in 0..gallery-1."""
         rows = []
         for query, items in enumerate(lists):
-            row = np.asarray(items)
+            try:
+                row = np.asarray(items)
+            except ValueError:  # lists of several lengths in it
+                row = np.empty(1, object)
             if row.size == 0:
                 row = row.astype(np.int64)
             if row.ndim != 1 or row.dtype.kind not in "iu":
@@ -85,11 +89,29 @@ def _offsets(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
-def _ids(values: Any, name: str) -> np.ndarray:
-    if hasattr(values, "detach"):  # a torch tensor, on any device
+def as_ids(values: Any, name: str) -> np.ndarray:
+    """Return ids [N] as int64 or as strings; UserError for anything else."""
+    accepted = "one list of integers or of strings"
+    if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
-    ids = np.asarray(values)
+    try:
+        ids = np.asarray(values)
+    except ValueError:
+        raise UserError(
+            f"{name} must be {accepted}, got a {type(values).__name__} of lists of several lengths"
+        ) from None
+    if ids.ndim == 0:
+        raise UserError(f"{name} must be {accepted}, got {values!r}"[:200])
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iuU"):
-        raise UserError(f"{name} must be one list of integers or of strings, got {ids.ndim} dimensions of {ids.dtype}")
+        hint = "; accepted: .astype(int) of an array, .long() of a tensor" if ids.dtype.kind == "f" else ""
+        raise UserError(f"{name} must be {accepted}, got {ids.ndim} dimensions of {ids.dtype}{hint}")
+    if ids.dtype.kind == "U" and isinstance(values, list | tuple):
+        other = next((place for place, value in enumerate(values) if not isinstance(value, str)), None)
+        if other is not None:  # numpy would make it a string
+            raise UserError(f"{name} must be {accepted}, got both: {name}[{other}] is {values[other]!r}")
+    if ids.dtype == np.uint64 and ids.size and ids.max() > np.iinfo(np.int64).max:
+        raise UserError(
+            f"{name} holds {ids.max()}; accepted: integers below 2⁶³, a larger one would meet a negative one"
+        )
     # One width per kind, so that int32 ids meet int64 ids.
     return ids if ids.dtype.kind == "U" else ids.astype(np.int64)

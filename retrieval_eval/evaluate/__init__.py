@@ -13,7 +13,7 @@ from allpairs.errors import UserError
 from retrieval_eval.counting import Counts
 from retrieval_eval.inputs import Matrix, pair_where_they_lie, rows
 from retrieval_eval.metrics import metrics_of
-from retrieval_eval.positives import Positives
+from retrieval_eval.positives import Positives, as_ids
 from retrieval_eval.sharded import Problem, count
 from retrieval_eval.ties import TREATMENTS, Levels, Ranks, average_precisions
 from retrieval_eval.whole_ranking import Treatment, whole_ranking_metrics
@@ -95,20 +95,28 @@ def evaluate(
     one kind. `state` names a folder in which finished work is kept: a run that was killed goes on from there.
     `progress` is told how many units of work are done, and of how many.
 
-    Raises UserError, with the rows and ids, for non-finite, empty or unequal inputs and for queries without positives.
+    Raises UserError, with the rows and ids, for non-finite, empty or unequal inputs, for queries without positives, and
+    for ids that are all equal.
     """
-    accepted_ks = tuple(sorted(set(ks)))
-    if not accepted_ks or accepted_ks[0] < 1:
-        raise UserError(f"ks must be positive integers, got {tuple(ks)}")
+    accepted_ks = checked_ks(ks)
     if query_name == gallery_name:
         raise UserError(f"query_name and gallery_name are both {query_name!r}: the directions need different names")
+    if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 1):
+        raise UserError(f"tile={tile!r}; accepted: the side of a tile, a whole number from 1")
+    query_ids = None if query_ids is None else as_ids(query_ids, "query_ids")
+    gallery_ids = None if gallery_ids is None else as_ids(gallery_ids, "gallery_ids")
     Q, G = pair_where_they_lie(queries, gallery, query_ids, gallery_ids, cosine=cosine)
-    where = torch.device(device) if device is not None else Q.device
+    where = _usable(device) if device is not None else Q.device
     pairs = _pairs(len(Q), len(G), query_ids, gallery_ids, positives)
     forward, backward = f"{query_name}2{gallery_name}", f"{gallery_name}2{query_name}"
     sets = {forward: pairs, backward: pairs.transposed()} if both_directions else {forward: pairs}
     for direction, ids in zip(sets, (query_ids, gallery_ids), strict=False):
         refuse_orphans(sets[direction], direction, ids)
+    if positives is None and min(len(Q), len(G)) > 1 and len(pairs.indices) == len(Q) * len(G):
+        raise UserError(
+            f"all ids are {query_ids[0]}, so every gallery item is a positive of every query and nothing is to rank"
+            "; accepted: ids that tell the instances apart, such as the image of each caption"
+        )
 
     problem = Problem(queries, gallery, pairs, both_directions, where, tile, cosine)
     counts = dict(zip(sets, count(problem, shards=shards, state=state, progress=progress), strict=True))
@@ -145,8 +153,32 @@ def report_fields(counts: dict[str, Counts], positives: dict[str, Positives], ks
     }
 
 
+def checked_ks(ks: Any) -> tuple[int, ...]:
+    """Return the k of the recalls, ascending; UserError for anything but positive integers."""
+    try:
+        given = tuple(ks)
+    except TypeError:
+        given = ()
+    if not given or any(isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1 for k in given):
+        raise UserError(f"ks must be positive integers, as (1, 5, 10), got {ks!r}")
+    return tuple(sorted({int(k) for k in given}))
+
+
+def _usable(device: Any) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        accepted = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"device={device!r} cannot be used here ({reason}); accepted: {accepted}") from None
+    return found
+
+
 def _pairs(queries: int, gallery: int, query_ids: Any, gallery_ids: Any, positives: Any) -> Positives:
     if positives is not None:
+        if not hasattr(positives, "__len__"):
+            raise UserError(f"positives must be one list of gallery indices per query, got {positives!r}"[:200])
         if len(positives) != queries:
             raise UserError(f"positives has {len(positives)} lists for {queries} queries: one list per query is needed")
         return Positives.from_lists(positives, gallery)

@@ -11,9 +11,8 @@ from math import isqrt
 import numpy as np
 import torch
 
-from allpairs.errors import UserError
 from retrieval_eval.counting import Assembly, GallerySlice
-from retrieval_eval.evaluate import Report, refuse_orphans, report_fields
+from retrieval_eval.evaluate import Report, checked_ks, refuse_orphans, report_fields
 from retrieval_eval.positives import Positives
 from retrieval_eval.rerank.result import Reranked
 from retrieval_eval.rerank.scoring import BATCH, Form, Job, Map, Progress, Score, answers, check_form
@@ -45,9 +44,7 @@ def score_all(
     positives.
     """
     check_form(form, batch)
-    accepted_ks = tuple(sorted(set(ks)))
-    if not accepted_ks or accepted_ks[0] < 1:
-        raise UserError(f"ks must be positive integers, got {tuple(ks)}")
+    accepted_ks = checked_ks(ks)
     forward, backward = f"{query_name}2{gallery_name}", f"{gallery_name}2{query_name}"
     sets = {forward: positives, backward: positives.transposed()} if both_directions else {forward: positives}
     for direction, of in sets.items():

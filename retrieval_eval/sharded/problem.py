@@ -45,9 +45,9 @@ class Problem:
     def shard_columns(self, shards: int) -> list[range]:
         """Cut the tile columns into `shards` ranges as even as may be; UserError if there are not enough of them."""
         tiles = -(-len(self.gallery) // self.side)
-        if not 1 <= shards <= tiles:
+        if not isinstance(shards, int) or not 1 <= shards <= tiles:
             raise UserError(
-                f"shards={shards}: the gallery of {len(self.gallery)} has {tiles} tile columns of {self.side}"
+                f"shards={shards!r}: the gallery of {len(self.gallery)} has {tiles} tile columns of {self.side}"
                 f"; accepted: 1 to {tiles}"
             )
         edges = [min(tiles * n // shards * self.side, len(self.gallery)) for n in range(shards + 1)]
