@@ -6,7 +6,8 @@ checkpoints/
                    with train.ema_decay the model is the average, and trained.safetensors what training goes on with
   last -> step-00000120, previous -> step-00000100, best -> step-00000090      relative links, replaced atomically
 
-What no link names is deleted: a run keeps three checkpoints at most, each about three times the size of its weights.
+What no link names is deleted: a run keeps three checkpoints at most, each three times the size of its weights, four
+times with an average.
 """
 
 import json

@@ -190,13 +190,14 @@ def check_data(config: Config, say: Callable[[str], None] = lambda text: None) -
     for key, path in roots.items():
         refuse_job_folder(key, path)
     datasets = {}
+    run, anew = RunDirectory(config.run_dir), data.verify == "always"
     model = config.model
     wanted = "regions" if reads_regions(model) else "image"
     reader = f"model.kind={model.kind}" if isinstance(model, WholeSpec) else f"model.image.kind={model.image.kind}"
     for split in config.data.splits:
         folder = config.data.folder(split)
         try:
-            datasets[split] = dataset = open_split(config.data, split, anew=config.data.verify == "always", say=say)
+            datasets[split] = dataset = open_split(config.data, split, known=run.verified(split), anew=anew, say=say)
         except UserError as error:
             raise UserError(f"data.{split}: {error}") from None
         if dataset.kind != wanted:

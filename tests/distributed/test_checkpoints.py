@@ -22,6 +22,7 @@ from distributed.finish import complete
 from distributed.launch import set_up
 from distributed.loop import Training
 from distributed.run_directory import RunDirectory
+from distributed.strategies.deepspeed import DeepSpeedZero
 from distributed.worker import told_in_one_line
 from distributed.world import Stopped, World
 from retrieval_eval.run_files import read_rows
@@ -262,6 +263,20 @@ def test_a_full_disk_elsewhere_is_one_line_too(tiny_config) -> None:
     with pytest.raises(UserError, match=r"^rank 1: the loss is nan$"), told_in_one_line(run, rank=0):
         raise Stopped("rank 1: the loss is nan")
     assert disk_is_full(OSError(28, "x"))
+
+
+def test_a_zero_shard_that_cannot_be_written_is_one_line(tmp_path) -> None:
+    class Engine:
+        def save_checkpoint(self, folder: str, tag: str) -> None:
+            try:
+                raise OSError(28, "No space left on device")
+            except OSError:
+                raise RuntimeError("unexpected pos 704 vs 598")  # noqa: B904 -- as torch's writer does
+
+    strategy = DeepSpeedZero.__new__(DeepSpeedZero)
+    strategy._engine = Engine()
+    with pytest.raises(UserError, match=r"the optimiser's state cannot be written \(No space left on device\)$"):
+        strategy.save(str(tmp_path))
 
 
 # Two ranks -----------------------------------------------------------------------------------------------------------

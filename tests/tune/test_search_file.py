@@ -115,7 +115,7 @@ def test_arguments_set_keys_of_the_search(folder: Path) -> None:
         (
             {"space": {"optimizer.lr": {"uniform": [0.1, float("inf")]}}, "algorithm": "random", "trials": 1},
             (),
-            "space.optimizer.lr.uniform.1=inf is not accepted",
+            r"space\.optimizer\.lr\.uniform\[1\]=inf is not accepted",
         ),
         ({"space": {"train.seed": {"grid": [0]}}}, ("reduction=.inf",), "reduction=inf is not accepted"),
         ({"space": {"train.seed": {"grid": [0]}}, "base": "bas.yaml"}, (), "no such config file.*'base.yaml'"),

@@ -186,6 +186,8 @@ def test_workers_go_by_what_the_driver_found_and_compare_what_changed_since(data
     hashed.clear()
     Training(config, World.join(CPU), lambda _: None)
     assert hashed == []
+    set_up(config, resume=True)
+    assert sorted(set(hashed)) == (SHARDS if how == "always" else [])
     flip(data / "train" / SHARDS[1], 0.5)
     with pytest.raises(Stopped, match=rf"^{data}/train/{SHARDS[1]}: not the bytes that "):
         Training(config, World.join(CPU), lambda _: None)
