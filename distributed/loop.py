@@ -21,7 +21,7 @@ import torch
 
 from allpairs.errors import UserError
 from allpairs.files import read_json
-from allpairs.models import build, load, load_tokens
+from allpairs.models import build, load, load_tokens, recompute_activations
 from allpairs.objectives import PairObjective, make
 from distributed.average import Average
 from distributed.checkpoints import (
@@ -114,6 +114,8 @@ class Training:
             self.average = Average(encoder, config.train.ema_decay, steps)
             if self.found is not None:
                 load_trained(self.found.folder, encoder)
+        if config.train.activation_checkpointing:
+            recompute_activations(encoder)
         step = TrainStep(encoder, objective, self.world.group, config.train.precision)
         if config.train.triplet_warmup_epochs:
             step.warmup = make("triplet", **config.objective.arguments())

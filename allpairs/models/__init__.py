@@ -13,6 +13,7 @@
 from allpairs.models.build import build
 from allpairs.models.checkpoint import DESCRIPTION, WEIGHTS, load, save
 from allpairs.models.dual import DualEncoder
+from allpairs.models.hub import recompute_activations
 from allpairs.models.spec import (
     CnnSpec,
     DualSpec,
@@ -61,6 +62,7 @@ __all__ = [
     "load_tokens",
     "make_tokens",
     "reads_regions",
+    "recompute_activations",
     "save",
     "save_tokens",
 ]

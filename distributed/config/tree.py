@@ -180,6 +180,9 @@ class Train(Section):
     """How gradients and optimiser state are shared over workers."""
     zero_stage: Literal[1, 2] = 1
     """For `strategy: deepspeed`: shard optimiser state (1) and gradients (2)."""
+    activation_checkpointing: bool = False
+    """Layers of transformers networks keep their input alone and are computed again backwards: less memory, about a
+    third more time, the same gradients."""
     log_every: int = Field(10, ge=1)
     """Steps between progress lines."""
     checkpoint_every_minutes: float | None = Field(10, gt=0)

@@ -130,6 +130,24 @@ def regions(folder: Path, *, target: Target, skip_incomplete: SkipIncomplete = F
     print_built(sources.build_regions(folder, skip_incomplete=skip_incomplete, **vars(target)))
 
 
+@app.command
+def tiles(
+    folder: Path, *, target: Target, grid: int = 4, side: int = 12, skip_incomplete: SkipIncomplete = False
+) -> None:
+    """Regions without a detector: the pictures of a data set cut into tiles, whose pixels are the features.
+
+    Parameters
+    ----------
+    folder
+        Data set of pictures, as the other sources write it.
+    grid
+        Tiles along a side of the picture: grid × grid regions.
+    side
+        Pixels along a side of a tile: 3 × side × side features.
+    """
+    print_built(sources.build_tiles(folder, grid=grid, side=side, skip_incomplete=skip_incomplete, **vars(target)))
+
+
 @app.command(name="img2dataset")
 def img2dataset(*shards: str, out: Path, split: str, overwrite: bool = False) -> None:
     """Index img2dataset shards where they lie, without copying them, as one split: OUT/SPLIT.

@@ -17,7 +17,7 @@ from distributed.embed import embed
 from distributed.launch import set_up
 from distributed.loop import Training
 from distributed.run_directory import RunDirectory
-from distributed.world import World
+from distributed.world import Stopped, World
 from tests.conftest import COLOURS, ROOT, SIZES, samples
 from tests.distributed.test_loop import assert_same_state, rows, train
 from tests.distributed.test_ray_train import command
@@ -146,6 +146,41 @@ def test_whole_models_and_towers_train_alike_at_any_world(config_of):
         for other in others:
             assert list(rows(RunDirectory(other.parent), "train/loss").values()) == pytest.approx(losses, rel=1e-4)
             assert gradient_norms(other) == pytest.approx(gradient_norms(one), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "towers"])
+def test_recomputed_activations_need_less_memory_and_change_nothing(name, config_of):
+    """The towers draw dropout masks, twice the same."""
+
+    def kept(run, **sections):
+        config = config_of(name, run, train={"epochs": 1, "log_every": 1} | sections)
+        set_up(config, resume=False)
+        training, sizes = Training(config, World.join(torch.device("cpu")), lambda _: None), {}
+        forward = training.strategy.forward
+
+        def counting(pairs):
+            def note(tensor):
+                sizes[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                return forward(pairs)
+
+        training.strategy.forward = counting
+        training.run()
+        return RunDirectory(config.run_dir), sum(sizes.values())
+
+    (plain, all_of_them), (again, some) = kept("plain"), kept("again", activation_checkpointing=True)
+    assert some < 0.8 * all_of_them
+    assert_same_state(plain, again)
+    assert rows(plain, "train/loss") == rows(again, "train/loss")
+
+
+def test_what_cannot_recompute_says_so(config_of):
+    config = config_of("vsrn", train={"epochs": 1, "activation_checkpointing": True})
+    set_up(config, resume=False)
+    with pytest.raises(Stopped, match="activation_checkpointing=true: this model has no network of transformers that"):
+        Training(config, World.join(torch.device("cpu")), lambda _: None)
 
 
 @pytest.mark.parametrize("name", ["clip", "vse_infinity", "vsrn"])

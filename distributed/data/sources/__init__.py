@@ -5,6 +5,7 @@ UserError for a source that is not what it should be.
 
 - `folder`, `karpathy`, `img2dataset`, `regions`: other people's layouts.
 - `emoji`: a data set of real drawings, made of two public repositories.
+- `tiles`: regions cut from the pictures of a data set.
 """
 
 import re
@@ -19,6 +20,7 @@ from distributed.data.sources.folder import folder_splits
 from distributed.data.sources.img2dataset import find_shards, index_shards
 from distributed.data.sources.karpathy import karpathy_splits
 from distributed.data.sources.regions import region_splits
+from distributed.data.sources.tiles import tile_splits
 from distributed.data.writer import new_folder
 
 SHARD_SAMPLES = 1000
@@ -105,6 +107,30 @@ def build_regions(
         region_splits(folder, incomplete),
         name=readable(folder.resolve().name),
         source={"kind": "regions"},
+        kind="regions",
+        overwrite=overwrite,
+        shard_samples=shard_samples,
+    )
+    return built.without(incomplete)
+
+
+def build_tiles(
+    folder: Path,
+    *,
+    out: Path,
+    grid: int = 4,
+    side: int = 12,
+    skip_incomplete: bool = False,
+    overwrite: bool = False,
+    shard_samples: int = SHARD_SAMPLES,
+) -> Built:
+    """Write regions cut from the pictures of the data set in `folder`: grid² tiles of side² pixels each."""
+    incomplete = Incomplete(skip=skip_incomplete)
+    built = write_splits(
+        out,
+        tile_splits(folder, incomplete, grid=grid, side=side),
+        name=readable(folder.resolve().name),
+        source={"kind": "tiles", "grid": grid, "side": side},
         kind="regions",
         overwrite=overwrite,
         shard_samples=shard_samples,
