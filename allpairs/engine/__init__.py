@@ -5,6 +5,7 @@
 - `batch`: one rank's rows, checked and normalised.
 - `global_batch`: what every rank knows of all rows, and the tiles between them.
 - `exchange`: which rank owns which rows, and what the ranks tell each other.
+- `products`: matrix products that no autocast or float32 shortcut around the call changes, and their derivatives.
 - `backend`: which of the following computes a call.
 - `dense`: the whole score matrix and autograd, the truth.
 - `tiled`: tile by tile, in O(B·D + tile²) memory.

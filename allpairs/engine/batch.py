@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from allpairs.engine.products import only_once
 from allpairs.errors import UserError
 
 _SMALLEST = 1e-12
@@ -102,7 +102,7 @@ class _UnitRowsOfHalf(torch.autograd.Function):
         return unit_bD
 
     @staticmethod
-    @once_differentiable
+    @only_once
     def backward(ctx: Any, gradient_bD: Tensor) -> Tensor:
         unit_bD, length_b1 = ctx.saved_tensors
         gradient_bD = gradient_bD.float()

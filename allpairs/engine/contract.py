@@ -88,6 +88,10 @@ class SparseWeights(NamedTuple):
     pull: Tensor
     """[R]."""
 
+    def times(self, factors: Tensor) -> "SparseWeights":
+        """Return the weights times `factors`, [] or [R]."""
+        return SparseWeights(self.hardest, self.push * factors, self.pull * factors)
+
 
 class Exponents(NamedTuple):
     """Exponents that are affine in the scores: x_ij = scale·S_ij − bias_i."""

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from allpairs.engine.batch import LocalBatch
+from allpairs.engine.products import only_once
 from allpairs.errors import UserError
 
 
@@ -163,6 +163,6 @@ class _Gather(torch.autograd.Function):
         return _all_gather(local, ranks, group)
 
     @staticmethod
-    @once_differentiable
+    @only_once
     def backward(ctx: Any, gradient_NM: Tensor) -> tuple[Tensor, None, None]:
         return _reduce_scatter(gradient_NM, ctx.group), None, None

@@ -11,6 +11,7 @@ from torch import Tensor
 from allpairs.engine.batch import Ids, prepare
 from allpairs.engine.exchange import agree, gather
 from allpairs.engine.global_batch import GlobalBatch, own_scores
+from allpairs.engine.products import as_given
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -45,7 +46,7 @@ def similarity_statistics(
         UserError: as the objectives do, for pairs that cannot match.
     """
     batch = prepare(queries, candidates, query_ids=query_ids, candidate_ids=candidate_ids, normalize=normalize)
-    with torch.autocast(batch.queries.device.type, enabled=False):
+    with as_given(batch.queries.device):
         layout = agree(batch, group)
         ids_B = None if batch.ids.queries is None else gather(batch.ids.queries, layout.query_counts, group)
         whole = GlobalBatch(Ids(ids_B, ids_B))

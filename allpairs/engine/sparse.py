@@ -35,6 +35,12 @@ class Factors(NamedTuple):
     """[]: the incoming gradient times what makes a sum of anchors the loss."""
     scale: Tensor | float
     """The factor on every score: ∂S_ij/∂q_i = scale·c_j."""
+    column: float = 1.0
+    """What the candidates' weights are multiplied by beside the queries': the means of unequal numbers."""
+    of_queries: Tensor | None = None
+    """[]: the incoming gradient of this rank, if it is not that of every rank; `loss` then leaves it out."""
+    of_candidates: Tensor | None = None
+    """[B]: the incoming gradient of the rank that owns each candidate, beside `of_queries`."""
 
 
 class BothDirections(NamedTuple):
@@ -55,6 +61,8 @@ def gradients(
     algorithms are on.
     """
     of_rows, of_columns = weights
+    if factors.of_queries is not None:
+        of_rows, of_columns = of_rows.times(factors.of_queries), of_columns.times(factors.of_candidates)
     precision = torch.promote_types(queries_bD.dtype, torch.float32)
     query_gradient_bD = torch.zeros_like(queries_bD, dtype=precision)
     candidate_gradient_BD = torch.zeros_like(candidates_BD, dtype=precision)

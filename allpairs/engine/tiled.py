@@ -10,18 +10,20 @@ need no second walk: theirs is one product.
 Shapes: bq, bc local queries and candidates, Bq, Bc those of all ranks, D embedding, R × C a tile.
 """
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from allpairs.engine import sparse
 from allpairs.engine.batch import LocalBatch
 from allpairs.engine.contract import AnchorObjective, Anchors, Tile
 from allpairs.engine.exchange import RankLayout, gather, sum_onto_owners
 from allpairs.engine.global_batch import GlobalBatch, mean_factors
+from allpairs.engine.products import add_product, as_given, only_once, product, to_half
 from allpairs.engine.sparse import Factors, Gradients
 from allpairs.engine.statistics import RowStatistic
 
@@ -39,8 +41,6 @@ class TiledCall(NamedTuple):
     """One call of an objective that is walked in tiles: what is computed, and how."""
 
     objective: AnchorObjective[Any]
-    queries_bD: Tensor
-    """This rank's queries."""
     scale: Tensor | float
     """The factor on every score."""
     whole: GlobalBatch
@@ -55,12 +55,12 @@ def loss(
 ) -> Tensor:
     """Return this rank's loss, equal to `dense.loss` in value and gradient.
 
-    `tile`: the largest number of rows and of columns of a tile. Every rank backpropagates the same factor.
+    `tile`: the largest number of rows and of columns of a tile.
     """
     scale = objective.score_scale()
     fixed = scale.detach() if isinstance(scale, Tensor) else scale
     whole = GlobalBatch.gathered(objective, batch, layout)
-    call = TiledCall(objective, batch.queries.detach(), fixed, whole, layout, tile, tiles)
+    call = TiledCall(objective, fixed, whole, layout, tile, tiles)
     value: Tensor = _Tiled.apply(batch.queries, batch.candidates, scale, call)
     return value
 
@@ -68,40 +68,67 @@ def loss(
 class PlainTiles:
     """Tiles in PyTorch, on any device."""
 
-    def __init__(self, call: TiledCall, candidates_BD: Tensor) -> None:
-        self.objective = call.objective
-        self.queries_bD = call.queries_bD
-        self.scale = call.scale
+    unit: Tensor | float = 1.0
+    """What `weights` gives are W times this."""
+
+    def __init__(self, call: TiledCall, queries_bD: Tensor, candidates_BD: Tensor) -> None:
+        self.call = call
+        self.queries_bD = queries_bD
+        """This rank's queries."""
         self.candidates_BD = candidates_BD
-        self.whole = call.whole
-        self.first_query = call.layout.own_queries.start
 
     def statistics(self, rows: range, columns: range, known: Statistics | None) -> Statistics:
         """Return what the queries `rows` and the candidates `columns` (global) learn of each other in one pass."""
         row_tile, column_tile = self._tiles(rows, columns)
         known_rows, known_columns = self._known(rows, columns, known)
         return Statistics(
-            self.objective.statistic(row_tile, known_rows),
-            self.objective.statistic(column_tile, known_columns),
+            self.call.objective.statistic(row_tile, known_rows),
+            self.call.objective.statistic(column_tile, known_columns),
         )
 
-    def weights(self, rows: range, columns: range, statistics: Statistics, column_factor: float) -> Tensor:
-        """Return W [R, C] of the tile in the type of the embeddings, the candidates' share times `column_factor`."""
+    def begin_weights(self, statistics: Statistics) -> None:
+        """Prepare what `weights` needs for every tile: here nothing."""
+
+    def weights(self, rows: range, columns: range, statistics: Statistics, factors: Factors) -> Tensor:
+        """Return W [R, C] of the tile, in at least float32, each direction times its factor."""
+        objective = self.call.objective
         row_tile, column_tile = self._tiles(rows, columns)
         known_rows, known_columns = self._known(rows, columns, statistics)
-        weights_RC = self.objective.weights(row_tile, known_rows)
-        return weights_RC.add(self.objective.weights(column_tile, known_columns).T, alpha=column_factor)
+        weights_RC = objective.weights(row_tile, known_rows)
+        of_columns_RC = objective.weights(column_tile, known_columns).T
+        if factors.of_candidates is not None:
+            weights_RC = weights_RC * factors.of_queries
+            of_columns_RC = of_columns_RC * factors.of_candidates[columns.start : columns.stop]
+        return weights_RC.add(of_columns_RC, alpha=factors.column)
 
     def add_own_pairs(
         self, rows: range, statistics: Statistics, query_gradient_RD: Tensor, candidate_gradient_BD: Tensor
     ) -> None:
         """Add what `weights` leaves out of the own pairs of `rows`: here nothing."""
 
+    def move_own_pairs(
+        self, weights_RC: Tensor, rows: range, columns: range, query_gradient_RD: Tensor, candidate_gradient_BD: Tensor
+    ) -> None:
+        """Add the own pairs of a tile in float32 and leave 0 for them: the largest weights are not to be rounded."""
+        own = range(max(rows.start, columns.start), min(rows.stop, columns.stop))
+        if not own:
+            return
+        in_rows = slice(own.start - rows.start, own.stop - rows.start)
+        diagonal_P = weights_RC[in_rows, own.start - columns.start : own.stop - columns.start].diagonal()
+        weights_P1 = diagonal_P.clone()[:, None]
+        diagonal_P.zero_()
+        query_gradient_RD[in_rows] += weights_P1 * self.candidates_BD[own.start : own.stop]
+        candidate_gradient_BD[own.start : own.stop] += weights_P1 * self.queries_bD[self.local(own)]
+
+    def local(self, rows: range) -> slice:
+        """Return where the global `rows` of this rank are among its own."""
+        first = self.call.layout.own_queries.start
+        return slice(rows.start - first, rows.stop - first)
+
     def _tiles(self, rows: range, columns: range) -> tuple[Tile, Tile]:
-        local_rows = slice(rows.start - self.first_query, rows.stop - self.first_query)
-        scores_RC = product(self.queries_bD[local_rows], self.candidates_BD[columns.start : columns.stop].T)
-        scores_RC = scores_RC.mul_(self.scale)
-        whole = self.whole
+        scores_RC = product(self.queries_bD[self.local(rows)], self.candidates_BD[columns.start : columns.stop].T)
+        scores_RC = scores_RC.mul_(self.call.scale)
+        whole = self.call.whole
         if not rows:
             return _nothing_to_see(scores_RC, whole.query_anchors(rows)), _nothing_to_see(
                 scores_RC.new_zeros(len(columns), 1), whole.candidate_anchors(columns)
@@ -112,53 +139,80 @@ class PlainTiles:
     def _known(self, rows: range, columns: range, statistics: Statistics | None) -> Any:
         if statistics is None:
             return None, None
-        local_rows = slice(rows.start - self.first_query, rows.stop - self.first_query)
-        return statistics.queries.rows(local_rows), statistics.candidates.rows(slice(columns.start, columns.stop))
+        return (
+            statistics.queries.rows(self.local(rows)),
+            statistics.candidates.rows(slice(columns.start, columns.stop)),
+        )
 
 
 class _Tiled(torch.autograd.Function):
+    """Every tensor that backward needs is saved with autograd, which frees it after use and sees it changed before."""
+
     @staticmethod
     def forward(ctx: Any, queries_bD: Tensor, candidates_bD: Tensor, scale: Tensor | float, call: TiledCall) -> Tensor:
-        """`queries_bD` and `scale` are those of the call, here to get their gradients."""
+        """`scale` is that of the call, here to get its gradient."""
         objective, whole, layout = call.objective, call.whole, call.layout
-        candidates_BD = gather(candidates_bD, layout.candidate_counts, layout.group)
-        tiles = call.tiles(call, candidates_BD)
-        statistics = None
-        for _ in range(objective.passes):
-            statistics = _walk(tiles, call, statistics)
-        assert statistics is not None
+        with as_given(queries_bD.device):
+            candidates_BD = gather(candidates_bD, layout.candidate_counts, layout.group)
+            tiles = call.tiles(call, queries_bD, candidates_BD)
+            statistics = None
+            for _ in range(objective.passes):
+                statistics = _walk(tiles, call, statistics)
+            assert statistics is not None
 
-        own = layout.own_candidates
-        query_factor, candidate_factor = mean_factors(objective, len(layout.all_queries), len(layout.all_candidates))
-        of_queries = objective.losses(whole.query_anchors(layout.own_queries), statistics.queries)
-        of_candidates = objective.losses(
-            whole.candidate_anchors(own), statistics.candidates.rows(slice(own.start, own.stop))
-        )
-        ctx.call, ctx.tiles, ctx.statistics = call, tiles, statistics
+            own = layout.own_candidates
+            factors = mean_factors(objective, len(layout.all_queries), len(layout.all_candidates))
+            of_queries = objective.losses(whole.query_anchors(layout.own_queries), statistics.queries)
+            of_candidates = objective.losses(
+                whole.candidate_anchors(own), statistics.candidates.rows(slice(own.start, own.stop))
+            )
+        tensors: list[Tensor] = []
+        ctx.kept = _taken_out((tiles, statistics), tensors)
+        ctx.save_for_backward(*tensors)
         ctx.learns_scale = isinstance(scale, Tensor)
-        return (query_factor * of_queries.sum() + candidate_factor * of_candidates.sum()) * layout.world_size
+        return (factors[0] * of_queries.sum() + factors[1] * of_candidates.sum()) * layout.world_size
 
     @staticmethod
-    @once_differentiable
+    @only_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        call, statistics, tiles = ctx.call, ctx.statistics, ctx.tiles
+        tiles, statistics = _put_back(ctx.kept, ctx.saved_tensors)
+        call: TiledCall = tiles.call
         objective, whole, layout = call.objective, call.whole, call.layout
-        query_factor, _ = mean_factors(objective, len(layout.all_queries), len(layout.all_candidates))
-        factors = Factors(gradient * (layout.world_size * query_factor), call.scale)
-
-        of_rows = objective.sparse_weights(whole.query_anchors(layout.own_queries), statistics.queries)
-        of_columns = objective.sparse_weights(whole.candidate_anchors(layout.all_candidates), statistics.candidates)
-        if of_rows is None or of_columns is None:
-            gradients = _gradients(tiles, call, statistics, factors)
-        else:
-            both = sparse.BothDirections(of_rows, of_columns)
-            gradients = sparse.gradients(tiles.queries_bD, tiles.candidates_BD, layout, both, factors)
-        of_candidates_bD = sum_onto_owners(gradients.candidates, layout.candidate_counts, layout.group)
-        of_scale = None
-        if ctx.learns_scale:
-            # From the sums in float32: in half precision, what is left of this sum would be rounding.
-            of_scale = gradients.along_queries.to(call.scale.dtype).reshape(call.scale.shape)
+        with as_given(gradient.device):
+            factors = _factors(gradient, call)
+            of_rows = objective.sparse_weights(whole.query_anchors(layout.own_queries), statistics.queries)
+            of_columns = objective.sparse_weights(whole.candidate_anchors(layout.all_candidates), statistics.candidates)
+            if of_rows is None or of_columns is None:
+                gradients = _gradients(tiles, statistics, factors)
+            else:
+                both = sparse.BothDirections(of_rows, of_columns)
+                gradients = sparse.gradients(tiles.queries_bD, tiles.candidates_BD, layout, both, factors)
+            of_candidates_bD = sum_onto_owners(gradients.candidates, layout.candidate_counts, layout.group)
+            of_scale = None
+            if ctx.learns_scale:
+                # From the sums in float32: in half precision, what is left of this sum would be rounding.
+                assert isinstance(call.scale, Tensor)
+                of_scale = gradients.along_queries.to(call.scale.dtype).reshape(call.scale.shape)
         return gradients.queries, of_candidates_bD.to(tiles.queries_bD.dtype), of_scale, None
+
+
+def _factors(gradient: Tensor, call: TiledCall) -> Factors:
+    """Return what the sums of both directions are multiplied by, where each rank may have its own incoming gradient.
+
+    An anchor's weights carry the gradient that came in on the rank that owns it, wherever they are computed.
+    """
+    layout = call.layout
+    query_factor, candidate_factor = mean_factors(call.objective, len(layout.all_queries), len(layout.all_candidates))
+    column, all_ranks = candidate_factor / query_factor, layout.world_size * query_factor
+    if layout.world_size > 1:
+        each_N = gather(gradient.reshape(1), [1] * layout.world_size, layout.group)
+        values = each_N.tolist()
+        if any(value != values[0] for value in values):
+            counts_N = torch.tensor(layout.candidate_counts, device=gradient.device)
+            return Factors(
+                gradient.new_tensor(all_ranks), call.scale, column, gradient, each_N.repeat_interleave(counts_N)
+            )
+    return Factors(gradient * all_ranks, call.scale, column)
 
 
 def _walk(tiles: PlainTiles, call: TiledCall, known: Statistics | None) -> Statistics:
@@ -183,50 +237,37 @@ def _walk(tiles: PlainTiles, call: TiledCall, known: Statistics | None) -> Stati
     return Statistics(type(row_pieces[0]).join(row_pieces), of_candidates)
 
 
-def _gradients(tiles: PlainTiles, call: TiledCall, statistics: Statistics, factors: Factors) -> Gradients:
+def _gradients(tiles: PlainTiles, statistics: Statistics, factors: Factors) -> Gradients:
     """Return Σ_j W_ij c_j of this rank's queries and its part of Σ_i W_ij q_i of all candidates."""
+    call = tiles.call
     layout, tile = call.layout, call.tile
-    query_factor, candidate_factor = mean_factors(call.objective, len(layout.all_queries), len(layout.all_candidates))
-    column_factor = candidate_factor / query_factor
     queries_bD, candidates_BD = tiles.queries_bD, tiles.candidates_BD
+    if factors.of_candidates is not None:  # the fused kernels know one factor for all
+        tiles = PlainTiles(call, queries_bD, candidates_BD)
+    tiles.begin_weights(statistics)
     precision = torch.promote_types(queries_bD.dtype, torch.float32)
     query_gradient_bD = torch.empty_like(queries_bD)
     candidate_gradient_BD = torch.zeros_like(candidates_BD, dtype=precision)
     along_queries = torch.zeros((), dtype=precision, device=queries_bD.device)
     for rows in _pieces(layout.own_queries, tile):
-        local_rows = slice(rows.start - layout.own_queries.start, rows.stop - layout.own_queries.start)
-        queries_RD = queries_bD[local_rows]
+        queries_RD = queries_bD[tiles.local(rows)]
         query_gradient_RD = torch.zeros_like(queries_RD, dtype=precision)
         for columns in _pieces(layout.all_candidates, tile):
             cut = slice(columns.start, columns.stop)
-            weights_RC = tiles.weights(rows, columns, statistics, column_factor)
-            add_product(query_gradient_RD, weights_RC, candidates_BD[cut])
-            add_product(candidate_gradient_BD[cut], weights_RC.T, queries_RD)
+            weights_RC = tiles.weights(rows, columns, statistics, factors)
+            inverse = None
+            if weights_RC.dtype != queries_bD.dtype:
+                if call.objective.own_positive:
+                    tiles.move_own_pairs(weights_RC, rows, columns, query_gradient_RD, candidate_gradient_BD)
+                weights_RC, inverse = to_half(weights_RC, queries_bD.dtype)
+            add_product(query_gradient_RD, weights_RC, candidates_BD[cut], inverse)
+            add_product(candidate_gradient_BD[cut], weights_RC.T, queries_RD, inverse)
         tiles.add_own_pairs(rows, statistics, query_gradient_RD, candidate_gradient_BD)
-        query_gradient_RD *= factors.loss
+        query_gradient_RD *= factors.loss / tiles.unit
         along_queries += (query_gradient_RD * queries_RD).sum()
-        query_gradient_bD[local_rows] = query_gradient_RD.mul_(factors.scale)
-    candidate_gradient_BD.mul_(factors.loss).mul_(factors.scale)
+        query_gradient_bD[tiles.local(rows)] = query_gradient_RD.mul_(factors.scale)
+    candidate_gradient_BD.mul_(factors.loss / tiles.unit).mul_(factors.scale)
     return Gradients(query_gradient_bD, candidate_gradient_BD, along_queries)
-
-
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """Return `left` @ `right` in at least float32."""
-    if left.dtype not in (torch.float16, torch.bfloat16):
-        return left @ right
-    if left.is_cuda:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()
-
-
-def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add `left` @ `right` to `total`, products of half precision in float32."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    elif total.is_cuda:
-        total.add_(product(left, right))
-    else:
-        total.addmm_(left.to(total.dtype), right.to(total.dtype))
 
 
 def _nothing_to_see(scores_RC: Tensor, anchors: Anchors) -> Tile:
@@ -240,3 +281,39 @@ def _pieces(items: range, size: int) -> Iterator[range]:
     """Cut `items` into pieces of at most `size`; nothing is one empty piece, so that a rank without rows takes part."""
     for start in range(items.start, max(items.stop, items.start + 1), size):
         yield range(start, min(start + size, items.stop))
+
+
+class _Place(NamedTuple):
+    """Where a tensor was, and where it is among those that were taken out."""
+
+    index: int
+
+
+def _taken_out(value: Any, tensors: list[Tensor]) -> Any:
+    """Return `value` with a place for every tensor in it, and append the tensors to `tensors`."""
+
+    def take(tensor: Tensor) -> _Place:
+        tensors.append(tensor)
+        return _Place(len(tensors) - 1)
+
+    return _changed(value, Tensor, take)
+
+
+def _put_back(value: Any, tensors: tuple[Tensor, ...]) -> Any:
+    return _changed(value, _Place, lambda place: tensors[place.index])
+
+
+def _changed(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """Return `value` with everything of `kind` changed, in tuples, dataclasses and tiles."""
+    if isinstance(value, kind):
+        return change(value)
+    if isinstance(value, PlainTiles):
+        changed = copy.copy(value)
+        vars(changed).update({name: _changed(part, kind, change) for name, part in vars(value).items()})
+        return changed
+    if is_dataclass(value):
+        return type(value)(*(_changed(getattr(value, field.name), kind, change) for field in fields(value)))
+    if isinstance(value, tuple):
+        parts = (_changed(part, kind, change) for part in value)
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return value

@@ -17,6 +17,7 @@ from allpairs.engine.backend import BACKENDS, compute_loss, keeps_half
 from allpairs.engine.batch import match_ids, match_margins, nothing_or_nan, prepare
 from allpairs.engine.contract import AnchorObjective, Anchors, Family, Reduction, StatisticT, Tile
 from allpairs.engine.global_batch import GlobalBatch, own_scores
+from allpairs.engine.products import as_given
 from allpairs.errors import UserError
 from allpairs.objectives.checks import choice, flag
 
@@ -87,7 +88,7 @@ class PairObjective(AnchorObjective[StatisticT]):
                     f"objective called without group= in a job of {ranks} ranks: negatives of other ranks are not seen",
                     stacklevel=2,
                 )
-        with torch.autocast(queries.device.type, enabled=False):
+        with as_given(queries.device):
             batch = prepare(
                 queries,
                 candidates,
@@ -119,7 +120,7 @@ class PairObjective(AnchorObjective[StatisticT]):
         """
         choice("direction", direction, get_args(Direction))
         self._check_margins(margins)
-        with torch.autocast(queries.device.type, enabled=False):
+        with as_given(queries.device):
             batch = prepare(
                 queries,
                 candidates,
@@ -186,7 +187,7 @@ def from_scores(
     Raises:
         UserError: scores that are no matrix, or ids and margins that do not fit.
     """
-    with torch.autocast(scores.device.type, enabled=False):
+    with as_given(scores.device):
         scaled, whole = _of_scores(objective, scores, query_ids, candidate_ids, margins)
         # Mining compares, and nothing is above or below NaN: without this a broken score could be passed over.
         nothing_or_nan = torch.where(scores.detach().isnan().any(), torch.nan, scaled.new_zeros(()))
@@ -208,7 +209,7 @@ def weights_from_scores(
     Arguments and errors as of `from_scores`, `direction` as of `PairObjective.pair_weights`.
     """
     choice("direction", direction, get_args(Direction))
-    with torch.autocast(scores.device.type, enabled=False):
+    with as_given(scores.device):
         scaled, whole = _of_scores(objective, scores, query_ids, candidate_ids, margins)
         return objective.score_scale() * dense.weights_of_scores(objective, scaled, whole).of(direction)
 

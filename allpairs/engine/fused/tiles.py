@@ -9,6 +9,7 @@ Shapes: b local queries, B candidates of all ranks, D embedding, R × C a tile.
 import torch
 from torch import Tensor
 
+from allpairs.engine.sparse import Factors
 from allpairs.engine.statistics import HardestNegative, SoftExcess
 from allpairs.engine.tiled import PlainTiles, Statistics, TiledCall
 
@@ -19,8 +20,8 @@ _CHUNK = 4096
 class FusedTiles(PlainTiles):
     """Tiles of objectives with a `kernel`. Embeddings [*, D] with D a multiple of 16."""
 
-    def __init__(self, call: TiledCall, candidates_BD: Tensor) -> None:
-        super().__init__(call._replace(queries_bD=call.queries_bD.contiguous()), candidates_BD.contiguous())
+    def __init__(self, call: TiledCall, queries_bD: Tensor, candidates_BD: Tensor) -> None:
+        super().__init__(call, queries_bD.contiguous(), candidates_BD.contiguous())
         everyone = range(len(candidates_BD))
         # Without ids a pair's own index is its id: the kernels then need no other rule for what is no negative.
         ids_B = torch.arange(len(candidates_BD), device=candidates_BD.device)
@@ -43,11 +44,12 @@ class FusedTiles(PlainTiles):
             return super().statistics(rows, columns, known)
         from allpairs.engine.fused import launches
 
-        if self.objective.kernel == "hardest":
+        objective = self.call.objective
+        if objective.kernel == "hardest":
             row_value, row_column, column_value, column_row = launches.hardest(*self._operands(rows, columns))
             return Statistics(
-                self.objective.of_hardest(HardestNegative(row_value, row_column + columns.start)),
-                self.objective.of_hardest(HardestNegative(column_value, column_row + rows.start)),
+                objective.of_hardest(HardestNegative(row_value, row_column + columns.start)),
+                objective.of_hardest(HardestNegative(column_value, column_row + rows.start)),
             )
         row_peak, row_total, column_peak, column_total = launches.soft_excess(
             *self._operands(rows, columns),
@@ -57,28 +59,37 @@ class FusedTiles(PlainTiles):
         )
         return Statistics(SoftExcess(row_peak, row_total), SoftExcess(column_peak, column_total))
 
-    def weights(self, rows: range, columns: range, statistics: Statistics, column_factor: float) -> Tensor:
+    def begin_weights(self, statistics: Statistics) -> None:
+        """Compute what is subtracted from the exponents of every anchor; in float16 less, so that W is lifted."""
+        of_queries, of_candidates = statistics
+        assert isinstance(of_queries, SoftExcess)
+        assert isinstance(of_candidates, SoftExcess)
+        own = self.call.layout.own_queries
+        self.row_shift_b = self.bias_B[own.start : own.stop] + of_queries.value()
+        self.column_shift_B = self.bias_B + of_candidates.value()
+        if self.queries_bD.dtype == torch.float16:
+            # W_ij is at most the sum of both anchors' shares: this makes it at most 2¹⁴, whatever lies below 6e-8.
+            shares_N = torch.cat([of_queries.share_of_all(), of_candidates.share_of_all()])
+            lift = (2**13 / shares_N.amax().clamp(min=1e-30)).log()
+            self.row_shift_b -= lift
+            self.column_shift_B -= lift
+            self.unit = lift.exp()
+
+    def weights(self, rows: range, columns: range, statistics: Statistics, factors: Factors) -> Tensor:
         """Return W [R, C] of the tile in the type of the embeddings, but for the own pairs."""
-        assert column_factor == 1
+        assert factors.column == 1
+        assert factors.of_candidates is None
         from allpairs.engine.fused import launches
 
-        local_rows = slice(rows.start - self.first_query, rows.stop - self.first_query)
-        of_rows, of_columns = (
-            statistics.queries.rows(local_rows),
-            statistics.candidates.rows(slice(columns.start, columns.stop)),
-        )
-        assert isinstance(of_rows, SoftExcess)
-        assert isinstance(of_columns, SoftExcess)
         weights_RC = self.queries_bD.new_empty(len(rows), len(columns))
-        if not rows:
-            return weights_RC
-        launches.soft_weights(
-            *self._operands(rows, columns),
-            scale=self.kernel_scale,
-            row_shift_R=self.bias_B[rows.start : rows.stop] + of_rows.value(),
-            column_shift_C=self.bias_B[columns.start : columns.stop] + of_columns.value(),
-            out=weights_RC,
-        )
+        if rows:
+            launches.soft_weights(
+                *self._operands(rows, columns),
+                scale=self.kernel_scale,
+                row_shift_R=self.row_shift_b[self.local(rows)],
+                column_shift_C=self.column_shift_B[columns.start : columns.stop],
+                out=weights_RC,
+            )
         return weights_RC
 
     def add_own_pairs(
@@ -88,18 +99,18 @@ class FusedTiles(PlainTiles):
         assert isinstance(statistics.queries, SoftExcess)
         assert isinstance(statistics.candidates, SoftExcess)
         for first in range(rows.start, rows.stop, _CHUNK):
-            own = slice(first, min(first + _CHUNK, rows.stop))
-            local = slice(own.start - self.first_query, own.stop - self.first_query)
+            own = range(first, min(first + _CHUNK, rows.stop))
+            pairs, local = slice(own.start, own.stop), self.local(own)
             inside = slice(own.start - rows.start, own.stop - rows.start)
-            pull_P = statistics.queries.rows(local).share_of_all() + statistics.candidates.rows(own).share_of_all()
-            query_gradient_RD[inside] -= pull_P[:, None] * self.candidates_BD[own]
-            candidate_gradient_BD[own] -= pull_P[:, None] * self.queries_bD[local]
+            pull_P = statistics.queries.rows(local).share_of_all() + statistics.candidates.rows(pairs).share_of_all()
+            pull_P1 = (pull_P * self.unit)[:, None]
+            query_gradient_RD[inside] -= pull_P1 * self.candidates_BD[pairs]
+            candidate_gradient_BD[pairs] -= pull_P1 * self.queries_bD[local]
 
     def _operands(self, rows: range, columns: range) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        local_rows = slice(rows.start - self.first_query, rows.stop - self.first_query)
         cut = slice(columns.start, columns.stop)
         return (
-            self.queries_bD[local_rows],
+            self.queries_bD[self.local(rows)],
             self.candidates_BD[cut],
             self.ids_B[rows.start : rows.stop],
             self.ids_B[cut],

@@ -1,0 +1,131 @@
+"""Products of matrices, computed alike whatever surrounds the call: autocast, float32 shortcuts, derivatives.
+
+Shapes: R × D and C × D the rows that are compared, R × C their scores.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from allpairs.errors import UserError
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+@contextmanager
+def as_given(device: torch.device) -> Iterator[None]:
+    """Compute in the types of the operands, float32 in full: outside autocast, and without TF32 or its like.
+
+    A backward needs it as much as a forward: it may be called inside autocast when its forward was outside.
+    """
+    precision = torch.get_float32_matmul_precision()
+    if precision != "highest":
+        torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        if precision != "highest":
+            torch.set_float32_matmul_precision(precision)
+
+
+def scores_of(rows_RD: Tensor, columns_CD: Tensor) -> Tensor:
+    """Return `rows_RD` @ `columns_CD`ᵀ [R, C]; differentiable any number of times, each `as_given`."""
+    scores_RC: Tensor = _Scores.apply(rows_RD, columns_CD)
+    return scores_RC
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Return `left` @ `right` in at least float32; without gradient."""
+    if left.dtype not in HALF:
+        return left @ right
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor, factor: Tensor | None = None) -> None:
+    """Add `left` @ `right`, times `factor`, to `total`; products of half precision in float32."""
+    if total.dtype == left.dtype:
+        assert factor is None
+        total.addmm_(left, right)
+    elif total.is_cuda or factor is not None:
+        products = product(left, right)
+        total.add_(products if factor is None else products.mul_(factor))
+    else:
+        total.addmm_(left.to(total.dtype), right.to(total.dtype))
+
+
+def to_half(weights_RC: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Return `weights_RC` in half precision, and the factor [] that gives their products the right size again.
+
+    float16 holds nothing below 6e-8, where the weights of a well-separated batch lie: they are multiplied by a power
+    of two that lifts the largest to 2¹³ to 2¹⁴. bfloat16 reaches as far as float32.
+    """
+    if dtype != torch.float16:
+        return weights_RC.to(dtype), None
+    largest = weights_RC.abs().amax().clamp(min=2.0**-100)
+    lift = torch.frexp(largest).mantissa / largest * 2**14
+    return (weights_RC * lift).to(dtype), 1 / lift
+
+
+def only_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a backward that has no derivative of its own: asking for one is refused instead of found to be 0.
+
+    (torch's `once_differentiable` returns constants where the incoming gradient is one, as it always is for a loss.)
+    """
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *gradients: Tensor) -> Any:
+        with torch.no_grad():
+            results = backward(ctx, *gradients)
+        if not torch.is_grad_enabled():
+            return results
+        several = results if isinstance(results, tuple) else (results,)
+        given = [tensor for tensor in (*gradients, *ctx.saved_tensors) if tensor is not None and tensor.requires_grad]
+        guarded = iter(_NoDerivative.apply(len(given), *given, *(r for r in several if r is not None)))
+        several = tuple(None if result is None else next(guarded) for result in several)
+        return several if isinstance(results, tuple) else several[0]
+
+    return run
+
+
+class _Scores(torch.autograd.Function):
+    """The product, whose derivatives are again products of its kind."""
+
+    @staticmethod
+    def forward(rows_RD: Tensor, columns_CD: Tensor) -> Tensor:
+        return rows_RD @ columns_CD.T
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_RC: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        rows_RD, columns_CD = ctx.saved_tensors
+        of_rows, of_columns = ctx.needs_input_grad
+        with as_given(rows_RD.device):
+            return (
+                scores_of(gradient_RC, columns_CD.T) if of_rows else None,
+                scores_of(gradient_RC.T, rows_RD.T) if of_columns else None,
+            )
+
+
+class _NoDerivative(torch.autograd.Function):
+    """Pass on gradients [after `count` tensors that they depend on], which cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor.view_as(tensor) for tensor in tensors[count:])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise UserError(
+            "the gradient of a loss was differentiated again, which only backend='dense' on one process with float32 "
+            "or float64 embeddings can; accepted elsewhere: first derivatives"
+        )
