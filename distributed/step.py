@@ -67,8 +67,10 @@ class TrainStep(nn.Module):
         """Return the loss as `allpairs.objectives` scales it for averaging over ranks, and the embeddings."""
         with torch.autocast(pairs.images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             images_bD, texts_cD = self.encoder(pairs.images, pairs.tokens_cL, pairs.lengths_c)
+        embeddings = (images_bD, texts_cD)
+        if self.bf16:
+            # In the type that the encoders computed in: a GPU's fast products. The objective normalises in float32.
+            embeddings = (images_bD.to(torch.bfloat16), texts_cD.to(torch.bfloat16))
         objective = self.warmup if self.warming_up and self.warmup is not None else self.objective
-        loss = objective(
-            images_bD, texts_cD, query_ids=pairs.image_ids_b, candidate_ids=pairs.caption_ids_c, group=self.group
-        )
+        loss = objective(*embeddings, query_ids=pairs.image_ids_b, candidate_ids=pairs.caption_ids_c, group=self.group)
         return StepOutput(loss, images_bD.detach(), texts_cD.detach())

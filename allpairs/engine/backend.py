@@ -6,6 +6,7 @@ Shapes: bq local queries, Bc candidates of all ranks, D embedding.
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from allpairs.engine import dense, fused, tiled
@@ -13,6 +14,7 @@ from allpairs.engine.batch import LocalBatch
 from allpairs.engine.contract import AnchorObjective
 from allpairs.engine.exchange import agree
 from allpairs.engine.fused.tiles import FusedTiles
+from allpairs.engine.products import HALF
 from allpairs.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,14 +24,17 @@ BACKENDS = ("auto", "dense", "tiled", "triton")
 
 _LARGEST_DENSE = 1 << 18
 """Scores (bq·Bc) up to which `auto` holds the full matrix: below, tiles save neither time nor memory that counts."""
-_HALF = (torch.float16, torch.bfloat16)
 
 
 def keeps_half(objective: AnchorObjective[Any], backend: str, queries: Tensor, candidates: Tensor) -> bool:
-    """Return whether embeddings are compared in the half precision they come in."""
-    if queries.dtype != candidates.dtype or queries.dtype not in _HALF:
+    """Return whether embeddings are compared in the half precision they come in.
+
+    That is by the kernels, and by tiles on a GPU, whose products of half precision are summed in float32. A CPU's
+    products of half precision gain nothing: there float32 is kept.
+    """
+    if queries.dtype != candidates.dtype or queries.dtype not in HALF:
         return False
-    return backend == "triton" or (backend == "auto" and _has_kernels(objective, queries))
+    return backend == "triton" or (backend in ("auto", "tiled") and queries.is_cuda)
 
 
 def compute_loss(
@@ -50,15 +55,21 @@ def compute_loss(
         _check_triton(objective, batch.queries)
     layout = agree(batch, group)
     if backend == "auto":
-        if batch.queries.is_cuda and _has_kernels(objective, batch.queries):
-            backend = "triton"
+        if batch.queries.is_cuda and batch.queries.dtype in HALF:
+            backend = "triton" if objective.kernel is not None and fused.usable(batch.queries) else "tiled"
         else:
             # Every rank must choose alike: by the longest part, not by its own.
             scores = max(layout.query_counts) * len(layout.all_candidates)
             backend = "dense" if scores <= _LARGEST_DENSE else "tiled"
     if backend == "dense":
         return dense.loss(objective, batch, layout)
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise UserError(f"backend={backend!r} knows no transforms of torch.func; accepted under them: backend='dense'")
     tiles = FusedTiles if backend == "triton" else tiled.PlainTiles
+    if backend == "triton" and (missing := -batch.queries.shape[1] % 16):
+        # The kernels step through D by 16; zeros add nothing to a score.
+        to_16 = (0, missing)
+        batch = batch._replace(queries=F.pad(batch.queries, to_16), candidates=F.pad(batch.candidates, to_16))
     return tiled.loss(objective, batch, layout, tile or _tile_size(backend, batch.queries), tiles)
 
 
@@ -68,19 +79,14 @@ def _tile_size(backend: str, queries: Tensor) -> int:
     return 4096 if queries.is_cuda else 512  # on a CPU, a tile of float32 is 1 MiB: it stays in the cache
 
 
-def _has_kernels(objective: AnchorObjective[Any], queries: Tensor) -> bool:
-    fits = objective.kernel is not None and queries.shape[1] % 16 == 0 and queries.dtype in _HALF
-    return fits and fused.usable(queries)
-
-
 def _check_triton(objective: AnchorObjective[Any], queries: Tensor) -> None:
     name = type(objective).__name__
     if objective.kernel is None:
         raise UserError(f"backend='triton': {name} has no fused kernel; accepted for it: auto, dense, tiled")
-    if queries.shape[1] % 16 or queries.dtype not in (*_HALF, torch.float32):
+    if queries.dtype not in fused.DTYPES:
         raise UserError(
-            "backend='triton': embeddings of float16, bfloat16 or float32 whose size is a multiple of 16 are accepted, "
-            f"not {str(queries.dtype).removeprefix('torch.')} {list(queries.shape)}"
+            "backend='triton': embeddings of float16, bfloat16 or float32 are accepted, not "
+            f"{str(queries.dtype).removeprefix('torch.')}"
         )
     if not fused.usable(queries):
         raise UserError(

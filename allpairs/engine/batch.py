@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from allpairs.engine.products import only_once
+from allpairs.engine.products import HALF, only_once
 from allpairs.errors import UserError
 
 _SMALLEST = 1e-12
-"""A row shorter than this is divided by this instead, as torch's `normalize` does."""
+"""What a row of zeros is divided by, as torch's `normalize` does."""
+_CHUNK = 4096
+"""Rows of half precision that are held in float32 at once."""
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class LocalBatch(NamedTuple):
@@ -56,18 +59,21 @@ def prepare(
         UserError: shapes, types or ids that cannot be a batch; the message names the argument.
     """
     for name, value in (("queries", queries), ("candidates", candidates)):
-        if value.ndim != 2 or not value.is_floating_point():
-            raise UserError(f"{name}: floating-point embeddings [B, D] are accepted, not {_describe(value)}")
+        _check_embeddings(name, value)
     if queries.shape[1] != candidates.shape[1]:
         raise UserError(
             f"queries {list(queries.shape)} and candidates {list(candidates.shape)}: both need the same embedding size"
+        )
+    if queries.device != candidates.device:
+        raise UserError(
+            f"queries are on {queries.device}, candidates on {candidates.device}: both must be on one device"
         )
     counts = len(queries), len(candidates)
     ids = match_ids(query_ids, candidate_ids, counts, queries.device, own_positive=own_positive)
     precision = torch.promote_types(queries.dtype, candidates.dtype)
     if not keep_half:
         precision = torch.promote_types(precision, torch.float32)
-    queries, candidates = queries.to(precision), candidates.to(precision)
+    queries, candidates = _recordable(queries).to(precision), _recordable(candidates).to(precision)
     if normalize:
         queries, candidates = unit_rows(queries), unit_rows(candidates)
     return LocalBatch(queries, candidates, ids, match_margins(margins, queries))
@@ -81,14 +87,19 @@ def nothing_or_nan(batch: LocalBatch) -> Tensor:
 
 
 def unit_rows(rows_bD: Tensor) -> Tensor:
-    """Return each row divided by its length. Half precision is normalised in float32 and returned in half.
+    """Return each row divided by its length, right for any finite length; a row of zeros stays one.
 
-    For half precision the graph keeps the result and one number per row, not the float32 copies: O(b·D) half bytes.
+    Half precision is normalised in float32 and returned in half; its graph keeps the result and one number per row, not
+    the float32 copies: O(b·D) half bytes.
     """
-    if rows_bD.dtype in (torch.float16, torch.bfloat16):
+    if rows_bD.dtype in HALF:
         unit_bD: Tensor = _UnitRowsOfHalf.apply(rows_bD)
         return unit_bD
-    return F.normalize(rows_bD, dim=1, eps=_SMALLEST)
+    largest_b1 = _largest(rows_bD)
+    # Where waiting costs nothing, ordinary rows are not copied.
+    if not rows_bD.is_cuda and bool((((largest_b1 > 2.0**-30) & (largest_b1 < 2.0**40)) | (largest_b1 == 0)).all()):
+        return F.normalize(rows_bD, dim=1, eps=_SMALLEST)
+    return F.normalize(rows_bD * _factor_into_range(largest_b1), dim=1, eps=_SMALLEST)
 
 
 class _UnitRowsOfHalf(torch.autograd.Function):
@@ -96,18 +107,61 @@ class _UnitRowsOfHalf(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows_bD: Tensor) -> Tensor:
-        length_b1 = torch.linalg.vector_norm(rows_bD, dim=1, keepdim=True, dtype=torch.float32).clamp(min=_SMALLEST)
-        unit_bD = (rows_bD / length_b1).to(rows_bD.dtype)
-        ctx.save_for_backward(unit_bD, length_b1)
+        unit_bD = torch.empty_like(rows_bD)
+        inverse_b1 = rows_bD.new_empty(len(rows_bD), 1, dtype=torch.float32)
+        for start in range(0, len(rows_bD), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            wide_RD = rows_bD[chunk].float()
+            factor_R1 = _factor_into_range(_largest(wide_RD))
+            wide_RD *= factor_R1
+            length_R1 = torch.linalg.vector_norm(wide_RD, dim=1, keepdim=True).clamp(min=_SMALLEST)
+            unit_bD[chunk] = wide_RD.div_(length_R1)
+            inverse_b1[chunk] = factor_R1 / length_R1
+        ctx.save_for_backward(unit_bD, inverse_b1)
         return unit_bD
 
     @staticmethod
     @only_once
     def backward(ctx: Any, gradient_bD: Tensor) -> Tensor:
-        unit_bD, length_b1 = ctx.saved_tensors
-        gradient_bD = gradient_bD.float()
-        along_b1 = (gradient_bD * unit_bD).sum(dim=1, keepdim=True)
-        return ((gradient_bD - along_b1 * unit_bD) / length_b1).to(unit_bD.dtype)
+        unit_bD, inverse_b1 = ctx.saved_tensors
+        result_bD = torch.empty_like(unit_bD)
+        for start in range(0, len(unit_bD), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            wide_RD, unit_RD = gradient_bD[chunk].float(), unit_bD[chunk]
+            along_R1 = (wide_RD * unit_RD).sum(dim=1, keepdim=True)
+            result_bD[chunk] = (wide_RD - along_R1 * unit_RD).mul_(inverse_b1[chunk])
+        return result_bD
+
+
+def _largest(rows_bD: Tensor) -> Tensor:
+    """Return the largest size of a number of each row [b, 1]; without gradient."""
+    return torch.linalg.vector_norm(rows_bD.detach(), ord=torch.inf, dim=1, keepdim=True)
+
+
+def _factor_into_range(largest_b1: Tensor) -> Tensor:
+    """Return the power of two that takes rows near 1, so that no square over- or underflows: it rounds nothing."""
+    finfo = torch.finfo(largest_b1.dtype)
+    held_b1 = largest_b1.clamp(finfo.smallest_normal, finfo.max / 256)
+    return torch.where(largest_b1 > 0, torch.frexp(held_b1).mantissa / held_b1, 1)
+
+
+def _recordable(rows: Tensor) -> Tensor:
+    """Return embeddings that were made in inference mode as autograd can save them: a frozen side's."""
+    return rows.clone() if rows.is_inference() and not torch.is_inference_mode_enabled() else rows
+
+
+def _check_embeddings(name: str, value: Tensor) -> None:
+    if value.ndim != 2 or not value.is_floating_point():
+        raise UserError(f"{name}: floating-point embeddings [B, D] are accepted, not {_describe(value)}")
+    if value.dtype not in _TYPES:
+        accepted = ", ".join(_name(dtype) for dtype in _TYPES)
+        raise UserError(f"{name}: embeddings of {accepted} are accepted, not {_describe(value)}")
+    if value.layout != torch.strided:
+        raise UserError(f"{name}: dense embeddings are accepted, not {_name(value.layout)}; to_dense() makes them so")
+    if value.is_meta:
+        raise UserError(f"{name}: embeddings with numbers are accepted, not those of the device meta")
+    if value.shape[1] == 0:
+        raise UserError(f"{name} {list(value.shape)}: an embedding needs at least one number")
 
 
 def match_ids(
@@ -131,6 +185,8 @@ def match_ids(
             continue
         if ids.shape != (count,) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise UserError(f"{name}: one integer per row, [{count}], is accepted, not {_describe(ids)}")
+        if ids.dtype == torch.uint64 and bool((ids.view(torch.int64) < 0).any()):
+            raise UserError(f"{name}: integers below 2⁶³ are accepted; a larger one would meet a negative one")
         both.append(ids.to(device, torch.int64))
     of_queries, of_candidates = both
     if counts[0] != counts[1]:
@@ -170,4 +226,8 @@ def match_margins(margins: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def _describe(value: Tensor) -> str:
-    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    return f"{_name(value.dtype)} {list(value.shape)}"
+
+
+def _name(kind: torch.dtype | torch.layout) -> str:
+    return str(kind).removeprefix("torch.")

@@ -5,11 +5,12 @@ Shapes: R × D and C × D the rows that are compared, R × C their scores.
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.autocast_mode import is_autocast_available
 
 from allpairs.errors import UserError
 
@@ -26,7 +27,7 @@ def as_given(device: torch.device) -> Iterator[None]:
     if precision != "highest":
         torch.set_float32_matmul_precision("highest")
     try:
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False) if is_autocast_available(device.type) else nullcontext():
             yield
     finally:
         if precision != "highest":
@@ -96,6 +97,8 @@ def only_once(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 class _Scores(torch.autograd.Function):
     """The product, whose derivatives are again products of its kind."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(rows_RD: Tensor, columns_CD: Tensor) -> Tensor:

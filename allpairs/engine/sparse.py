@@ -28,6 +28,15 @@ class Gradients(NamedTuple):
     """[] in at least float32: Σ_i q_i·∂L/∂q_i but for the scale, which is the gradient of a learned scale."""
 
 
+class UnequalFactors(NamedTuple):
+    """The incoming gradients of ranks that do not all backpropagate the same: an anchor's is that of its owner."""
+
+    own: Tensor
+    """[]: of this rank, and so of its queries."""
+    of_candidates: Tensor
+    """[B]: of all candidates."""
+
+
 class Factors(NamedTuple):
     """What the sums are multiplied by."""
 
@@ -37,10 +46,8 @@ class Factors(NamedTuple):
     """The factor on every score: ∂S_ij/∂q_i = scale·c_j."""
     column: float = 1.0
     """What the candidates' weights are multiplied by beside the queries': the means of unequal numbers."""
-    of_queries: Tensor | None = None
-    """[]: the incoming gradient of this rank, if it is not that of every rank; `loss` then leaves it out."""
-    of_candidates: Tensor | None = None
-    """[B]: the incoming gradient of the rank that owns each candidate, beside `of_queries`."""
+    unequal: "UnequalFactors | None" = None
+    """What came in on each rank, if that is not the same on all; `loss` then leaves it out."""
 
 
 class BothDirections(NamedTuple):
@@ -61,8 +68,8 @@ def gradients(
     algorithms are on.
     """
     of_rows, of_columns = weights
-    if factors.of_queries is not None:
-        of_rows, of_columns = of_rows.times(factors.of_queries), of_columns.times(factors.of_candidates)
+    if factors.unequal is not None:
+        of_rows, of_columns = of_rows.times(factors.unequal.own), of_columns.times(factors.unequal.of_candidates)
     precision = torch.promote_types(queries_bD.dtype, torch.float32)
     query_gradient_bD = torch.zeros_like(queries_bD, dtype=precision)
     candidate_gradient_BD = torch.zeros_like(candidates_BD, dtype=precision)

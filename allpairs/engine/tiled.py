@@ -24,7 +24,7 @@ from allpairs.engine.contract import AnchorObjective, Anchors, Tile
 from allpairs.engine.exchange import RankLayout, gather, sum_onto_owners
 from allpairs.engine.global_batch import GlobalBatch, mean_factors
 from allpairs.engine.products import add_product, as_given, only_once, product, to_half
-from allpairs.engine.sparse import Factors, Gradients
+from allpairs.engine.sparse import Factors, Gradients, UnequalFactors
 from allpairs.engine.statistics import RowStatistic
 
 
@@ -96,9 +96,9 @@ class PlainTiles:
         known_rows, known_columns = self._known(rows, columns, statistics)
         weights_RC = objective.weights(row_tile, known_rows)
         of_columns_RC = objective.weights(column_tile, known_columns).T
-        if factors.of_candidates is not None:
-            weights_RC = weights_RC * factors.of_queries
-            of_columns_RC = of_columns_RC * factors.of_candidates[columns.start : columns.stop]
+        if factors.unequal is not None:
+            weights_RC = weights_RC * factors.unequal.own
+            of_columns_RC = of_columns_RC * factors.unequal.of_candidates[columns.start : columns.stop]
         return weights_RC.add(of_columns_RC, alpha=factors.column)
 
     def add_own_pairs(
@@ -209,9 +209,8 @@ def _factors(gradient: Tensor, call: TiledCall) -> Factors:
         values = each_N.tolist()
         if any(value != values[0] for value in values):
             counts_N = torch.tensor(layout.candidate_counts, device=gradient.device)
-            return Factors(
-                gradient.new_tensor(all_ranks), call.scale, column, gradient, each_N.repeat_interleave(counts_N)
-            )
+            unequal = UnequalFactors(gradient, each_N.repeat_interleave(counts_N))
+            return Factors(gradient.new_tensor(all_ranks), call.scale, column, unequal)
     return Factors(gradient * all_ranks, call.scale, column)
 
 
@@ -242,7 +241,7 @@ def _gradients(tiles: PlainTiles, statistics: Statistics, factors: Factors) -> G
     call = tiles.call
     layout, tile = call.layout, call.tile
     queries_bD, candidates_BD = tiles.queries_bD, tiles.candidates_BD
-    if factors.of_candidates is not None:  # the fused kernels know one factor for all
+    if factors.unequal is not None:  # the fused kernels know one factor for all
         tiles = PlainTiles(call, queries_bD, candidates_BD)
     tiles.begin_weights(statistics)
     precision = torch.promote_types(queries_bD.dtype, torch.float32)
@@ -286,7 +285,7 @@ def _pieces(items: range, size: int) -> Iterator[range]:
 class _Place(NamedTuple):
     """Where a tensor was, and where it is among those that were taken out."""
 
-    index: int
+    number: int
 
 
 def _taken_out(value: Any, tensors: list[Tensor]) -> Any:
@@ -300,7 +299,7 @@ def _taken_out(value: Any, tensors: list[Tensor]) -> Any:
 
 
 def _put_back(value: Any, tensors: tuple[Tensor, ...]) -> Any:
-    return _changed(value, _Place, lambda place: tensors[place.index])
+    return _changed(value, _Place, lambda place: tensors[place.number])
 
 
 def _changed(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
@@ -311,7 +310,7 @@ def _changed(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
         changed = copy.copy(value)
         vars(changed).update({name: _changed(part, kind, change) for name, part in vars(value).items()})
         return changed
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         return type(value)(*(_changed(getattr(value, field.name), kind, change) for field in fields(value)))
     if isinstance(value, tuple):
         parts = (_changed(part, kind, change) for part in value)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from allpairs.engine import dense
 from allpairs.engine.backend import BACKENDS, compute_loss, keeps_half
@@ -49,8 +50,9 @@ class PairObjective(AnchorObjective[StatisticT]):
     ) -> Tensor:
         """Return the loss (a scalar) of queries [bq, D] and candidates [bc, D].
 
-        Embeddings of any floating type are compared in float32 (float64 stays), outside autocast, and scaled to length
-        1 first unless the objective was made with `normalize=False`.
+        Embeddings of float16, bfloat16 and float32 are compared in float32, float64 in float64, whatever autocast and
+        the precision of products outside are; of half precision on a GPU the products are taken as they come, with sums
+        in float32. They are scaled to length 1 first unless the objective was made with `normalize=False`.
 
         Objectives with one positive per anchor want row i to match row i; ids then name the instance of each pair, such
         as the image, and pairs of one instance are not each other's negatives. For `circle`, `binomial_deviance`,
@@ -69,9 +71,9 @@ class PairObjective(AnchorObjective[StatisticT]):
                 ranks are one instance. The value is then this rank's part of the sum times N: log
                 `allpairs.engine.global_value`. **None means this process alone**, in a distributed job too: negatives
                 of other ranks are then not seen.
-            backend: "dense" holds the full score matrix; "tiled" needs memory for one tile of it; "triton" is tiled
-                with fused kernels, on GPUs, with products in the type of the embeddings (bfloat16 stays) and
-                statistics in float32; "auto" chooses by size and device.
+            backend: "dense" holds the full score matrix, and alone can be differentiated twice or by torch.func; "tiled"
+                needs memory for one tile of it; "triton" is tiled with fused kernels, on GPUs; "auto" chooses by size,
+                type and device.
             tile: rows and columns of a tile, for "tiled" and "triton"; None chooses.
 
         Embeddings that are not finite give NaN, whatever the objective looks at.
@@ -79,6 +81,23 @@ class PairObjective(AnchorObjective[StatisticT]):
         Raises:
             UserError: arguments that are not a batch, or not those of this objective.
         """
+        given = {"query_ids": query_ids, "candidate_ids": candidate_ids, "margins": margins}
+        if torch.compiler.is_compiling():
+            return _outside_graphs(self, queries, candidates, **given, group=group, backend=backend, tile=tile)
+        return self._loss(queries, candidates, **given, group=group, backend=backend, tile=tile)
+
+    def _loss(
+        self,
+        queries: Tensor,
+        candidates: Tensor,
+        *,
+        query_ids: Tensor | None,
+        candidate_ids: Tensor | None,
+        margins: Tensor | None,
+        group: "dist.ProcessGroup | None",
+        backend: str,
+        tile: int | None,
+    ) -> Tensor:
         choice("backend", backend, BACKENDS)
         self._check_margins(margins)
         if group is None and torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():
@@ -244,6 +263,15 @@ def weights_of_triplets(objective: PairObjective[Any], positive: Tensor, negativ
     tile = Tile(anchors, scores_G2, is_positive=is_positive_G2, is_negative=~is_positive_G2)
     weights_G2 = objective.weights(tile, objective.statistic_of_triplet(tile)) * scale
     return 0 - weights_G2[:, 0], weights_G2[:, 1]
+
+
+@_disable_dynamo
+def _outside_graphs(objective: PairObjective[Any], *embeddings: Tensor, **given: Any) -> Tensor:
+    """Return the loss in torch.compile's stead: one region that it leaves alone, with whatever is called in it.
+
+    (`torch.compiler.disable` would import the compiler, a second's work, with this module; this does at its call.)
+    """
+    return objective._loss(*embeddings, **given)
 
 
 def _of_scores(

@@ -30,6 +30,11 @@ _SHARED_OCTAVES = tl.constexpr(100.0)
 
 _NO_INDEX = tl.constexpr(2**31 - 1)
 
+# A kernel is compiled once for every batch: not again for a last one whose sizes are no multiple of 16, or for a rank
+# whose rows begin at an odd place.
+_SIZES = ("R", "C", "K", "N")
+_PER_ROW = ("query_ids_R", "candidate_ids_C", "row_shift_R", "column_shift_C", "bias_N")
+
 
 @triton.jit
 def _block_of(row_blocks, column_blocks, GROUP: tl.constexpr):
@@ -91,7 +96,7 @@ def _total(scores, peak, scale2, axis: tl.constexpr):
     return tl.sum(tl.exp2((scores - tl.expand_dims(reference, axis)) * scale2), axis)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_PER_ROW)
 def soft_excess(
     queries,
     candidates,
@@ -158,7 +163,7 @@ def soft_excess(
     tl.store(column_totals_KC + of_columns, column_total, mask=columns < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_PER_ROW)
 def merge_excess(
     peaks_KN,
     totals_KN,
@@ -196,7 +201,7 @@ def merge_excess(
     tl.store(total_N + anchors, total, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_PER_ROW)
 def hardest(
     queries,
     candidates,
@@ -244,7 +249,7 @@ def hardest(
     tl.store(column_rows_KC + of_columns, column_row, mask=columns < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_PER_ROW)
 def merge_hardest(
     values_KN,
     indices_KN,
@@ -276,7 +281,7 @@ def merge_hardest(
     tl.store(index_N + anchors, index.to(tl.int64), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_PER_ROW)
 def soft_weights(
     queries,
     candidates,

@@ -21,7 +21,7 @@ class FusedTiles(PlainTiles):
     """Tiles of objectives with a `kernel`. Embeddings [*, D] with D a multiple of 16."""
 
     def __init__(self, call: TiledCall, queries_bD: Tensor, candidates_BD: Tensor) -> None:
-        super().__init__(call, queries_bD.contiguous(), candidates_BD.contiguous())
+        super().__init__(call, _aligned(queries_bD), _aligned(candidates_BD))
         everyone = range(len(candidates_BD))
         # Without ids a pair's own index is its id: the kernels then need no other rule for what is no negative.
         ids_B = torch.arange(len(candidates_BD), device=candidates_BD.device)
@@ -78,10 +78,12 @@ class FusedTiles(PlainTiles):
     def weights(self, rows: range, columns: range, statistics: Statistics, factors: Factors) -> Tensor:
         """Return W [R, C] of the tile in the type of the embeddings, but for the own pairs."""
         assert factors.column == 1
-        assert factors.of_candidates is None
+        assert factors.unequal is None
         from allpairs.engine.fused import launches
 
-        weights_RC = self.queries_bD.new_empty(len(rows), len(columns))
+        # Lines of a multiple of 16 numbers: the store is as wide for a ragged tile, and the kernel the same.
+        line = len(columns) + -len(columns) % 16
+        weights_RC = self.queries_bD.new_empty(len(rows), line)[:, : len(columns)]
         if rows:
             launches.soft_weights(
                 *self._operands(rows, columns),
@@ -115,3 +117,9 @@ class FusedTiles(PlainTiles):
             self.ids_B[rows.start : rows.stop],
             self.ids_B[cut],
         )
+
+
+def _aligned(rows_bD: Tensor) -> Tensor:
+    """Return `rows_bD` as the copy engine reads them: in one piece that begins at a multiple of 16 bytes."""
+    rows_bD = rows_bD.contiguous()
+    return rows_bD.clone() if rows_bD.data_ptr() % 16 else rows_bD

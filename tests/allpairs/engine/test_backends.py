@@ -1,11 +1,16 @@
 """Which backend runs, what it refuses, and how much it ever holds at once."""
 
+import math
+from typing import ClassVar
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from allpairs.engine import backend, tiled
 from allpairs.engine.batch import unit_rows
+from allpairs.engine.tiled import PlainTiles
 from allpairs.errors import UserError
 from allpairs.objectives import make, names
 
@@ -78,10 +83,57 @@ def test_triton_refuses_an_objective_without_a_kernel(name):
 
 def test_triton_refuses_what_its_kernels_cannot_take():
     queries, candidates = embeddings(torch.float64)
-    with pytest.raises(UserError, match="multiple of 16 are accepted, not float64"):
+    with pytest.raises(UserError, match="float16, bfloat16 or float32 are accepted, not float64"):
         make("vlc")(queries, candidates, backend="triton")
-    with pytest.raises(UserError, match=r"multiple of 16 are accepted, not float32 \[300, 15\]"):
-        make("vlc")(queries[:, :15].float(), candidates[:, :15].float(), backend="triton")
+
+
+class StandsInForFused(PlainTiles):
+    """Plain tiles in the place of the fused ones: which were chosen, without a kernel that runs."""
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says it is on a GPU, computes on the CPU and notes the types of every matrix product."""
+
+    is_cuda = True
+    products: ClassVar[list[tuple[torch.dtype, ...]]] = []
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = function.__name__
+        if name == "mm" and "out_dtype" in kwargs:  # a product that only CUDA has
+            cls.products.append((args[0].dtype, args[1].dtype, kwargs["out_dtype"]))
+            return args[0].to(kwargs["out_dtype"]) @ args[1].to(kwargs["out_dtype"])
+        if name in ("matmul", "__matmul__", "addmm_") and args[0].dtype != torch.float32:
+            raise AssertionError(f"{name} in {args[0].dtype}")
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("name", "fused_kernel"), [("vlc", True), ("goal", True), ("triplet", False), ("rsp", False)])
+def test_half_precision_on_a_gpu_is_multiplied_in_half_and_summed_in_float32(name, fused_kernel, dtype, monkeypatch):
+    """What `auto` dispatches for CUDA: the tiles, and the types of the factors and the sum of every product."""
+    chosen: list[type] = []
+    original = tiled.loss
+    monkeypatch.setattr(backend.tiled, "loss", lambda *given: chosen.append(given[-1]) or original(*given))
+    monkeypatch.setattr(backend, "FusedTiles", StandsInForFused)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(OnGpu, "products", [])
+    put_back = tiled._put_back  # autograd gives back what it saved as plain tensors
+    monkeypatch.setattr(
+        tiled, "_put_back", lambda kept, saved: put_back(kept, [tensor.as_subclass(OnGpu) for tensor in saved])
+    )
+    sides = [side.detach().repeat(4, 1).to(dtype) for side in embeddings()]  # enough for tiles
+    leaves = [side.requires_grad_() for side in sides]
+    loss = make(name)(*(side.as_subclass(OnGpu) for side in leaves), tile=500).as_subclass(torch.Tensor)
+    gradients = torch.autograd.grad(loss, leaves)
+    half = dtype != torch.float32
+    assert chosen == [StandsInForFused if fused_kernel and half else PlainTiles]
+    assert set(OnGpu.products) == ({(dtype, dtype, torch.float32)} if half else set())
+    # Nine tiles forward; backward again, and two products of each, but where two columns per anchor say it all.
+    assert len(OnGpu.products) == (0 if not half else 9 if name in ("goal", "rsp") else 36)
+    assert loss.dtype == torch.float32
+    assert {gradient.dtype for gradient in gradients} == {dtype}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -98,6 +150,77 @@ def test_half_precision_rows_are_normalised_as_in_float32(dtype):
     (expected_gradient,) = torch.autograd.grad(expected, precise, incoming.double())
     assert (gradient.double() - expected_gradient).norm() <= 2 * step * expected_gradient.norm()
     assert unit_rows(torch.zeros(2, SIZE, dtype=dtype)).eq(0).all()
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-30, 1e-13, 1.0, 1e13, 1e20, 1e38])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_rows_of_any_length_are_normalised_right(dtype, size):
+    """Value, and gradient times the length, are those of the same rows in float64; also beside ordinary rows."""
+    unit, _ = embeddings(torch.float64)
+    rows = (unit.detach() / unit.detach().abs().amax(1, keepdim=True) * size).to(dtype)
+    rows[::7] = unit.detach()[::7].to(dtype)
+    incoming = torch.randn(PAIRS, SIZE, generator=torch.Generator().manual_seed(4)).to(dtype)
+    precise = rows.double().requires_grad_()
+    length = precise.detach().norm(dim=1, keepdim=True)
+    expected = precise / precise.norm(dim=1, keepdim=True)
+    (expected_gradient,) = torch.autograd.grad(expected, precise, incoming.double())
+    rows.requires_grad_()
+    actual = unit_rows(rows)
+    (gradient,) = torch.autograd.grad(actual, rows, incoming)
+    step = torch.finfo(dtype).eps
+    assert (actual.double() - expected).abs().max() <= step
+    # A gradient below the smallest normal number has fewer digits, one above the largest is infinite.
+    finfo = torch.finfo(dtype)
+    inside = (expected_gradient.abs() > finfo.smallest_normal / step) & (expected_gradient.abs() < finfo.max)
+    assert (gradient.double() - expected_gradient)[inside].mul(length.expand_as(rows)[inside]).abs().max() <= 8 * step
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_row_of_zeros_stays_one(dtype):
+    rows = torch.zeros(3, SIZE, dtype=dtype, requires_grad=True)
+    unit = unit_rows(rows)
+    (gradient,) = torch.autograd.grad(unit, rows, torch.full_like(unit, 2.0**-20))
+    assert unit.eq(0).all()
+    assert gradient.float().eq(torch.tensor(2.0**-20 / 1e-12).to(dtype).float()).all()
+
+
+@pytest.mark.parametrize("size", [1e-13, 1e20, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_batch_of_any_size_has_the_loss_of_its_directions(dtype, size):
+    queries, candidates = (side.detach().to(dtype) for side in embeddings())
+    power = 2.0 ** round(math.log2(size))
+    for call in ({"backend": "dense"}, {"backend": "tiled", "tile": TILE}):
+        assert torch.equal(make("vlc")(queries * power, candidates, **call), make("vlc")(queries, candidates, **call))
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "message"),
+    [
+        (
+            torch.ones(3, 4).to(torch.float8_e4m3fn),
+            "float16, bfloat16, float32, float64 are accepted, not float8_e4",
+        ),
+        (torch.ones(3, 4).to_sparse(), "dense embeddings are accepted, not sparse_coo; to_dense() makes them so"),
+        (torch.ones(3, 4, device="meta"), "embeddings with numbers are accepted, not those of the device meta"),
+        (torch.ones(3, 0), "[3, 0]: an embedding needs at least one number"),
+    ],
+)
+@pytest.mark.parametrize("place", ["queries", "candidates"])
+@pytest.mark.parametrize("name", ["dense", "tiled", "auto"])
+def test_embeddings_that_no_backend_takes_are_refused(embeddings, message, place, name):
+    both = {"queries": torch.ones(3, embeddings.shape[1]), "candidates": torch.ones(3, embeddings.shape[1])}
+    with pytest.raises(UserError) as raised:
+        make("vlc")(**{**both, place: embeddings}, backend=name)
+    assert message in str(raised.value)
+
+
+def test_ids_that_int64_cannot_hold_are_refused():
+    ids = torch.tensor([1, 2**64 - 1, 3], dtype=torch.uint64)
+    with pytest.raises(UserError, match="query_ids: integers below 2⁶³ are accepted"):
+        make("vlc")(torch.eye(3), torch.eye(3), query_ids=ids)
+    assert make("vlc")(
+        torch.eye(3), torch.eye(3), query_ids=torch.tensor([1, 2, 2**63 - 1], dtype=torch.uint64)
+    ).isfinite()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

@@ -10,7 +10,9 @@ import json
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
 from triton.compiler import ASTSource
+from triton.runtime.jit import create_function_from_signature
 
 from allpairs.engine.fused import kernels, launches
 
@@ -23,6 +25,8 @@ POINTERS = {
     "indices_KN": "*i32",
 }
 NUMBERS = {"scale": "fp32", "scale2": "fp32", "R": "i32", "C": "i32", "K": "i32", "N": "i32", "row_stride": "i32"}
+SHIFTED = ("query_ids_R", "candidate_ids_C", "row_shift_R", "column_shift_C", "bias_N")
+"""Rows of one rank, which may begin anywhere in those of all."""
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -55,10 +59,33 @@ def compiled(kernel: str, dtype: str) -> dict[str, object]:
     }
 
 
+def compilations(kernel: str) -> int:
+    """Return how many versions of `kernel` even and ragged batches, at any place in memory, would compile."""
+    function = getattr(kernels, kernel)
+    bind = create_function_from_signature(function.signature, function.params, CUDABackend(GPUTarget("cuda", 90, 32)))
+    versions = set()
+    for number, shift in ((65536, 0), (65535, 1), (1, 3), (4096, 2), (17, 0)):
+        arguments: dict[str, object] = {}
+        for name in function.arg_names:
+            if NUMBERS.get(name) == "i32":
+                arguments[name] = 65536 if name == "row_stride" else number
+            elif name in NUMBERS:
+                arguments[name] = 0.5
+            elif name.isupper():
+                arguments[name] = 16
+            elif name in SHIFTED:
+                arguments[name] = torch.empty(64, dtype=torch.int64 if "ids" in name else torch.float32)[shift:]
+            else:
+                arguments[name] = torch.empty(64)
+        versions.add(str(bind(**arguments)[1]))
+    return len(versions)
+
+
 def main() -> None:
     found = [compiled(kernel, "bf16") for kernel in ("soft_excess", "hardest", "soft_weights")]
     found += [compiled(kernel, "fp32") for kernel in ("soft_excess", "merge_excess", "merge_hardest")]
-    print(json.dumps(found))
+    kinds = ("soft_excess", "hardest", "soft_weights", "merge_excess", "merge_hardest")
+    print(json.dumps({"compiled": found, "versions": {kernel: compilations(kernel) for kernel in kinds}}))
 
 
 if __name__ == "__main__":

@@ -65,6 +65,47 @@ def test_value_and_gradient_are_those_of_the_dense_backend(kind, with_ids, pairs
         assert (one.float() - other).norm() <= tolerance * other.norm() + 1e-6
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("kind", ["vlc-scale=20.0", "triplet_hn-margin=0.3"])
+def test_any_embedding_size_and_any_place_in_memory(kind, dtype):
+    """Twenty numbers are no multiple of 16, and rows that begin at an odd number not aligned to 16 bytes."""
+    queries, candidates, ids = embeddings(37, dtype)
+    odd = [torch.empty(37 * 20 + 1, dtype=dtype)[1:].view(37, 20).copy_(side[:, :20]) for side in (queries, candidates)]
+    assert all(side.data_ptr() % 16 for side in odd)
+    expected = step(kind, tuple(side.float().to(DEVICE) for side in odd), ids.to(DEVICE), backend="dense")
+    actual = step(kind, tuple(side.to(DEVICE) for side in odd), ids.to(DEVICE), backend="triton", tile=20)
+    for one, other in zip(actual, expected, strict=True):
+        assert one.shape == other.shape
+        assert (one.float() - other).norm() <= TOLERANCE[dtype] * other.norm() + 1e-6
+    aligned = tuple(torch.nn.functional.pad(side, (0, 12)) for side in odd)
+    for one, other in zip(actual, step(kind, aligned, ids.to(DEVICE), backend="triton", tile=20), strict=True):
+        assert torch.equal(one, other[..., :20] if other.ndim == 2 else other)
+
+
+@pytest.mark.parametrize("kind", ["vlc-scale=20.0", "unified-margin=0.2-scale=20.0", "nt_xent_hn"])
+def test_backward_inside_autocast_is_that_outside(kind):
+    queries, candidates, ids = embeddings(37, torch.bfloat16)
+    outside = step(kind, (queries.to(DEVICE), candidates.to(DEVICE)), ids.to(DEVICE), backend="triton")
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        inside = step(kind, (queries.to(DEVICE), candidates.to(DEVICE)), ids.to(DEVICE), backend="triton")
+    assert all(torch.equal(one, other) for one, other in zip(inside, outside, strict=True))
+
+
+def test_small_weights_of_float16_do_not_vanish():
+    """Pairs so far apart that hardly a weight reaches the smallest number of float16; a loss scaler lifts the rest."""
+    vectors = torch.eye(24, SIZE) + 0.05 * torch.randn(2, 24, SIZE, generator=torch.Generator().manual_seed(2))
+    sides = [side.to(DEVICE, torch.float16) for side in vectors]
+    objective = make("vlc", scale=30.0)
+    W = objective.pair_weights(*(side.float() for side in sides))
+    assert (W < 6e-8).float().mean() > 0.9
+    gradients = []
+    for dtype, backend in ((torch.float16, "triton"), (torch.float32, "dense")):
+        leaves = [side.to(dtype).requires_grad_() for side in sides]
+        gradients.append(torch.autograd.grad(objective(*leaves, backend=backend) * 2.0**24, leaves))
+    for gradient, wanted in zip(*gradients, strict=True):
+        assert (gradient.float() - wanted).norm() <= 0.01 * wanted.norm()
+
+
 def run_rank(rank: int, directory: str, counts: list[int]) -> None:
     store = f"file://{directory}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=3, timeout=timedelta(seconds=120))
