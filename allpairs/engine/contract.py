@@ -101,6 +101,11 @@ class Exponents(NamedTuple):
     """[R]."""
 
 
+def biased(scores: Tensor, bias: Tensor | float) -> Tensor:
+    """Return `scores` + `bias`, the same tensor where the bias is the number 0."""
+    return scores if isinstance(bias, float) and bias == 0 else scores + bias
+
+
 StatisticT = TypeVar("StatisticT", bound=RowStatistic)
 
 
@@ -148,8 +153,20 @@ class AnchorObjective(nn.Module, ABC, Generic[StatisticT]):
         return None
 
     def score_scale(self) -> Tensor | float:
-        """Return the factor, perhaps a learned one [1], on every score: the objective sees S_ij = scale · q_i·c_j."""
+        """Return the factor, perhaps a learned one [1], on every score: the objective sees scale · q_i·c_j + bias."""
         return 1.0
+
+    def score_bias(self) -> Tensor | float:
+        """Return what is added to every score, perhaps a learned number [1]; such an objective has `bias_slopes`."""
+        return 0.0
+
+    def scored(self, products: Tensor) -> Tensor:
+        """Return the scores that the objective sees of the dot products q_i·c_j; differentiable."""
+        return biased(products * self.score_scale(), self.score_bias())
+
+    def bias_slopes(self, statistic: StatisticT) -> Tensor:
+        """Return Σ_j W_ij [R], the derivative of f(i) by a bias on all scores."""
+        raise NotImplementedError(f"{type(self).__name__} has no bias that could be learned")
 
     def exponents(self, anchors: Anchors) -> Exponents:
         """Return the exponents of an objective with the kernel "soft_excess"."""

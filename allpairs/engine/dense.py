@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from allpairs.engine.batch import LocalBatch
-from allpairs.engine.contract import AnchorObjective, Tile
+from allpairs.engine.contract import AnchorObjective, Tile, biased
 from allpairs.engine.exchange import RankLayout, gather
 from allpairs.engine.global_batch import GlobalBatch, mean_factors, with_own_scores
 from allpairs.engine.products import scores_of
@@ -27,8 +27,9 @@ def loss(objective: AnchorObjective[Any], batch: LocalBatch, layout: RankLayout)
     scaled_bD = batch.queries * objective.score_scale()
     all_queries_BD = gather(scaled_bD, layout.query_counts, layout.group)
     all_candidates_BD = gather(batch.candidates, layout.candidate_counts, layout.group)
-    rows_bB = scores_of(scaled_bD, all_candidates_BD)
-    columns_bB = rows_bB.T if layout.world_size == 1 else scores_of(batch.candidates, all_queries_BD)
+    bias = objective.score_bias()
+    rows_bB = biased(scores_of(scaled_bD, all_candidates_BD), bias)
+    columns_bB = rows_bB.T if layout.world_size == 1 else biased(scores_of(batch.candidates, all_queries_BD), bias)
     row_tile = whole.query_tile(rows_bB, layout.own_queries, layout.all_candidates)
     column_tile = whole.candidate_tile(columns_bB, layout.own_candidates, layout.all_queries)
     if objective.own_positive:

@@ -71,7 +71,7 @@ class GlobalBatch:
             )
         if objective.own_positive:
             with torch.no_grad():
-                positive = own_scores(batch.queries, batch.candidates) * objective.score_scale()
+                positive = objective.scored(own_scores(batch.queries, batch.candidates))
             positive = gather(positive, layout.query_counts, group)
         if margins is not None:
             margins = gather(margins, layout.query_counts, group)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from allpairs.engine import sparse
 from allpairs.engine.batch import LocalBatch
-from allpairs.engine.contract import AnchorObjective, Anchors, Tile
+from allpairs.engine.contract import AnchorObjective, Anchors, Tile, biased
 from allpairs.engine.exchange import RankLayout, gather, sum_onto_owners
 from allpairs.engine.global_batch import GlobalBatch, mean_factors
 from allpairs.engine.products import add_product, as_given, only_once, product, to_half
@@ -43,6 +43,8 @@ class TiledCall(NamedTuple):
     objective: AnchorObjective[Any]
     scale: Tensor | float
     """The factor on every score."""
+    bias: Tensor | float
+    """What is added to every score."""
     whole: GlobalBatch
     layout: RankLayout
     tile: int
@@ -57,12 +59,15 @@ def loss(
 
     `tile`: the largest number of rows and of columns of a tile.
     """
-    scale = objective.score_scale()
-    fixed = scale.detach() if isinstance(scale, Tensor) else scale
+    scale, bias = objective.score_scale(), objective.score_bias()
     whole = GlobalBatch.gathered(objective, batch, layout)
-    call = TiledCall(objective, fixed, whole, layout, tile, tiles)
-    value: Tensor = _Tiled.apply(batch.queries, batch.candidates, scale, call)
+    call = TiledCall(objective, _fixed(scale), _fixed(bias), whole, layout, tile, tiles)
+    value: Tensor = _Tiled.apply(batch.queries, batch.candidates, scale, bias, call)
     return value
+
+
+def _fixed(number: Tensor | float) -> Tensor | float:
+    return number.detach() if isinstance(number, Tensor) else number
 
 
 class PlainTiles:
@@ -127,7 +132,7 @@ class PlainTiles:
 
     def _tiles(self, rows: range, columns: range) -> tuple[Tile, Tile]:
         scores_RC = product(self.queries_bD[self.local(rows)], self.candidates_BD[columns.start : columns.stop].T)
-        scores_RC = scores_RC.mul_(self.call.scale)
+        scores_RC = biased(scores_RC.mul_(self.call.scale), self.call.bias)
         whole = self.call.whole
         if not rows:
             return _nothing_to_see(scores_RC, whole.query_anchors(rows)), _nothing_to_see(
@@ -149,8 +154,9 @@ class _Tiled(torch.autograd.Function):
     """Every tensor that backward needs is saved with autograd, which frees it after use and sees it changed before."""
 
     @staticmethod
-    def forward(ctx: Any, queries_bD: Tensor, candidates_bD: Tensor, scale: Tensor | float, call: TiledCall) -> Tensor:
-        """`scale` is that of the call, here to get its gradient."""
+    def forward(ctx: Any, queries_bD: Tensor, candidates_bD: Tensor, *given: Any) -> Tensor:
+        """`given`: scale and bias, which are those of the call and get gradients here, and the call."""
+        scale, bias, call = given
         objective, whole, layout = call.objective, call.whole, call.layout
         with as_given(queries_bD.device):
             candidates_BD = gather(candidates_bD, layout.candidate_counts, layout.group)
@@ -169,7 +175,7 @@ class _Tiled(torch.autograd.Function):
         tensors: list[Tensor] = []
         ctx.kept = _taken_out((tiles, statistics), tensors)
         ctx.save_for_backward(*tensors)
-        ctx.learns_scale = isinstance(scale, Tensor)
+        ctx.learns = isinstance(scale, Tensor), isinstance(bias, Tensor)
         return (factors[0] * of_queries.sum() + factors[1] * of_candidates.sum()) * layout.world_size
 
     @staticmethod
@@ -188,12 +194,16 @@ class _Tiled(torch.autograd.Function):
                 both = sparse.BothDirections(of_rows, of_columns)
                 gradients = sparse.gradients(tiles.queries_bD, tiles.candidates_BD, layout, both, factors)
             of_candidates_bD = sum_onto_owners(gradients.candidates, layout.candidate_counts, layout.group)
-            of_scale = None
-            if ctx.learns_scale:
+            of_scale = of_bias = None
+            learns_scale, learns_bias = ctx.learns
+            if learns_scale:
                 # From the sums in float32: in half precision, what is left of this sum would be rounding.
                 assert isinstance(call.scale, Tensor)
                 of_scale = gradients.along_queries.to(call.scale.dtype).reshape(call.scale.shape)
-        return gradients.queries, of_candidates_bD.to(tiles.queries_bD.dtype), of_scale, None
+            if learns_bias:
+                assert isinstance(call.bias, Tensor)
+                of_bias = _bias_gradient(call, statistics, factors).to(call.bias.dtype).reshape(call.bias.shape)
+        return gradients.queries, of_candidates_bD.to(tiles.queries_bD.dtype), of_scale, of_bias, None
 
 
 def _factors(gradient: Tensor, call: TiledCall) -> Factors:
@@ -212,6 +222,15 @@ def _factors(gradient: Tensor, call: TiledCall) -> Factors:
             unequal = UnequalFactors(gradient, each_N.repeat_interleave(counts_N))
             return Factors(gradient.new_tensor(all_ranks), call.scale, column, unequal)
     return Factors(gradient * all_ranks, call.scale, column)
+
+
+def _bias_gradient(call: TiledCall, statistics: Statistics, factors: Factors) -> Tensor:
+    """Return this rank's part of Σ_ij W_ij: that of its own anchors, of both sides."""
+    own = call.layout.own_candidates
+    of_queries = call.objective.bias_slopes(statistics.queries).sum()
+    of_candidates = call.objective.bias_slopes(statistics.candidates.rows(slice(own.start, own.stop))).sum()
+    mine = factors.loss if factors.unequal is None else factors.loss * factors.unequal.own
+    return mine * (of_queries + factors.column * of_candidates)
 
 
 def _walk(tiles: PlainTiles, call: TiledCall, known: Statistics | None) -> Statistics:

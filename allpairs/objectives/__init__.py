@@ -3,8 +3,8 @@
 - `base`: how objectives are called, on embeddings and on scores.
 - `catalogue`: objectives by name.
 - `triplet`, `triplet_hn`, `vlc`, `nt_xent`, `nt_xent_hn`, `unified`, `ssp`, `rsp`, `goal`: one positive per anchor.
-- `circle`, `binomial_deviance`, `lifted`, `multi_similarity`, `smooth_ap`: positives from ids.
-- `hard_negative`, `softmax`: what several of them share.
+- `circle`, `binomial_deviance`, `lifted`, `multi_similarity`, `smooth_ap`, `siglip`: positives from ids.
+- `hard_negative`, `softmax`, `learned_scale`: what several of them share.
 - `weighting`, `polynomial`: weighted similarities.
 - `checks`: values that users give.
 """

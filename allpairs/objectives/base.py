@@ -56,8 +56,8 @@ class PairObjective(AnchorObjective[StatisticT]):
 
         Objectives with one positive per anchor want row i to match row i; ids then name the instance of each pair, such
         as the image, and pairs of one instance are not each other's negatives. For `circle`, `binomial_deviance`,
-        `lifted`, `multi_similarity` and `smooth_ap` all items of the anchor's id are its positives, and the numbers of
-        queries and candidates may differ; without ids row i matches row i.
+        `lifted`, `multi_similarity`, `siglip` and `smooth_ap` all items of the anchor's id are its positives, and the
+        numbers of queries and candidates may differ; without ids row i matches row i.
 
         Args:
             queries: [bq, D].
@@ -71,9 +71,9 @@ class PairObjective(AnchorObjective[StatisticT]):
                 ranks are one instance. The value is then this rank's part of the sum times N: log
                 `allpairs.engine.global_value`. **None means this process alone**, in a distributed job too: negatives
                 of other ranks are then not seen.
-            backend: "dense" holds the full score matrix, and alone can be differentiated twice or by torch.func; "tiled"
-                needs memory for one tile of it; "triton" is tiled with fused kernels, on GPUs; "auto" chooses by size,
-                type and device.
+            backend: "dense" holds the full score matrix, and alone can be differentiated twice or by torch.func;
+                "tiled" needs memory for one tile of it; "triton" is tiled with fused kernels, on GPUs; "auto" chooses
+                by size, type and device.
             tile: rows and columns of a tile, for "tiled" and "triton"; None chooses.
 
         Embeddings that are not finite give NaN, whatever the objective looks at.
@@ -149,11 +149,10 @@ class PairObjective(AnchorObjective[StatisticT]):
                 normalize=self.normalize,
                 own_positive=self.own_positive,
             )
-            scale = self.score_scale()
-            scores = batch.queries @ batch.candidates.T * scale
-            positive = own_scores(batch.queries, batch.candidates) * scale if self.own_positive else None
+            scores = self.scored(batch.queries @ batch.candidates.T)
+            positive = self.scored(own_scores(batch.queries, batch.candidates)) if self.own_positive else None
             whole = GlobalBatch.of(self, batch.ids, positive, batch.margins, scores.shape, device=scores.device)
-            return scale * dense.weights_of_scores(self, scores, whole).of(direction)
+            return self.score_scale() * dense.weights_of_scores(self, scores, whole).of(direction)
 
     def _check_margins(self, margins: Tensor | None) -> None:
         if margins is not None and not self.takes_margins:
@@ -255,13 +254,12 @@ def shares_from_scores(
 @torch.no_grad()
 def weights_of_triplets(objective: PairObjective[Any], positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
     """Return −∂f/∂s_pos and ∂f/∂s_neg [G] of anchors with one positive and one negative each, at these similarities."""
-    scale = objective.score_scale()
-    scores_G2 = torch.stack([positive, negative], dim=1) * scale
+    scores_G2 = objective.scored(torch.stack([positive, negative], dim=1))
     is_positive_G2 = torch.tensor([True, False], device=positive.device).expand_as(scores_G2)
     slots_G1 = torch.zeros(len(positive), 1, dtype=torch.int64, device=positive.device)
     anchors = Anchors(positive=scores_G2[:, 0] if objective.own_positive else None, slots=slots_G1)
     tile = Tile(anchors, scores_G2, is_positive=is_positive_G2, is_negative=~is_positive_G2)
-    weights_G2 = objective.weights(tile, objective.statistic_of_triplet(tile)) * scale
+    weights_G2 = objective.weights(tile, objective.statistic_of_triplet(tile)) * objective.score_scale()
     return 0 - weights_G2[:, 0], weights_G2[:, 1]
 
 
@@ -290,7 +288,7 @@ def _of_scores(
     objective._check_margins(margins)
     counts = scores.shape[0], scores.shape[1]
     ids = match_ids(query_ids, candidate_ids, counts, scores.device, own_positive=objective.own_positive)
-    scaled = scores.to(torch.promote_types(scores.dtype, torch.float32)) * objective.score_scale()
+    scaled = objective.scored(scores.to(torch.promote_types(scores.dtype, torch.float32)))
     positive = scaled.detach().diagonal() if objective.own_positive else None
     return scaled, GlobalBatch.of(
         objective, ids, positive, match_margins(margins, scores), counts, device=scores.device

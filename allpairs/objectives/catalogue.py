@@ -14,6 +14,7 @@ from allpairs.objectives.multi_similarity import MultiSimilarity
 from allpairs.objectives.nt_xent import NTXent
 from allpairs.objectives.nt_xent_hn import NTXentHN
 from allpairs.objectives.rsp import RSP
+from allpairs.objectives.siglip import SigLIP
 from allpairs.objectives.smooth_ap import SmoothAP
 from allpairs.objectives.ssp import SSP
 from allpairs.objectives.triplet import Triplet
@@ -30,6 +31,7 @@ _OBJECTIVES: dict[str, type[PairObjective[Any]]] = {
     "nt_xent": NTXent,
     "nt_xent_hn": NTXentHN,
     "rsp": RSP,
+    "siglip": SigLIP,
     "smooth_ap": SmoothAP,
     "ssp": SSP,
     "triplet": Triplet,
@@ -42,7 +44,6 @@ _ELSEWHERE = {
     "clip": "'vlc' with learn_scale=True is twice CLIP's value",
     "infonce": "'nt_xent' is twice its mean over both directions; 'vlc' takes 1/temperature as its scale",
     "ntxent": "'nt_xent' is twice the mean over all 2B anchors",
-    "siglip": "'binomial_deviance' is the nearest: a sigmoid per pair too, with means over positives and negatives",
     "supcon": "'smooth_ap' and 'lifted' are the nearest: they take all positives of an anchor, by ids",
     "vse": "'triplet_hn' is VSE++'s loss, 'triplet' VSE0's",
 }

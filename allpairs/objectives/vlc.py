@@ -1,20 +1,12 @@
 """The vision-language contrastive loss (InfoNCE, CLIP), with a fixed or a learned scale."""
 
-import math
-
-import torch
-from torch import Tensor, nn
-
 from allpairs.engine.contract import Reduction
-from allpairs.objectives.checks import flag, positive_number
+from allpairs.engine.statistics import SoftExcess
+from allpairs.objectives.learned_scale import LearnsScale
 from allpairs.objectives.softmax import SoftmaxOverNegatives
 
-LARGEST_LEARNED_SCALE = 100.0
-"""CLIP's bound (Radford et al. 2021, §2.5), against instability."""
-_LARGEST_LOG_SCALE = math.log(LARGEST_LEARNED_SCALE)
 
-
-class VLC(SoftmaxOverNegatives):
+class VLC(LearnsScale[SoftExcess], SoftmaxOverNegatives):
     """Vision-language contrastive loss: f(i) = log(1 + Σ_{j∈N(i)} e^{γ(S_ij − d_i)}), the softmax cross-entropy.
 
     With `learn_scale`, γ = e^{log_scale} and `log_scale` is a parameter of this module: include the module in what
@@ -35,31 +27,4 @@ class VLC(SoftmaxOverNegatives):
         normalize: bool = True,
     ) -> None:
         super().__init__(reduction=reduction, normalize=normalize)
-        self.learn_scale = flag("learn_scale", learn_scale)
-        if self.learn_scale:
-            scale = positive_number("scale", scale, high=LARGEST_LEARNED_SCALE)
-            # One element, not a scalar: FSDP2 shards dimension 0.
-            self.log_scale = nn.Parameter(torch.full((1,), math.log(scale)))
-        else:
-            self.fixed_scale = positive_number("scale", scale)
-
-    @property
-    def scale(self) -> Tensor | float:
-        """γ: the fixed number, or the learned one as a tensor [1] with gradient."""
-        if not self.learn_scale:
-            return self.fixed_scale
-        return self.log_scale.to(torch.promote_types(self.log_scale.dtype, torch.float32)).exp()
-
-    def score_scale(self) -> Tensor | float:
-        """Return γ."""
-        return self.scale
-
-    def learned(self) -> dict[str, float]:
-        """Return γ if it is learned."""
-        return {"scale": self.log_scale.detach().double().exp().item()} if self.learn_scale else {}
-
-    @torch.no_grad()
-    def constrain(self) -> None:
-        """Take back what a step has put the learned γ beyond 100."""
-        if self.learn_scale:
-            self.log_scale.clamp_(max=_LARGEST_LOG_SCALE)
+        self.set_scale(scale, learn_scale)

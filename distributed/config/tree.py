@@ -62,7 +62,7 @@ class Data(Section):
     (the papers' epochs)."""
     captions_per_image: int = Field(1, ge=1, le=64)
     """Captions of each image in a training batch, distinct where it has as many. More than one needs an objective over
-    sets: circle, binomial_deviance, lifted, multi_similarity or smooth_ap."""
+    sets: circle, binomial_deviance, lifted, multi_similarity, siglip or smooth_ap."""
     max_caption_tokens: int = Field(32, ge=4, le=512)
     """Longer captions are cut; at most the positions of a transformers text model."""
     vocabulary_min_count: int = Field(1, ge=1)

@@ -186,7 +186,7 @@ def test_functional_transforms_are_right_or_refused():
     make("vlc")(leaf, candidates, backend="dense").backward()
     actual = torch.func.grad(lambda rows: make("vlc")(rows, candidates))(queries)
     torch.testing.assert_close(actual, leaf.grad)
-    with pytest.raises(UserError, match="'tiled' knows no transforms of torch[.]func; accepted under them"):
+    with pytest.raises(UserError, match=r"'tiled' knows no transforms of torch[.]func; accepted under them"):
         torch.func.grad(lambda rows: make("vlc")(rows, candidates, backend="tiled"))(queries)
 
 

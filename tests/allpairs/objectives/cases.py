@@ -156,6 +156,13 @@ TABLE: dict[str, Case] = {
         [{}],
         positives_by_ids=True,
     ),
+    "siglip": Case(
+        reference.siglip,
+        [{}, {"scale": 5.0, "bias": -1.0}],
+        [{"scale": 1000.0, "bias": -100.0}],
+        [{"scale": 5.0, "bias": -2.0}, {"scale": 5.0, "bias": -2.0, "learn_scale": True}],
+        positives_by_ids=True,
+    ),
     "smooth_ap": Case(
         reference.smooth_ap,
         [{}, {"temperature": 0.2}],

@@ -251,6 +251,13 @@ def smooth_ap(row: Row, temperature: float = 0.01) -> Tensor:  # C-Eq. 5 to 8
     return 1 - mean([rank(i, row.positives) / rank(i, everyone) for i in row.positives])
 
 
+def siglip(row: Row, scale: float = 10.0, bias: float = -10.0, learn_scale: bool = False) -> Tensor:
+    """Zhai et al. 2023; half of it, as every pair is in a row and in a column."""
+    losses = [log_one_plus_exps([-(scale * row.s[j] + bias)]) for j in row.positives]
+    losses += [log_one_plus_exps([scale * row.s[j] + bias]) for j in row.negatives]
+    return total(losses, row.s[0]) / 2
+
+
 # --- G: weights without a loss ---------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""The learned scale of `vlc`: log-parametrised and never above 100."""
+"""The learned scale of `vlc`, log-parametrised and never above 100, and `siglip`'s, with its bias."""
 
 import math
 
@@ -68,3 +68,17 @@ def test_scale_is_kept_precise_in_a_bfloat16_module():
     assert loss.dtype == torch.float32
     exact = math.exp(objective.log_scale.item())  # the parameter is rounded, what follows from it is not
     torch.testing.assert_close(loss, make("vlc", scale=exact)(*pairs()))
+
+
+def test_siglips_bias_is_learned_with_its_scale_and_held_within_one_hundred():
+    assert list(make("siglip").parameters()) == []
+    objective = make("siglip", learn_scale=True)
+    assert objective.learned() == {"scale": pytest.approx(10.0), "bias": -10.0}
+    torch.testing.assert_close(objective(*pairs()), make("siglip")(*pairs()))
+    with torch.no_grad():
+        objective.log_scale.fill_(9.0)
+        objective.bias.fill_(-300.0)
+    objective.constrain()
+    assert objective.learned() == {"scale": pytest.approx(100.0), "bias": -100.0}
+    objective.bfloat16()
+    assert objective(*pairs()).dtype == torch.float32

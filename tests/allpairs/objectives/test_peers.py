@@ -94,6 +94,24 @@ def test_learned_scale_is_clips(clip, call):
         close(one, other)
 
 
+@over_backends
+@pytest.mark.parametrize(("scale", "bias"), [(10.0, -10.0), (1.0, 0.0), (90.0, -40.0)])
+def test_siglip_is_open_clips(clip, scale, bias, call):
+    """Value and gradients, those of scale and bias too; other worlds equal one process in `test_worlds`."""
+    queries, candidates = pairs()
+    objective = make("siglip", scale=scale, bias=bias, learn_scale=True).double()
+    ours = objective(queries, candidates, **call)
+    logit_scale, logit_bias = (number.detach().clone().requires_grad_() for number in objective.parameters())
+    features = [torch.nn.functional.normalize(side, dim=-1) for side in (queries, candidates)]
+    theirs = clip.SigLipLoss()(*features, logit_scale.exp(), logit_bias)
+    close(ours, theirs)
+    close(make("siglip", scale=math.exp(logit_scale.item()), bias=bias)(queries, candidates, **call), theirs)
+    our_gradients = torch.autograd.grad(ours, (queries, candidates, *objective.parameters()))
+    their_gradients = torch.autograd.grad(theirs, (queries, candidates, logit_scale, logit_bias))
+    for one, other in zip(our_gradients, their_gradients, strict=True):
+        close(one, other)
+
+
 # --- pytorch-metric-learning -----------------------------------------------------------------------------------------
 
 

@@ -251,6 +251,11 @@ def test_empty_sets(loss, name):
         assert no_negatives == pytest.approx(log(exp(-0.6) + exp(-1.2)) - (0.6 + 1.2) / 2, rel=1e-12)
         expected = log(exp(12) + exp(24)) / 20 + (0.6 + 1.2) / 2
         assert no_positives == pytest.approx(expected, rel=1e-12)
+    elif name == "siglip":  # γS + b is −7 and −4; half of both for the one query, half of either for its candidate
+        a, b = log(1 + exp(7)), log(1 + exp(4))
+        assert no_negatives == pytest.approx((a + b) / 2 + (a / 2 + b / 2) / 2, rel=1e-12)
+        a, b = log(1 + exp(-7)), log(1 + exp(-4))
+        assert no_positives == pytest.approx((a + b) / 2 + (a / 2 + b / 2) / 2, rel=1e-12)
     else:
         assert no_negatives == pytest.approx(0, abs=1e-15)
         assert no_positives == 0
