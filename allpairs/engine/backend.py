@@ -3,6 +3,7 @@
 Shapes: bq local queries, Bc candidates of all ranks, D embedding.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from allpairs.engine import dense, fused, tiled
 from allpairs.engine.batch import LocalBatch
 from allpairs.engine.contract import AnchorObjective
-from allpairs.engine.exchange import agree
+from allpairs.engine.exchange import Proposal, RankLayout, agree, refuse_difference
 from allpairs.engine.fused.tiles import FusedTiles
 from allpairs.engine.products import HALF
 from allpairs.errors import UserError
@@ -26,7 +27,7 @@ _LARGEST_DENSE = 1 << 18
 """Scores (bq·Bc) up to which `auto` holds the full matrix: below, tiles save neither time nor memory that counts."""
 
 
-def keeps_half(objective: AnchorObjective[Any], backend: str, queries: Tensor, candidates: Tensor) -> bool:
+def keeps_half(backend: str, queries: Tensor, candidates: Tensor) -> bool:
     """Return whether embeddings are compared in the half precision they come in.
 
     That is by the kernels, and by tiles on a GPU, whose products of half precision are summed in float32. A CPU's
@@ -39,30 +40,62 @@ def keeps_half(objective: AnchorObjective[Any], backend: str, queries: Tensor, c
 
 def compute_loss(
     objective: AnchorObjective[Any],
-    batch: LocalBatch,
+    prepared: Callable[[], LocalBatch],
     group: "dist.ProcessGroup | None",
     backend: str,
     tile: int | None,
 ) -> Tensor:
     """Return this rank's loss as `dense.loss` defines it, by the backend asked for or the one that fits.
 
+    `prepared` checks this rank's rows and returns them.
+
     Raises:
-        UserError: an impossible tile, or the triton backend where it cannot run.
+        UserError: what `prepared` refuses, an impossible tile, the triton backend where it cannot run, or ranks that
+            disagree; of a group, on every rank.
     """
-    if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 1):
-        raise UserError(f"tile={tile!r} is impossible; accepted: a whole number from 1, or None")
-    if backend == "triton":
-        _check_triton(objective, batch.queries)
-    layout = agree(batch, group)
-    if backend == "auto":
-        if batch.queries.is_cuda and batch.queries.dtype in HALF:
-            backend = "triton" if objective.kernel is not None and fused.usable(batch.queries) else "tiled"
-        else:
-            # Every rank must choose alike: by the longest part, not by its own.
-            scores = max(layout.query_counts) * len(layout.all_candidates)
-            backend = "dense" if scores <= _LARGEST_DENSE else "tiled"
+
+    def checked() -> LocalBatch:
+        if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 1):
+            raise UserError(f"tile={tile!r} is impossible; accepted: a whole number from 1, or None")
+        batch = prepared()
+        if backend == "triton":
+            _check_triton(objective, batch.queries)
+        return batch
+
+    def proposal(batch: LocalBatch) -> Proposal:
+        learned = {"the scale": objective.score_scale(), "the bias": objective.score_bias()}
+        return Proposal(objective.settings(), learned, BACKENDS.index(_before_sizes(objective, backend, batch.queries)))
+
+    batch, layout, nothing, choices = agree(checked, proposal, group)
+    backends = [_by_size(BACKENDS[number], layout) for number in choices]
+    backend = backends[0]
+    if set(backends) != {backend}:
+        refuse_difference("backend", backends)
     if backend == "dense":
-        return dense.loss(objective, batch, layout)
+        loss = dense.loss(objective, batch, layout)
+    else:
+        loss = _tiled_loss(objective, batch, layout, backend, tile)
+    # Mining compares, and nothing is above or below NaN: without this a broken row could be passed over.
+    return loss * (1 + nothing)
+
+
+def _before_sizes(objective: AnchorObjective[Any], backend: str, queries: Tensor) -> str:
+    """Return the backend as far as this rank's own embeddings decide it."""
+    if backend == "auto" and queries.is_cuda and queries.dtype in HALF:
+        return "triton" if objective.kernel is not None and fused.usable(queries) else "tiled"
+    return backend
+
+
+def _by_size(backend: str, layout: RankLayout) -> str:
+    if backend != "auto":
+        return backend
+    # Every rank must choose alike: by the longest part, not by its own.
+    return "dense" if max(layout.query_counts) * len(layout.all_candidates) <= _LARGEST_DENSE else "tiled"
+
+
+def _tiled_loss(
+    objective: AnchorObjective[Any], batch: LocalBatch, layout: RankLayout, backend: str, tile: int | None
+) -> Tensor:
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise UserError(f"backend={backend!r} knows no transforms of torch.func; accepted under them: backend='dense'")
     tiles = FusedTiles if backend == "triton" else tiled.PlainTiles

@@ -80,10 +80,12 @@ def prepare(
 
 
 def nothing_or_nan(batch: LocalBatch) -> Tensor:
-    """Return 0 [], or NaN if an embedding of the batch is not finite; without gradient, in O(b) memory."""
+    """Return 0 [], or NaN if an embedding or margin of the batch is not finite; without gradient, in O(b) memory."""
     precision = torch.promote_types(batch.queries.dtype, torch.float32)
     sums = [rows.detach().sum(dim=1, dtype=precision) for rows in (batch.queries, batch.candidates)]
-    return (sums[0] * 0).sum() + (sums[1] * 0).sum()
+    if batch.margins is not None:
+        sums.append(batch.margins.to(precision))
+    return sum(((each * 0).sum() for each in sums[1:]), (sums[0] * 0).sum())
 
 
 def unit_rows(rows_bD: Tensor) -> Tensor:

@@ -192,6 +192,14 @@ class AnchorObjective(nn.Module, ABC, Generic[StatisticT]):
         """Return the statistic of anchors that see one positive and one negative, for triplet diagrams."""
         return self.statistic_of_row(tile)
 
+    def settings(self) -> dict[str, object]:
+        """Return what the objective is, by name and as texts: equal on two ranks that compute the same."""
+        public = {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "training"}
+        return {
+            "objective": type(self).__name__,
+            **{name.removeprefix("fixed_"): _text(value) for name, value in public.items()},
+        }
+
     @property
     def constant_factor(self) -> float:
         """A factor in all weights that counting may leave out, as C leaves out 1/τ."""
@@ -203,3 +211,10 @@ class AnchorObjective(nn.Module, ABC, Generic[StatisticT]):
 
     def constrain(self) -> None:
         """Take learned parameters back into their bounds: call it after each step of the optimiser."""
+
+
+def _text(value: object) -> str:
+    """Return a text of a setting that is the same in every process: an object's by its class and attributes."""
+    if isinstance(value, tuple) or not hasattr(value, "__dict__"):
+        return str(value)
+    return f"{type(value).__name__}({', '.join(f'{name}={_text(part)}' for name, part in vars(value).items())})"

@@ -18,16 +18,17 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 @contextmanager
-def as_given(device: torch.device) -> Iterator[None]:
-    """Compute in the types of the operands, float32 in full: outside autocast, and without TF32 or its like.
+def as_given(like: Tensor) -> Iterator[None]:
+    """Compute in the types of the operands, on the device of `like`: outside autocast, and float32 without TF32.
 
     A backward needs it as much as a forward: it may be called inside autocast when its forward was outside.
     """
+    device_type = like.device.type if isinstance(like, Tensor) else "cpu"  # whatever else it is will be refused
     precision = torch.get_float32_matmul_precision()
     if precision != "highest":
         torch.set_float32_matmul_precision("highest")
     try:
-        with torch.autocast(device.type, enabled=False) if is_autocast_available(device.type) else nullcontext():
+        with torch.autocast(device_type, enabled=False) if is_autocast_available(device_type) else nullcontext():
             yield
     finally:
         if precision != "highest":
@@ -112,7 +113,7 @@ class _Scores(torch.autograd.Function):
     def backward(ctx: Any, gradient_RC: Tensor) -> tuple[Tensor | None, Tensor | None]:
         rows_RD, columns_CD = ctx.saved_tensors
         of_rows, of_columns = ctx.needs_input_grad
-        with as_given(rows_RD.device):
+        with as_given(rows_RD):
             return (
                 scores_of(gradient_RC, columns_CD.T) if of_rows else None,
                 scores_of(gradient_RC.T, rows_RD.T) if of_columns else None,

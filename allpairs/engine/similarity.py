@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from allpairs.engine.batch import Ids, prepare
-from allpairs.engine.exchange import agree, gather
+from allpairs.engine.exchange import Proposal, agree, gather
 from allpairs.engine.global_batch import GlobalBatch, own_scores
 from allpairs.engine.products import as_given
 
@@ -45,9 +45,12 @@ def similarity_statistics(
     Raises:
         UserError: as the objectives do, for pairs that cannot match.
     """
-    batch = prepare(queries, candidates, query_ids=query_ids, candidate_ids=candidate_ids, normalize=normalize)
-    with as_given(batch.queries.device):
-        layout = agree(batch, group)
+    with as_given(queries):
+        batch, layout, *_ = agree(
+            lambda: prepare(queries, candidates, query_ids=query_ids, candidate_ids=candidate_ids, normalize=normalize),
+            lambda _: Proposal({"objective": "none, but similarity_statistics", "normalize": normalize}, {}),
+            group,
+        )
         ids_B = None if batch.ids.queries is None else gather(batch.ids.queries, layout.query_counts, group)
         whole = GlobalBatch(Ids(ids_B, ids_B))
         # Sums of: positives, anchors, hardest negatives, anchors that have a negative.

@@ -11,6 +11,7 @@ Shapes: bq, bc local queries and candidates, Bq, Bc those of all ranks, D embedd
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
@@ -158,7 +159,7 @@ class _Tiled(torch.autograd.Function):
         """`given`: scale and bias, which are those of the call and get gradients here, and the call."""
         scale, bias, call = given
         objective, whole, layout = call.objective, call.whole, call.layout
-        with as_given(queries_bD.device):
+        with as_given(queries_bD):
             candidates_BD = gather(candidates_bD, layout.candidate_counts, layout.group)
             tiles = call.tiles(call, queries_bD, candidates_BD)
             statistics = None
@@ -184,7 +185,7 @@ class _Tiled(torch.autograd.Function):
         tiles, statistics = _put_back(ctx.kept, ctx.saved_tensors)
         call: TiledCall = tiles.call
         objective, whole, layout = call.objective, call.whole, call.layout
-        with as_given(gradient.device):
+        with as_given(gradient):
             factors = _factors(gradient, call)
             of_rows = objective.sparse_weights(whole.query_anchors(layout.own_queries), statistics.queries)
             of_columns = objective.sparse_weights(whole.candidate_anchors(layout.all_candidates), statistics.candidates)
@@ -217,7 +218,7 @@ def _factors(gradient: Tensor, call: TiledCall) -> Factors:
     if layout.world_size > 1:
         each_N = gather(gradient.reshape(1), [1] * layout.world_size, layout.group)
         values = each_N.tolist()
-        if any(value != values[0] for value in values):
+        if len(set(values)) > 1 and not any(math.isnan(value) for value in values):
             counts_N = torch.tensor(layout.candidate_counts, device=gradient.device)
             unequal = UnequalFactors(gradient, each_N.repeat_interleave(counts_N))
             return Factors(gradient.new_tensor(all_ranks), call.scale, column, unequal)

@@ -15,7 +15,7 @@ from torch._compile import _disable_dynamo
 
 from allpairs.engine import dense
 from allpairs.engine.backend import BACKENDS, compute_loss, keeps_half
-from allpairs.engine.batch import match_ids, match_margins, nothing_or_nan, prepare
+from allpairs.engine.batch import LocalBatch, match_ids, match_margins, prepare
 from allpairs.engine.contract import AnchorObjective, Anchors, Family, Reduction, StatisticT, Tile
 from allpairs.engine.global_batch import GlobalBatch, own_scores
 from allpairs.engine.products import as_given
@@ -76,10 +76,11 @@ class PairObjective(AnchorObjective[StatisticT]):
                 by size, type and device.
             tile: rows and columns of a tile, for "tiled" and "triton"; None chooses.
 
-        Embeddings that are not finite give NaN, whatever the objective looks at.
+        Embeddings that are not finite give NaN on every rank of the group, whatever the objective looks at.
 
         Raises:
-            UserError: arguments that are not a batch, or not those of this objective.
+            UserError: arguments that are not a batch, or not those of this objective. With a group, on every rank:
+                what any of them refuses, and what they disagree about (objective, arguments, learned scale, backend).
         """
         given = {"query_ids": query_ids, "candidate_ids": candidate_ids, "margins": margins}
         if torch.compiler.is_compiling():
@@ -98,17 +99,18 @@ class PairObjective(AnchorObjective[StatisticT]):
         backend: str,
         tile: int | None,
     ) -> Tensor:
-        choice("backend", backend, BACKENDS)
-        self._check_margins(margins)
         if group is None and torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():
             ranks = dist.get_world_size()
             if ranks > 1:
                 warnings.warn(
                     f"objective called without group= in a job of {ranks} ranks: negatives of other ranks are not seen",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
-        with as_given(queries.device):
-            batch = prepare(
+
+        def prepared() -> LocalBatch:
+            choice("backend", backend, BACKENDS)
+            self._check_margins(margins)
+            return prepare(
                 queries,
                 candidates,
                 query_ids=query_ids,
@@ -116,10 +118,11 @@ class PairObjective(AnchorObjective[StatisticT]):
                 margins=margins,
                 normalize=self.normalize,
                 own_positive=self.own_positive,
-                keep_half=keeps_half(self, backend, queries, candidates),
+                keep_half=keeps_half(backend, queries, candidates),
             )
-            # Mining compares, and nothing is above or below NaN: without this a broken row could be passed over.
-            return compute_loss(self, batch, group, backend, tile) + nothing_or_nan(batch)
+
+        with as_given(queries):
+            return compute_loss(self, prepared, group, backend, tile)
 
     @torch.no_grad()
     def pair_weights(
@@ -139,7 +142,7 @@ class PairObjective(AnchorObjective[StatisticT]):
         """
         choice("direction", direction, get_args(Direction))
         self._check_margins(margins)
-        with as_given(queries.device):
+        with as_given(queries):
             batch = prepare(
                 queries,
                 candidates,
@@ -205,7 +208,7 @@ def from_scores(
     Raises:
         UserError: scores that are no matrix, or ids and margins that do not fit.
     """
-    with as_given(scores.device):
+    with as_given(scores):
         scaled, whole = _of_scores(objective, scores, query_ids, candidate_ids, margins)
         # Mining compares, and nothing is above or below NaN: without this a broken score could be passed over.
         nothing_or_nan = torch.where(scores.detach().isnan().any(), torch.nan, scaled.new_zeros(()))
@@ -227,7 +230,7 @@ def weights_from_scores(
     Arguments and errors as of `from_scores`, `direction` as of `PairObjective.pair_weights`.
     """
     choice("direction", direction, get_args(Direction))
-    with as_given(scores.device):
+    with as_given(scores):
         scaled, whole = _of_scores(objective, scores, query_ids, candidate_ids, margins)
         return objective.score_scale() * dense.weights_of_scores(objective, scaled, whole).of(direction)
 

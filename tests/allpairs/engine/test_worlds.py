@@ -3,10 +3,13 @@
 One gloo group per world runs every case; the encoder and the objective are wrapped in real DistributedDataParallel.
 """
 
+import math
+
 import pytest
 import torch
 import torch.multiprocessing
 
+from allpairs.objectives import make
 from tests.allpairs.engine import worlds
 
 
@@ -72,20 +75,75 @@ def test_similarity_statistics_equal_one_process(ranks):
             assert result["statistics"][case] == pytest.approx(statistics, rel=1e-13)
 
 
+DISAGREE = "the ranks of the group disagree about "
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        ("ids", "disagree about ids given: [1, 0"),
-        ("size", "disagree about embedding size: [3, 4"),
-        ("precision", "disagree about bits of precision: [64, 32"),
-        ("gradient", "disagree about gradient required of queries: [1, 0"),
-        ("margins", "disagree about margins given: [1, 0"),
+        ("ids", DISAGREE + "ids given: [1, 0"),
+        ("size", DISAGREE + "embedding size: [3, 4"),
+        ("precision", DISAGREE + "bits of precision: [64, 32"),
+        ("gradient", DISAGREE + "gradient required of queries: [1, 0"),
+        ("margins", DISAGREE + "margins given: [1, 0"),
         ("nothing", "at least one row is needed"),
+        ("objective", DISAGREE + "objective: ['VLC', 'Circle'"),
+        ("warm-up", DISAGREE + "objective: ['Triplet', 'TripletHN'"),
+        ("statistics", DISAGREE + "objective: ['none, but similarity_statistics', 'VLC'"),
+        ("backend", DISAGREE + "backend: ['dense', 'tiled'"),
+        ("auto", DISAGREE + "backend: ['dense', 'tiled'"),
+        ("margin", DISAGREE + "margin: ['0.3', '0.2'"),
+        ("scale", DISAGREE + "scale: ['50.0', '60.0'"),
+        ("weighting", DISAGREE + "scheme: ['SelfSimilarity("),
+        ("polynomial", DISAGREE + "coefficients: ['Polynomial(constant=0.0, linear=1.0, quadratic=0.0)'"),
+        ("reduction", DISAGREE + "reduction: ['sum', 'mean'"),
+        ("normalize", DISAGREE + "normalize: ['False', 'True'"),
+        ("learned", "put the objective into the module that DistributedDataParallel wraps"),
+        ("shape", "rank 0 of the group: queries: floating-point embeddings [B, D] are accepted, not float32 [4]"),
+        ("id shape", "rank 0 of the group: query_ids: one integer per row, [4], is accepted, not int64 [3]"),
+        ("id type", "rank 0 of the group: query_ids: one integer per row, [4], is accepted, not float32 [4]"),
+        ("tile", "rank 0 of the group: tile=0 is impossible; accepted: a whole number from 1"),
+        ("spelling", "rank 0 of the group: backend='tilde' is unknown; did you mean 'tiled'?"),
+        ("triton", "rank 0 of the group: backend='triton': Circle has no fused kernel"),
+        ("not in it", "of the job is not in it; accepted: a group of this process, or None"),
+        ("value", "of the job is not in it; accepted: a group of this process, or None"),
+        ("text", "group='world' is impossible; accepted: a process group of torch.distributed (of a DeviceMesh, mesh."),
+        ("mesh", "is impossible; accepted: a process group of torch.distributed (of a DeviceMesh, mesh.get_group())"),
     ],
 )
 def test_a_disagreement_is_refused_on_every_rank(what, message, ranks):
     for result in ranks:
-        assert message in result["disagreements"][what]
+        assert message in result["disagreements"]["messages"][what]
+    if what not in ("not in it", "value"):  # those name the rank they happened to
+        assert len({result["disagreements"]["messages"][what] for result in ranks}) == 1
+
+
+def test_no_rank_waits_for_one_that_failed(ranks):
+    for result in ranks:
+        assert result["disagreements"]["seconds"] < 20
+        assert "no tensor" in result["disagreements"]["messages"]
+        # Whoever caught what was raised goes on with the others: all are at the same call.
+        everyone = torch.eye(4).repeat(len(ranks), 1)
+        torch.testing.assert_close(result["disagreements"]["next"], make("vlc")(everyone, everyone))
+
+
+def test_a_factor_of_each_rank_on_its_loss_counts_in_tiles_as_in_the_whole_matrix(ranks):
+    unequal = 0
+    for result in ranks:
+        for (objective, second, backend), gradient in result["factors"].items():
+            expected = result["factors"][objective, second, "dense"]
+            assert (gradient - expected).norm() <= 1e-12 * expected.norm() + 1e-15, (objective, second, backend)
+            unequal += bool(
+                (gradient - result["factors"][objective, 3.0 if second == 0 else 0.0, backend]).norm() > 1e-3
+            )
+    assert unequal > len(worlds.OBJECTIVES)
+
+
+def test_what_is_not_finite_on_one_rank_is_nan_on_all(ranks):
+    for result in ranks:
+        for case, (loss, in_gradient) in result["broken"].items():
+            assert math.isnan(loss), case
+            assert in_gradient, case
 
 
 def test_a_forgotten_group_is_warned_about(ranks):

@@ -1,18 +1,21 @@
 """What each process of the worlds test does: train one step of a tiny model on its share of one fixed batch."""
 
 import itertools
+import time
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from allpairs.engine import global_value, similarity_statistics
 from allpairs.errors import UserError
-from allpairs.objectives import make
+from allpairs.objectives import make, names
 from tests.allpairs.objectives import cases
 
 PAIRS = 12
@@ -145,23 +148,92 @@ def statistics(world: int, rank: int, group: dist.ProcessGroup | None) -> dict:
 
 
 def disagreements(rank: int, group: dist.ProcessGroup) -> dict:
-    """Return the message of each call in which rank 0 gives something else than the others."""
+    """Return the message of each call in which rank 0 gives something else than the others, and the seconds in all."""
     x, zero = torch.eye(4), rank == 0
+    drifted = make("vlc", scale=20.0 if zero else 14.0, learn_scale=True)
+    outside = dist.new_group([0])
+    alone = dist.new_group([rank for rank in range(dist.get_world_size()) if rank])
+    outside = alone if zero else outside  # each of them a group that this rank is not in
+    mesh = DeviceMesh("cpu", list(range(dist.get_world_size())))
+
+    def differ(name: str, key: str, here: object, there: object) -> Callable[[], Tensor]:
+        return lambda: make(name, **{key: here if zero else there})(x, x, group=group)
+
+    def called(name: str = "vlc", **call: tuple[object, object]) -> Callable[[], Tensor]:
+        """Call with the first value on rank 0 and the second on the others."""
+        return lambda: make(name)(x, x, **{key: values[not zero] for key, values in call.items()}, group=group)
+
     calls = {
-        "ids": lambda: make("vlc")(x, x, query_ids=torch.arange(4) if zero else None, group=group),
+        "ids": called(query_ids=(torch.arange(4), None)),
         "size": lambda: make("vlc")(*[x[:, :3] if zero else x] * 2, group=group),
         "precision": lambda: make("vlc")(*[x.double() if zero else x] * 2, group=group),
         "gradient": lambda: make("vlc")(x.clone().requires_grad_(zero), x, group=group),
-        "margins": lambda: make("unified")(x, x, margins=torch.zeros(4) if zero else None, group=group),
+        "margins": called("unified", margins=(torch.zeros(4), None)),
         "nothing": lambda: make("vlc")(x[:0], x[:0], group=group),
+        "objective": lambda: make("vlc" if zero else "circle")(x, x, group=group),
+        "warm-up": lambda: make("triplet" if zero else "triplet_hn")(x, x, group=group),
+        "statistics": lambda: similarity_statistics(x, x, group=group) if zero else make("vlc")(x, x, group=group),
+        "backend": called(backend=("dense", "tiled")),
+        "auto": called(backend=("auto", "tiled")),
+        "margin": differ("triplet", "margin", 0.3, 0.2),
+        "scale": differ("unified", "scale", 50.0, 60.0),
+        "weighting": differ("unified", "weighting", "ssp", "rsp"),
+        "polynomial": differ("rsp", "coefficients", (0, 1, 0), (0, 1, 0.5)),
+        "reduction": differ("vlc", "reduction", "sum", "mean"),
+        "normalize": differ("vlc", "normalize", False, True),
+        "learned": lambda: drifted(x, x, group=group),
+        "shape": lambda: make("vlc")(x[0] if zero else x, x, group=group),
+        "id shape": called(query_ids=(torch.arange(3), torch.arange(4))),
+        "id type": called(query_ids=(torch.full((4,), torch.nan), torch.arange(4))),
+        "tile": called(tile=(0, 5)),
+        "spelling": called(backend=("tilde", "tiled")),
+        "triton": called("circle", backend=("triton", "tiled")),
+        "no tensor": lambda: make("vlc")(None if zero else x, x, group=group),
+        "not in it": lambda: make("vlc")(x, x, group=outside),
+        "value": lambda: global_value(x.sum(), outside),
+        "text": lambda: make("vlc")(x, x, group="world"),
+        "mesh": lambda: make("vlc")(x, x, group=mesh),
     }
     messages = {}
+    start = time.monotonic()
     for what, call in calls.items():
         try:
             call()
-        except UserError as error:
-            messages[what] = str(error)
-    return messages
+        except Exception as error:
+            messages[what] = f"{'' if isinstance(error, UserError) else 'BUG '}{error}"
+    # Whoever caught it goes on with the others: all are at the same call.
+    value = global_value(make("vlc")(x, x, group=group), group)
+    return {"messages": messages, "seconds": time.monotonic() - start, "next": value}
+
+
+def factors(world: int, rank: int, group: dist.ProcessGroup | None) -> dict:
+    """Return by objective and backend the gradients where each rank multiplies its loss by a factor of its own."""
+    found = {}
+    for objective, (name, arguments, _) in OBJECTIVES.items():
+        for weights in ([1.0, 3.0, 0.5, 2.0], [1.0, 0.0, 1.0, 1.0]):
+            for backend, call in BACKENDS.items():
+                torch.manual_seed(5)
+                model = Training(make(name, **arguments)).double()
+                images, texts, given = inputs(objective, "ragged", "ids", world, rank)
+                loss = weights[rank] * model(images, texts, **given, **call, group=group)
+                loss.backward()
+                gradients = [parameter.grad.flatten() for parameter in model.parameters()]
+                found[objective, weights[1], backend] = torch.cat(gradients)
+    return found
+
+
+def broken(world: int, group: dist.ProcessGroup, rank: int) -> dict:
+    """Return by objective, backend, value and rank this rank's loss where one rank has a row that is not finite."""
+    found = {}
+    for name, backend, value, bad in itertools.product(names(), BACKENDS, (torch.nan, torch.inf), range(world)):
+        generator = torch.Generator().manual_seed(rank)
+        sides = torch.randn(2, 4, 6, generator=generator)
+        if rank == bad:
+            sides[1, 2, 3] = value
+        loss = make(name)(*sides.requires_grad_(), **BACKENDS[backend], group=group)
+        (gradient,) = torch.autograd.grad(loss, sides)
+        found[name, backend, value, bad] = (loss.item(), bool(gradient.isnan().any()))
+    return found
 
 
 def forgotten_group() -> list[str]:
@@ -183,6 +255,8 @@ def everything(rank: int, world: int, directory: str) -> None:
         "tied": tied(world, rank, group),
         "statistics": statistics(world, rank, group),
         "disagreements": disagreements(rank, group),
+        "factors": factors(world, rank, group),
+        "broken": broken(world, group, rank),
         "forgotten_group": forgotten_group(),
     }
     torch.save(results, Path(directory) / f"rank{rank}.pt")
