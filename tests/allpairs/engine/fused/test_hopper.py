@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).parents[4]
 SHARED_OF_A_BLOCK = 227 * 1024
 
 
 def test_the_kernels_compile_to_hoppers_own_instructions(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    environment["PYTHONPATH"] = str(ROOT)
     command = [sys.executable, str(Path(__file__).with_name("compile_for_hopper.py"))]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stderr
