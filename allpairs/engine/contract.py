@@ -17,7 +17,7 @@ from allpairs.engine.statistics import HardestNegative, RowStatistic
 Reduction = Literal["mean", "sum"]
 Family = Literal["triplet", "softmax", "ranking", "sets"]
 """Which of COCOS' counts of contributing samples an objective gets; see `allpairs.analysis.contributing`."""
-Kernel = Literal["soft_excess", "hardest"]
+Kernel = Literal["soft_excess", "hardest", "sigmoid"]
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ class AnchorObjective(nn.Module, ABC, Generic[StatisticT]):
     passes: int = 1
     """How often the statistic must walk over the row: the pass p gets what pass p − 1 has found."""
     kernel: Kernel | None = None
-    """Which fused kernel finds the statistic: "soft_excess" of affine exponents, "hardest" negative, or none does."""
+    """Which fused kernel finds the statistic: "soft_excess" of affine exponents, "hardest" negative, "sigmoid"
+    of each pair's score, or none does."""
     reduction: Reduction
 
     @abstractmethod
@@ -175,6 +176,10 @@ class AnchorObjective(nn.Module, ABC, Generic[StatisticT]):
     def of_hardest(self, hardest: HardestNegative) -> StatisticT:
         """Return what the first pass of an objective with the kernel "hardest" finds, from what the kernel does."""
         raise NotImplementedError(f"{type(self).__name__} does not look at the hardest negative alone")
+
+    def of_sigmoids(self, totals: Tensor, slopes: Tensor) -> StatisticT:
+        """Return the statistic of an objective with the kernel "sigmoid": sums of log(1 + e^{−z·S}) and of slopes."""
+        raise NotImplementedError(f"{type(self).__name__} is no sum of sigmoid losses")
 
     def shares(self, tile: Tile, statistic: StatisticT) -> Tensor:
         """Return p_ij = e^{x_ij} / (1 + Σ_k e^{x_ik}) [R, C] of an objective of the family "softmax"."""

@@ -43,7 +43,7 @@ class SigLIP(LearnsScale[SigmoidSums], PositivesByIds[SigmoidSums]):
     Source: Zhai et al. 2023 (arXiv 2303.15343), Algorithm 1, with its initial γ = 10 and b = −10.
     """
 
-    kernel: Kernel | None = None
+    kernel: Kernel | None = "sigmoid"
 
     def __init__(
         self,
@@ -87,6 +87,10 @@ class SigLIP(LearnsScale[SigmoidSums], PositivesByIds[SigmoidSums]):
         if tile.is_positive is None:
             return SigmoidSums(of_negatives_R, slope_R)
         return SigmoidSums(of_negatives_R + tile.mask_positives(-F.logsigmoid(tile.scores), fill=0).sum(dim=1), slope_R)
+
+    def of_sigmoids(self, totals: Tensor, slopes: Tensor) -> SigmoidSums:
+        """Return just that."""
+        return SigmoidSums(totals, slopes)
 
     def losses(self, anchors: Anchors, statistic: SigmoidSums) -> Tensor:
         """Return half of the sum: the other half is that of the other direction."""

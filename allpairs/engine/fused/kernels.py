@@ -48,6 +48,30 @@ def _block_of(row_blocks, column_blocks, GROUP: tl.constexpr):
 
 
 @triton.jit
+def _scores(
+    queries,
+    candidates,
+    row_block,
+    column_block,
+    D: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Return the block's scores in float32."""
+    scores = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
+    for depth in range(0, D, BLOCK_D):
+        query = queries.load([row_block * BLOCK_R, depth])
+        candidate = candidates.load([column_block * BLOCK_C, depth])
+        if WIDEN:
+            query, candidate = query.to(tl.float32), candidate.to(tl.float32)
+        # "ieee" speaks of float32 operands alone; half-precision products are exact in the float32 accumulator.
+        scores = tl.dot(query, candidate.T, scores, input_precision="ieee")
+    return scores
+
+
+@triton.jit
 def _negative_scores(
     queries,
     candidates,
@@ -72,16 +96,7 @@ def _negative_scores(
     # that follow the order of the batch that is the diagonal, with arbitrary ids it is everywhere.
     overlapping = (tl.max(row_ids, 0) >= tl.min(column_ids, 0)) & (tl.min(row_ids, 0) <= tl.max(column_ids, 0))
     at_edge = ((row_block + 1) * BLOCK_R > R) | ((column_block + 1) * BLOCK_C > C)
-
-    scores = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
-    for depth in range(0, D, BLOCK_D):
-        query = queries.load([row_block * BLOCK_R, depth])
-        candidate = candidates.load([column_block * BLOCK_C, depth])
-        if WIDEN:
-            query, candidate = query.to(tl.float32), candidate.to(tl.float32)
-        # "ieee" speaks of float32 operands alone; half-precision products are exact in the float32 accumulator.
-        scores = tl.dot(query, candidate.T, scores, input_precision="ieee")
-
+    scores = _scores(queries, candidates, row_block, column_block, D, BLOCK_R, BLOCK_C, BLOCK_D, WIDEN)
     if overlapping | at_edge:
         negative = (row_ids[:, None] != column_ids[None, :]) & (rows < R)[:, None] & (columns < C)[None, :]
         scores = tl.where(negative, scores, -float("inf"))
@@ -341,3 +356,135 @@ def soft_weights(
         weights = of_rows + tl.exp2((scores * scale - column_shift[None, :]) * LOG2_E)
     offsets = rows.to(tl.int64)[:, None] * row_stride + columns[None, :]
     tl.store(out_RC + offsets, weights.to(out_RC.dtype.element_ty), mask=(rows < R)[:, None] & (columns < C)[None, :])
+
+
+@triton.jit
+def _costs(
+    queries,
+    candidates,
+    query_ids_R,
+    candidate_ids_C,
+    scale,
+    bias,
+    row_block,
+    column_block,
+    R,
+    C,
+    D: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Return of the block's pairs y = −z·(scale·S + bias), e^−|y|, the slope −z·σ(y) by S, and its rows and columns.
+
+    z = 1 where the ids are equal, else −1; outside the slope is 0 and y = −inf.
+    """
+    rows = row_block * BLOCK_R + tl.arange(0, BLOCK_R)
+    columns = column_block * BLOCK_C + tl.arange(0, BLOCK_C)
+    row_ids = tl.load(query_ids_R + rows, mask=rows < R, other=0)
+    column_ids = tl.load(candidate_ids_C + columns, mask=columns < C, other=0)
+    scores = _scores(queries, candidates, row_block, column_block, D, BLOCK_R, BLOCK_C, BLOCK_D, WIDEN)
+    sign = tl.where(row_ids[:, None] == column_ids[None, :], -1.0, 1.0)
+    inside = (rows < R)[:, None] & (columns < C)[None, :]
+    y = tl.where(inside, sign * (scores * scale + bias), -float("inf"))
+    power = tl.exp2(-tl.abs(y) * LOG2_E)
+    slope = sign * (tl.where(y >= 0, 1.0, power) / (1.0 + power))
+    return y, power, slope, rows, columns
+
+
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_PER_ROW)
+def sigmoid_sums(
+    queries,
+    candidates,
+    query_ids_R,
+    candidate_ids_C,
+    row_totals_KR,
+    row_slopes_KR,
+    column_totals_KC,
+    column_slopes_KC,
+    scale,
+    bias,
+    R,
+    C,
+    D: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Write Σ log(1 + e^y) over the pairs of every row and column of every block, and the sums of its slopes by S."""
+    row_block, column_block = _block_of(tl.cdiv(R, BLOCK_R), tl.cdiv(C, BLOCK_C), GROUP)
+    y, power, slope, rows, columns = _costs(
+        queries,
+        candidates,
+        query_ids_R,
+        candidate_ids_C,
+        scale,
+        bias,
+        row_block,
+        column_block,
+        R,
+        C,
+        D,
+        BLOCK_R,
+        BLOCK_C,
+        BLOCK_D,
+        WIDEN,
+    )
+    # log(1 + p) to full precision for small p too: the rounding of 1 + p is divided out (Kahan).
+    sum_1 = 1.0 + power
+    rounded = sum_1 - 1.0
+    log1p = tl.where(rounded == 0, power, tl.log(sum_1) * (power / tl.where(rounded == 0, 1.0, rounded)))
+    cost = tl.maximum(y, 0.0) + log1p
+    of_rows = column_block.to(tl.int64) * R + rows
+    of_columns = row_block.to(tl.int64) * C + columns
+    tl.store(row_totals_KR + of_rows, tl.sum(cost, 1), mask=rows < R)
+    tl.store(row_slopes_KR + of_rows, tl.sum(slope, 1), mask=rows < R)
+    tl.store(column_totals_KC + of_columns, tl.sum(cost, 0), mask=columns < C)
+    tl.store(column_slopes_KC + of_columns, tl.sum(slope, 0), mask=columns < C)
+
+
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_PER_ROW)
+def sigmoid_weights(
+    queries,
+    candidates,
+    query_ids_R,
+    candidate_ids_C,
+    out_RC,
+    scale,
+    bias,
+    factor,
+    row_stride,
+    R,
+    C,
+    D: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Write factor times the slope of each pair's log(1 + e^y) by S."""
+    row_block, column_block = _block_of(tl.cdiv(R, BLOCK_R), tl.cdiv(C, BLOCK_C), GROUP)
+    _, _, slope, rows, columns = _costs(
+        queries,
+        candidates,
+        query_ids_R,
+        candidate_ids_C,
+        scale,
+        bias,
+        row_block,
+        column_block,
+        R,
+        C,
+        D,
+        BLOCK_R,
+        BLOCK_C,
+        BLOCK_D,
+        WIDEN,
+    )
+    offsets = rows.to(tl.int64)[:, None] * row_stride + columns[None, :]
+    weights = (slope * factor).to(out_RC.dtype.element_ty)
+    tl.store(out_RC + offsets, weights, mask=(rows < R)[:, None] & (columns < C)[None, :])

@@ -149,6 +149,48 @@ def soft_weights(
         )
 
 
+def sigmoid_sums(
+    queries_RD: Tensor,
+    candidates_CD: Tensor,
+    query_ids_R: Tensor,
+    candidate_ids_C: Tensor,
+    *,
+    scale: float,
+    bias: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return row_total [R], row_slope [R], column_total [C], column_slope [C], float32.
+
+    With y_ij = −z_ij(scale·S_ij + bias), z = 1 where the ids are equal, else −1: Σ_j log(1 + e^{y_ij}) of a row and
+    Σ_j −z_ij·σ(y_ij), its derivative by the bias; of a column the same over i.
+    """
+    call = _Call(queries_RD, candidates_CD, query_ids_R, candidate_ids_C)
+    row_blocks, column_blocks = call.launch.blocks(call.size)
+    rows, columns = (2, column_blocks, len(queries_RD)), (2, row_blocks, len(candidates_CD))
+    of_rows_2KR, of_columns_2KC = (queries_RD.new_empty(size, dtype=torch.float32) for size in (rows, columns))
+    with call.device:
+        call.run(kernels.sigmoid_sums, (*of_rows_2KR, *of_columns_2KC, float(scale), float(bias)))
+    return *of_rows_2KR.sum(dim=1), *of_columns_2KC.sum(dim=1)
+
+
+def sigmoid_weights(
+    queries_RD: Tensor,
+    candidates_CD: Tensor,
+    query_ids_R: Tensor,
+    candidate_ids_C: Tensor,
+    *,
+    scale: float,
+    bias: float,
+    factor: float,
+    out: Tensor,
+) -> None:
+    """Write factor·(−z_ij·σ(y_ij)) into `out` [R, C], with z and y as of `sigmoid_sums`, `out` as of `soft_weights`."""
+    call = _Call(queries_RD, candidates_CD, query_ids_R, candidate_ids_C)
+    assert out.shape == call.size
+    assert out.stride(1) == 1 or out.shape[1] == 1
+    with call.device:
+        call.run(kernels.sigmoid_weights, (out, float(scale), float(bias), float(factor), out.stride(0)))
+
+
 class _Call:
     """One launch over all blocks of a big tile."""
 

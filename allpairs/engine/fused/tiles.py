@@ -22,21 +22,16 @@ class FusedTiles(PlainTiles):
 
     def __init__(self, call: TiledCall, queries_bD: Tensor, candidates_BD: Tensor) -> None:
         super().__init__(call, _aligned(queries_bD), _aligned(candidates_BD))
-        everyone = range(len(candidates_BD))
-        # Without ids a pair's own index is its id: the kernels then need no other rule for what is no negative.
-        ids_B = torch.arange(len(candidates_BD), device=candidates_BD.device)
-        ids = call.whole.ids.queries  # of one id per pair
-        if ids is not None:
-            # The lowest index of each instance: ids that follow the batch let the kernels pass over most blocks.
-            _, instance_B = ids.unique(return_inverse=True)
-            first = torch.full_like(ids_B, len(ids_B)).scatter_reduce_(0, instance_B, ids_B, "amin")
-            ids_B = first[instance_B]
-        self.ids_B = ids_B
+        self.query_ids_B, self.candidate_ids_B = _ids_of(call, candidates_BD.device)
+        self.kernel_scale = float(call.scale)
         if call.objective.kernel == "soft_excess":
+            everyone = range(len(candidates_BD))
             # One bias per pair serves both directions: d_i and the margin are those of the pair.
             # A scale in the exponents, not in the embeddings, which it would round once more.
             scale, self.bias_B = call.objective.exponents(call.whole.candidate_anchors(everyone))
-            self.kernel_scale = scale * float(call.scale)
+            self.kernel_scale *= scale
+        elif call.objective.kernel == "sigmoid":
+            self.kernel_bias = float(call.bias)
 
     def statistics(self, rows: range, columns: range, known: Statistics | None) -> Statistics:
         """Return what the queries `rows` and the candidates `columns` (global) learn of each other in one pass."""
@@ -51,6 +46,13 @@ class FusedTiles(PlainTiles):
                 objective.of_hardest(HardestNegative(row_value, row_column + columns.start)),
                 objective.of_hardest(HardestNegative(column_value, column_row + rows.start)),
             )
+        if objective.kernel == "sigmoid":
+            row_total, row_slope, column_total, column_slope = launches.sigmoid_sums(
+                *self._operands(rows, columns), scale=self.kernel_scale, bias=self.kernel_bias
+            )
+            return Statistics(
+                objective.of_sigmoids(row_total, row_slope), objective.of_sigmoids(column_total, column_slope)
+            )
         row_peak, row_total, column_peak, column_total = launches.soft_excess(
             *self._operands(rows, columns),
             scale=self.kernel_scale,
@@ -62,12 +64,18 @@ class FusedTiles(PlainTiles):
     def begin_weights(self, statistics: Statistics) -> None:
         """Compute what is subtracted from the exponents of every anchor; in float16 less, so that W is lifted."""
         of_queries, of_candidates = statistics
+        layout, half = self.call.layout, self.queries_bD.dtype == torch.float16
+        own = layout.own_queries
+        if self.call.objective.kernel == "sigmoid":
+            if half and own:  # no weight is above 1, nor above what its anchor loses
+                losses_b = self.call.objective.losses(self.call.whole.query_anchors(own), of_queries)
+                self.unit = 2.0**12 / min(max(float(losses_b.amax()), 1e-30), 1.0)
+            return
         assert isinstance(of_queries, SoftExcess)
         assert isinstance(of_candidates, SoftExcess)
-        own = self.call.layout.own_queries
         self.row_shift_b = self.bias_B[own.start : own.stop] + of_queries.value()
         self.column_shift_B = self.bias_B + of_candidates.value()
-        if self.queries_bD.dtype == torch.float16:
+        if half:
             # W_ij is at most the sum of both anchors' shares: this makes it at most 2¹⁴, whatever lies below 6e-8.
             shares_N = torch.cat([of_queries.share_of_all(), of_candidates.share_of_all()])
             lift = (2**13 / shares_N.amax().clamp(min=1e-30)).log()
@@ -76,15 +84,24 @@ class FusedTiles(PlainTiles):
             self.unit = lift.exp()
 
     def weights(self, rows: range, columns: range, statistics: Statistics, factors: Factors) -> Tensor:
-        """Return W [R, C] of the tile in the type of the embeddings, but for the own pairs."""
-        assert factors.column == 1
+        """Return W [R, C] of the tile in the type of the embeddings, of a softmax but for the own pairs."""
         assert factors.unequal is None
         from allpairs.engine.fused import launches
 
         # Lines of a multiple of 16 numbers: the store is as wide for a ragged tile, and the kernel the same.
         line = len(columns) + -len(columns) % 16
         weights_RC = self.queries_bD.new_empty(len(rows), line)[:, : len(columns)]
-        if rows:
+        if rows and self.call.objective.kernel == "sigmoid":
+            # Half of a pair's slope for either direction.
+            launches.sigmoid_weights(
+                *self._operands(rows, columns),
+                scale=self.kernel_scale,
+                bias=self.kernel_bias,
+                factor=(1 + factors.column) / 2 * float(self.unit),
+                out=weights_RC,
+            )
+        elif rows:
+            assert factors.column == 1
             launches.soft_weights(
                 *self._operands(rows, columns),
                 scale=self.kernel_scale,
@@ -98,6 +115,8 @@ class FusedTiles(PlainTiles):
         self, rows: range, statistics: Statistics, query_gradient_RD: Tensor, candidate_gradient_BD: Tensor
     ) -> None:
         """Add the own pairs of `rows`, in float32: their weights are the largest, and are not to be rounded."""
+        if self.call.objective.kernel == "sigmoid":
+            return
         assert isinstance(statistics.queries, SoftExcess)
         assert isinstance(statistics.candidates, SoftExcess)
         for first in range(rows.start, rows.stop, _CHUNK):
@@ -114,9 +133,24 @@ class FusedTiles(PlainTiles):
         return (
             self.queries_bD[self.local(rows)],
             self.candidates_BD[cut],
-            self.ids_B[rows.start : rows.stop],
-            self.ids_B[cut],
+            self.query_ids_B[rows.start : rows.stop],
+            self.candidate_ids_B[cut],
         )
+
+
+def _ids_of(call: TiledCall, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return what says of all queries and all candidates which of them are no negatives of each other."""
+    of_queries, of_candidates = call.whole.ids
+    # Without ids a pair's own index is its id: the kernels then need no other rule.
+    index_B = torch.arange(len(call.layout.all_candidates), device=device)
+    if of_queries is None or of_candidates is None:
+        return index_B, index_B
+    if not call.objective.own_positive:
+        return of_queries, of_candidates
+    # The lowest index of each instance: ids that follow the batch let the kernels pass over most blocks.
+    _, instance_B = of_queries.unique(return_inverse=True)
+    first = torch.full_like(index_B, len(index_B)).scatter_reduce_(0, instance_B, index_B, "amin")
+    return first[instance_B], first[instance_B]
 
 
 def _aligned(rows_bD: Tensor) -> Tensor:

@@ -161,6 +161,7 @@ TABLE: dict[str, Case] = {
         [{}, {"scale": 5.0, "bias": -1.0}],
         [{"scale": 1000.0, "bias": -100.0}],
         [{"scale": 5.0, "bias": -2.0}, {"scale": 5.0, "bias": -2.0, "learn_scale": True}],
+        [{"scale": 80.0, "bias": -20.0}, {"learn_scale": True}],
         positives_by_ids=True,
     ),
     "smooth_ap": Case(

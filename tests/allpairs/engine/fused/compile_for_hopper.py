@@ -24,9 +24,11 @@ POINTERS = {
     "column_rows_KC": "*i32",
     "indices_KN": "*i32",
 }
-NUMBERS = {"scale": "fp32", "scale2": "fp32", "R": "i32", "C": "i32", "K": "i32", "N": "i32", "row_stride": "i32"}
+NUMBERS = dict.fromkeys(("scale", "scale2", "bias", "factor"), "fp32")
+NUMBERS |= dict.fromkeys(("R", "C", "K", "N", "row_stride"), "i32")
 SHIFTED = ("query_ids_R", "candidate_ids_C", "row_shift_R", "column_shift_C", "bias_N")
 """Rows of one rank, which may begin anywhere in those of all."""
+BLOCKS = ("soft_excess", "hardest", "soft_weights", "sigmoid_sums", "sigmoid_weights")
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -82,9 +84,9 @@ def compilations(kernel: str) -> int:
 
 
 def main() -> None:
-    found = [compiled(kernel, "bf16") for kernel in ("soft_excess", "hardest", "soft_weights")]
+    found = [compiled(kernel, "bf16") for kernel in BLOCKS]
     found += [compiled(kernel, "fp32") for kernel in ("soft_excess", "merge_excess", "merge_hardest")]
-    kinds = ("soft_excess", "hardest", "soft_weights", "merge_excess", "merge_hardest")
+    kinds = (*BLOCKS, "merge_excess", "merge_hardest")
     print(json.dumps({"compiled": found, "versions": {kernel: compilations(kernel) for kernel in kinds}}))
 
 

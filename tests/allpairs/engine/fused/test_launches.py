@@ -248,3 +248,33 @@ def test_the_same_input_gives_the_same_bits():
         for _ in range(2)
     )
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("ids", ["own", "shared", "same"])
+def test_sigmoid_sums_and_weights_at_ragged_sizes(dtype, ids):
+    for (rows, columns), (scale, bias) in zip(
+        SIZES, [(10.0, -10.0), (80.0, -30.0), (1.0, 0.5), (300.0, -20.0)], strict=True
+    ):
+        batch = Batch(*in_blocks(rows, columns, dtype), 48, dtype, ids=ids)
+        y = torch.where(batch.is_negative, 1, -1) * (scale * batch.scores + bias)
+        cost, slope = (
+            torch.nn.functional.softplus(y, threshold=500),
+            torch.where(batch.is_negative, 1, -1) * y.sigmoid(),
+        )
+        found = launches.sigmoid_sums(*batch.arguments, scale=scale, bias=bias)
+        error = 2 * exponent_error(scale, torch.tensor(bias)) + 16 * ULP
+        sums = [cost.sum(1), slope.abs().sum(1), cost.sum(0), slope.abs().sum(0)]
+        for actual, expected, size in zip(
+            found, (cost.sum(1), slope.sum(1), cost.sum(0), slope.sum(0)), sums, strict=True
+        ):
+            assert actual.dtype == torch.float32
+            # Slopes of both signs cancel: the error is that of their sizes.
+            assert ((actual.double() - expected).abs() <= error * size + 1e-30).all()
+        for out_dtype in {torch.float32, dtype}:
+            wide = torch.full((len(y), y.shape[1] + 3), torch.nan, device=DEVICE).to(out_dtype)
+            out = wide[:, : y.shape[1]]
+            launches.sigmoid_weights(*batch.arguments, scale=scale, bias=bias, factor=0.5, out=out)
+            assert wide[:, y.shape[1] :].isnan().all()  # nothing is written outside
+            close = {"rtol": error + rounding_of(out_dtype), "atol": smallest_of(out_dtype)}
+            torch.testing.assert_close(out.double(), slope / 2, **close)
