@@ -4,7 +4,8 @@
 - `statistics`: what an anchor may need to know of its row, merged tile by tile and rank by rank.
 - `batch`: one rank's rows, checked and normalised.
 - `global_batch`: what every rank knows of all rows, and the tiles between them.
-- `exchange`: which rank owns which rows, and what the ranks tell each other.
+- `exchange`: which rank owns which rows, and how the ranks exchange them.
+- `agreement`: what the ranks compare before anyone computes.
 - `products`: matrix products that no autocast or float32 shortcut around the call changes, and their derivatives.
 - `backend`: which of the following computes a call.
 - `dense`: the whole score matrix and autograd, the truth.

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from allpairs.engine import dense, fused, tiled
+from allpairs.engine.agreement import Proposal, agree, refuse_difference
 from allpairs.engine.batch import LocalBatch
 from allpairs.engine.contract import AnchorObjective
-from allpairs.engine.exchange import Proposal, RankLayout, agree, refuse_difference
+from allpairs.engine.exchange import RankLayout
 from allpairs.engine.fused.tiles import FusedTiles
 from allpairs.engine.products import HALF
 from allpairs.errors import UserError

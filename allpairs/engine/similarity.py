@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from allpairs.engine.agreement import Proposal, agree
 from allpairs.engine.batch import Ids, prepare
-from allpairs.engine.exchange import Proposal, agree, gather
+from allpairs.engine.exchange import gather
 from allpairs.engine.global_batch import GlobalBatch, own_scores
 from allpairs.engine.products import as_given
 
