@@ -116,6 +116,11 @@ def run_rank(rank: int, directory: str, counts: list[int]) -> None:
         kind: step(kind, (queries[rows], candidates[rows]), ids[rows], dist.group.WORLD, backend="triton", tile=20)
         for kind in EXCHANGED
     }
+    # Each rank multiplies its loss by a factor of its own, and one by 0.
+    for backend in ("triton", "dense"):
+        leaves = [side[rows].clone().requires_grad_() for side in (queries, candidates)]
+        loss = make("vlc", scale=20.0, normalize=False)(*leaves, group=dist.group.WORLD, backend=backend)
+        results[f"factors-{backend}"] = torch.autograd.grad(loss * (2.0 * rank), leaves)
     torch.save(results, Path(directory) / f"rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -126,6 +131,9 @@ def test_three_ranks_equal_one_process(counts, tmp_path, monkeypatch):
     torch.multiprocessing.start_processes(run_rank, (str(tmp_path), counts), nprocs=3, start_method="spawn")
     queries, candidates, ids = embeddings(sum(counts), torch.float32)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(3)]
+    for rank in ranks:
+        for one, other in zip(rank["factors-triton"], rank["factors-dense"], strict=True):
+            assert (one - other).norm() <= 1e-6 * other.norm()
     for kind in EXCHANGED:
         loss, *expected = step(kind, (queries, candidates), ids, backend="dense")
         for rank in ranks:
