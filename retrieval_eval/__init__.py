@@ -13,7 +13,7 @@
 - `shortlist`, `cross_check`, `approximate`: FAISS.
 - `rerank`: scorers.
 - `manifest`, `summary`, `exports`, `page`, `output`: the record, tables, files and reports of a measurement.
-- `run_files`: what a training run leaves.
+- `run_files`: what a training run leaves; `yaml_text`: the one reader of YAML that users write.
 - `ray_cluster`: the one way to Ray.
 """
 

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from allpairs.errors import UserError, nearest
 from allpairs.files import existing
+from retrieval_eval.yaml_text import parse_file
 
 SPLITS = ("train", "val", "test")
 
@@ -57,10 +56,7 @@ def read_config(path: Path) -> dict[str, Any] | None:
     """Read the resolved configuration of a run, None if there is no file; UserError if it is not a YAML mapping."""
     if not path.exists():
         return None
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError:
-        config = None
+    config = parse_file(path)
     if not isinstance(config, dict):
         raise UserError(f"{path} is not a YAML mapping")
     return config

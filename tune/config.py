@@ -11,7 +11,7 @@ from distributed.config import Config
 from distributed.config.load import read
 from distributed.config.mistakes import mistakes
 from distributed.config.tree import Folder
-from distributed.config.yaml_text import parse
+from retrieval_eval.yaml_text import parse
 from tune.space import Domain
 
 SEED = "train.seed"

@@ -1,7 +1,6 @@
 """The one typed configuration tree: every knob of a run is declared here (or on the object it builds), once.
 
 - `tree`: the knobs.
-- `yaml_text`: the one reader of YAML that users write.
 - `load`, `keys`: from a file and overrides to the tree, and the names of all keys.
 - `objective`: the section whose keys are an objective's own arguments.
 - `mistakes`: what is said of a file that does not fit.

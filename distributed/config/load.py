@@ -13,7 +13,7 @@ from allpairs.errors import UserError, nearest
 from distributed.config.keys import TAGS, known_keys
 from distributed.config.mistakes import mistakes
 from distributed.config.tree import Config
-from distributed.config.yaml_text import parse, parse_file
+from retrieval_eval.yaml_text import parse, parse_file
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:

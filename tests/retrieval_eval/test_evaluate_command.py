@@ -345,7 +345,9 @@ def test_mistakes_end_with_code_2_and_one_line(command, folder, tmp_path):
     [
         (("metrics.jsonl", '{"step": 1\n{"step": 2}\n'), "metrics.jsonl, line 1: not a JSON object"),
         (("metrics.jsonl", '[1]\n{"step": 2}\n'), "metrics.jsonl, line 1: not a JSON object"),
-        (("config.yaml", "a: [1"), "config.yaml is not a YAML mapping"),
+        (("config.yaml", "a: [1"), "config.yaml, line 1, column 6: not valid YAML"),
+        (("config.yaml", "[" * 5000), "config.yaml, line 1: nested deeper than 40 levels"),
+        (("config.yaml", f"a: {'9' * 5000}"), "config.yaml, line 1: '99999999999999999999'… (5,000 characters) is an"),
         (("config.yaml", "- 1"), "config.yaml is not a YAML mapping"),
     ],
 )
