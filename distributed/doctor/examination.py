@@ -35,7 +35,7 @@ def checks(config: "Config | None" = None) -> tuple[Check, ...]:
         check_toolchain,
         check_authentication,
         partial(check_cluster, config),
-        check_wandb,
+        partial(check_wandb, config),
         check_machine,
         check_disk,
         check_shared_memory,

@@ -4,9 +4,14 @@ import netrc
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from allpairs.errors import UserError
 from distributed.doctor.finding import Finding
+
+if TYPE_CHECKING:
+    from distributed.config import Config
 
 
 def cluster_address() -> tuple[str, str] | None:
@@ -86,17 +91,29 @@ def _open_to_others(path: Path) -> bool:
     return bool(readable) and all(above.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH) for above in path.parents)
 
 
-def check_wandb() -> Finding:
-    """Where the API key lies (never its value), or that runs stay offline."""
-    mode = os.environ.get("WANDB_MODE", "")
+def check_wandb(config: "Config | None" = None) -> Finding:
+    """Where the API key lies (never its value), and, unless runs stay offline, whether the server answers.
+
+    A `config` says what its run does; else WANDB_MODE does.
+    """
+    mode = os.environ.get("WANDB_MODE", "") if config is None else config.tracking.wandb
+    said = f"WANDB_MODE={mode}" if config is None else f"tracking.wandb={mode}"
     source = _key_source()
+    if mode == "online":
+        from distributed.tracking.server import ask
+
+        try:
+            ask()
+        except UserError as error:
+            offline = "export WANDB_MODE=offline" if config is None else "tracking.wandb=offline"
+            return Finding("wandb", "problem", f"{said}: {error}", f"mend that, or {offline}")
+        return Finding(
+            "wandb", "ok", f"{said}: the server answers and takes the key{f' in {source}' if source else ''}"
+        )
     if mode in ("offline", "disabled", "dryrun"):
-        return Finding("wandb", "ok", f"WANDB_MODE={mode}: nothing is uploaded")
+        return Finding("wandb", "ok", f"{said}: nothing is uploaded")
     if source:
         return Finding("wandb", "ok", f"API key in {source}")
-    if mode:
-        remedy = "wandb login, or export WANDB_MODE=offline"
-        return Finding("wandb", "problem", f"WANDB_MODE={mode}, but no API key", remedy)
     return Finding("wandb", "ok", "no API key: runs are recorded offline (`wandb login` to upload them)")
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from base64 import b64encode
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
 from pathlib import Path
@@ -275,6 +276,46 @@ def test_wandb_default_netrc_entry_is_no_key(tmp_path: Path) -> None:
 def test_wandb_online_without_key_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "online")
     assert check_wandb().status == "problem"
+
+
+@pytest.fixture
+def wandb_server(monkeypatch: pytest.MonkeyPatch):
+    """A server that knows one key, as W&B's GraphQL does."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            known = self.headers["authorization"] == "Basic " + b64encode(f"api:{'a' * 40}".encode()).decode()
+            self.send_response(200 if known else 401)
+            self.end_headers()
+            self.wfile.write(b'{"data": {"viewer": {"id": "me"}}}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Answer)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    yield
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("key", "status", "found"),
+    [
+        ("a" * 40, "ok", "tracking.wandb=online: the server answers and takes the key in WANDB_API_KEY"),
+        ("b" * 40, "problem", "refuses the API key in WANDB_API_KEY"),
+    ],
+)
+@pytest.mark.usefixtures("wandb_server")
+def test_a_run_that_goes_online_has_its_server_asked(tiny_config, monkeypatch, key, status, found) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    finding = check_wandb(tiny_config(tracking={"wandb": "online"}))
+    assert finding.status == status
+    assert found in finding.found
+    assert key not in str(finding)
+    assert check_wandb(tiny_config()).found == "tracking.wandb=disabled: nothing is uploaded"
 
 
 def install(folder: Path, wheel: str, module: str, code: str = "") -> None:
