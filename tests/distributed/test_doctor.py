@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from base64 import b64encode
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +18,7 @@ from distributed.doctor.examination import examine
 from distributed.doctor.finding import Finding, ProbeError, ask
 from distributed.doctor.packages import check_faiss, check_packages, check_toolchain, read_pins
 from distributed.doctor.services import check_authentication, check_wandb, token_remedy
+from tests.distributed.wandb_server import KEY, Server
 from tune.runner import DRIVER
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -278,43 +278,22 @@ def test_wandb_online_without_key_is_a_problem(monkeypatch: pytest.MonkeyPatch) 
     assert check_wandb().status == "problem"
 
 
-@pytest.fixture
-def wandb_server(monkeypatch: pytest.MonkeyPatch):
-    """A server that knows one key, as W&B's GraphQL does."""
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["content-length"]))
-            known = self.headers["authorization"] == "Basic " + b64encode(f"api:{'a' * 40}".encode()).decode()
-            self.send_response(200 if known else 401)
-            self.end_headers()
-            self.wfile.write(b'{"data": {"viewer": {"id": "me"}}}')
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Answer)
-    Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
-    yield
-    server.shutdown()
-    server.server_close()
-
-
 @pytest.mark.parametrize(
-    ("key", "status", "found"),
+    ("answer", "status", "found"),
     [
-        ("a" * 40, "ok", "tracking.wandb=online: the server answers and takes the key in WANDB_API_KEY"),
-        ("b" * 40, "problem", "refuses the API key in WANDB_API_KEY"),
+        (200, "ok", "tracking.wandb=online: the server answers and takes the key in WANDB_API_KEY"),
+        (401, "problem", "refuses the API key in WANDB_API_KEY"),
     ],
 )
-@pytest.mark.usefixtures("wandb_server")
-def test_a_run_that_goes_online_has_its_server_asked(tiny_config, monkeypatch, key, status, found) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", key)
-    finding = check_wandb(tiny_config(tracking={"wandb": "online"}))
+def test_a_run_that_goes_online_has_its_server_asked(tiny_config, monkeypatch, answer, status, found) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with Server().serving() as server:
+        server.status = answer
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        finding = check_wandb(tiny_config(tracking={"wandb": "online"}))
     assert finding.status == status
     assert found in finding.found
-    assert key not in str(finding)
+    assert KEY not in str(finding)
     assert check_wandb(tiny_config()).found == "tracking.wandb=disabled: nothing is uploaded"
 
 
