@@ -1,13 +1,19 @@
 """Every configuration that we ship loads, and every launch file asks for what there is."""
 
+import dataclasses
+import json
 import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import transformers
 import yaml
 
+from allpairs.models import build
 from distributed.config import load
 from tests.test_surface import COMMANDS
 from tune.config import load_search
@@ -25,6 +31,38 @@ def test_every_shipped_config_loads(path: Path, monkeypatch: pytest.MonkeyPatch)
         assert TrialPlan.of(load_search(path)).check()
     else:
         assert load(path).run.name
+
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+HUB = {
+    "clip": {"text_config": SMALL, "vision_config": {**SMALL, "image_size": 32, "patch_size": 16}, "projection_dim": 8},
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"},
+    "bert": SMALL,
+}
+RUNS = [path for path in CONFIGS if "run" in yaml.safe_load(path.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_shipped_model_is_built(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a hub would give is small here; what needs none takes no memory."""
+
+    def configuration(name: str) -> transformers.PretrainedConfig:
+        (kind,) = (kind for kind in HUB if kind in name)
+        return transformers.CONFIG_MAPPING[kind](**HUB[kind])
+
+    def network(name: str, config: transformers.PretrainedConfig, **_: Any) -> tuple[torch.nn.Module, dict[str, Any]]:
+        return transformers.AutoModel.from_config(config), {"missing_keys": []}
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", configuration)
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", network)
+    model = load(path).model
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    networks = "transformers" in json.dumps(dataclasses.asdict(model))
+    with torch.device("cpu" if networks else "meta"):
+        built = build(model, 100)
+    asked = getattr(model, "head", None) or getattr(model, "dim", None)
+    assert asked in (None, built.dim)
+    assert any(parameter.requires_grad for parameter in built.parameters())
 
 
 def launches(recipe: Path) -> list[list[str]]:

@@ -1,5 +1,6 @@
 """The tokenizer that a pretrained text model came with, in the same words as `Vocabulary`."""
 
+import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -164,7 +165,13 @@ def _load(name: str, key: str) -> Any:
     try:
         with quietly():
             tokenizer = AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # a package that a tokenizer needs, a file it cannot parse, the hub
+    except ImportError as error:
+        package = re.search(r"requires the (\w+) library", str(error))
+        what = (
+            f"it needs a package: pip install {package[1].lower()}" if package else " ".join(str(error).split())[:300]
+        )
+        raise UserError(f"{lacking} that loads: {what}") from None
+    except Exception as error:  # a file it cannot parse, the hub
         raise UserError(f"{lacking} that loads: {' '.join(str(error).split())[:300]}") from None
     if tokenizer.pad_token_id is None:
         raise UserError(f"{lacking} with a padding token; set pad_token in its tokenizer_config.json")

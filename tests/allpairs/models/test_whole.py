@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -91,6 +92,10 @@ def folder_of(family, path):
     return model
 
 
+def raise_(error):
+    raise error
+
+
 def forbidden():
     raise AssertionError("a pretrained tokenizer needs no pass over the captions")
 
@@ -159,6 +164,17 @@ def test_preprocessing_is_the_library_s_bit_for_bit(family, tmp_path):
         mean, std = (np.array(value).reshape(3, 1, 1) for value in (ours.mean, ours.std))
         assert np.abs((pixels / 255 - mean) / std - expected).max() < 1e-5  # rounding: a byte apart is 0.01 or more
         assert ours.geometry(image, 40).shape == (3, 40, 40)
+
+
+def test_several_threads_preprocess_at_once(family, tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[family]))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    ours = ImagePreprocessing.load(str(tmp_path), None)
+    pictures = [photo((20 + number, 60 - number)) for number in range(32)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(ours.geometry, pictures))
+    for picture, pixels in zip(pictures, found, strict=True):
+        np.testing.assert_array_equal(pixels, ours.geometry(picture))
 
 
 @pytest.mark.parametrize("head", [None, 7])
@@ -279,6 +295,13 @@ def test_mistakes_are_one_clear_line(tmp_path, monkeypatch):
     spec = WholeSpec(name=str(tmp_path))
     (tmp_path / "model.safetensors").rename(tmp_path / "elsewhere")
     refused("could not load.*model.safetensors", lambda: build(spec, 9))
+    lacking = "SiglipTokenizer requires the SentencePiece library but it was not found in your environment."
+    with monkeypatch.context() as patched:
+        patched.setattr(AutoTokenizer, "from_pretrained", lambda name: raise_(ImportError(lacking)))
+        refused(
+            "has no tokenizer that loads: it needs a package: pip install sentencepiece",
+            lambda: make_tokens(spec, forbidden),
+        )
     for name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         (tmp_path / name).unlink(missing_ok=True)
     refused("has no tokenizer: none of tokenizer.json", lambda: make_tokens(spec, forbidden))
