@@ -14,7 +14,9 @@ from distributed.finish import complete
 from distributed.launch import set_up
 from distributed.loop import Training
 from distributed.provenance import COMMIT_FILE, COMMIT_VARIABLE, provenance, source_commit
+from distributed.tracking.redact import REDACTED
 from distributed.world import World
+from tests.distributed.wandb_files import wandb_records
 
 ROOT = Path(__file__).parents[2]
 SECRET = "b6d1c2f0a9e84775b1c2"
@@ -63,9 +65,11 @@ def test_a_job_and_an_image_say_what_was_noted(copy: Path, monkeypatch: pytest.M
     assert source_commit(copy) == expected
 
 
-def test_a_report_of_unknown_code_says_so(tiny_config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_of_unknown_code_says_so_and_tags_tell_no_secret(tiny_config, monkeypatch) -> None:
     monkeypatch.setattr("distributed.provenance.source_commit", lambda: (None, None))
-    config = tiny_config("unknown", train={"epochs": 1, "global_batch": 22})
+    token = "hf_" + "a" * 20
+    tracking = {"wandb": "offline", "tags": ["mine", token]}
+    config = tiny_config("unknown", train={"epochs": 1, "global_batch": 22}, tracking=tracking)
     run = set_up(config, resume=False)
     assert complete(Training(config, World.join(torch.device("cpu")), lambda _: None)) is not None
     written = json.loads(run.provenance.read_text())
@@ -73,6 +77,11 @@ def test_a_report_of_unknown_code_says_so(tiny_config, monkeypatch: pytest.Monke
     page = run.report.read_text()
     assert "unknown" in page
     assert "with local changes" not in page
+    records = [record for file in run.root.glob("wandb/*run-*/*.wandb") for record in wandb_records(file)]
+    tags = [list(record.run.tags) for record in records if record.HasField("run")]
+    assert tags
+    assert all(told == ["mine", REDACTED] for told in tags)
+    assert token not in str(records)
 
 
 def test_a_command_line_tells_no_secret(tiny_config, monkeypatch: pytest.MonkeyPatch) -> None:
