@@ -15,7 +15,7 @@ from distributed.data.dataset import CAUSES, BadSampleError
 from distributed.data.images import decode_image, decode_regions
 from distributed.data.index import parse_captions
 from distributed.data.manifest import INDEX, MANIFEST, Manifest, Shard, shard_path
-from distributed.data.pictures import NO_PICTURE, Pictures, Wordless, fingerprint, repeated, shared
+from distributed.data.pictures import NO_PICTURE, SHOWN, Pictures, Wordless, fingerprint, repeated, shared
 from distributed.data.shards import REGION_SUFFIX, ShardSample, Span, TruncatedShardError, readable, walk_shard
 
 # Per shard: the column of the report and what it counts.
@@ -95,10 +95,10 @@ def validate_folder(folder: Path, *, world: int, max_image_pixels: int) -> Valid
     else:
         files = [(shard_path(shard.file, folder), shard) for shard in manifest.shards]
     split = manifest.split if manifest else readable(folder.resolve().name)
-    looked = _Look(manifest.text if manifest else "lines", max_image_pixels, Wordless(split))
+    looked = _Look(manifest, max_image_pixels, Wordless(split))
     shards = [looked.check_shard(file, shard) for file, shard in files]
     samples = sum(shard.samples for shard in shards)
-    faults = _check_folder(folder, manifest) + looked.faults(manifest)
+    faults = _check_folder(folder, manifest) + looked.faults()
     if samples < world:
         faults.append(f"{samples} samples cannot feed {world} ranks")
     pictures = Pictures(split, np.array(looked.prints, dtype=np.uint64), looked.keys.__getitem__)
@@ -125,7 +125,7 @@ def _check_folder(folder: Path, manifest: Manifest | None) -> list[str]:
 class _Look:
     """Looks at one shard after the other and remembers what has to be compared over all of them."""
 
-    text: str
+    manifest: Manifest | None
     max_pixels: int
     wordless: Wordless
     keys: list[str] = field(default_factory=list)
@@ -141,9 +141,9 @@ class _Look:
         if not file.is_file():
             report.faults.append("does not exist")
             return report
-        if expected is not None and (file.stat().st_size != expected.bytes or sha256(file) != expected.sha256):
-            report.faults.append("not the bytes the manifest was written for")
         try:
+            if expected is not None and (file.stat().st_size != expected.bytes or sha256(file) != expected.sha256):
+                report.faults.append("not the bytes the manifest was written for")
             with file.open("rb") as stream:
                 for sample in walk_shard(file):
                     report.samples += 1
@@ -156,21 +156,20 @@ class _Look:
                 report.faults.append("holds no sample")
         except TruncatedShardError as error:
             report.faults.append(error.reason)
+        except OSError as error:
+            report.faults.append(f"cannot be read ({error.strerror})")
         if expected is not None and report.samples != expected.samples:
             report.faults.append(f"{report.samples} samples, the manifest says {expected.samples}")
         return report
 
-    def faults(self, manifest: Manifest | None) -> list[str]:
+    def faults(self) -> list[str]:
         """Say what does not fit together: a batch is one array, so one kind and one shape of regions."""
-        found = ", ".join(
-            f"{name} in {count:,} samples (first {where})"
-            for name, (count, where) in sorted(self.kinds.items(), key=lambda item: -item[1][0])
-        )
-        if len(self.kinds) > 1:
-            return [f"samples that fit in no batch together: {found}"]
-        if manifest and any((manifest.kind == "regions") == name.startswith("images") for name in self.kinds):
-            return [f"the manifest says {manifest.kind}, but here are {found}"]
-        return []
+        if len(self.kinds) < 2:
+            return []
+        commonest = sorted(self.kinds.items(), key=lambda item: -item[1][0])
+        found = ", ".join(f"{name} in {count:,} samples (first {where})" for name, (count, where) in commonest[:SHOWN])
+        more = f", and {len(commonest) - SHOWN:,} other shapes" if commonest[SHOWN:] else ""
+        return [f"samples that fit in no batch together: {found}{more}"]
 
     def _problems(self, sample: ShardSample, descriptor: int, shard: str) -> Iterator[str]:
         self.keys.append(sample.key)
@@ -181,7 +180,7 @@ class _Look:
             data = _read(descriptor, sample.image)
             self.prints.append(fingerprint(data))
             try:
-                if sample.suffix == REGION_SUFFIX:
+                if self.manifest.kind == "regions" if self.manifest else sample.suffix == REGION_SUFFIX:
                     kind = f"regions {list(decode_regions(data).shape)}"
                 else:
                     decode_image(data, _SIDE, self.max_pixels)
@@ -194,7 +193,7 @@ class _Look:
         if sample.text is None:
             yield "missing text"
         else:
-            captions = parse_captions(_read(descriptor, sample.text), self.text)
+            captions = parse_captions(_read(descriptor, sample.text), self.manifest.text if self.manifest else "lines")
             if captions is None:
                 yield "text not UTF-8"
             elif not captions:

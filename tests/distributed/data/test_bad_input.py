@@ -288,6 +288,7 @@ PICTURES = {
     "nothing": (lambda png: b"", "undecodable image"),
     "cut JPEG": (lambda png: jpeg()[:-400], "undecodable image"),
     "cut progressive JPEG": (lambda png: jpeg(progressive=True)[:-400], "undecodable image"),
+    "regions": (lambda png: npy(FLOATS), "undecodable image"),
     "pickle": (lambda png: pickle.dumps({"a": 1}), "undecodable image"),
 }  # fmt: skip
 
@@ -338,6 +339,18 @@ def test_a_pickle_is_never_run(command, tmp_path, tar_shard):
     assert not (tmp_path / "out").exists()
     pickle.loads(pickle.dumps(Executed(mark)))
     assert mark.exists(), "it would have left its mark"
+
+
+@pytest.mark.parametrize("place", range(0, 100, 9))
+def test_a_changed_byte_of_the_index(command, tmp_path, numbered, place):
+    numbered([3, 4])
+    file = tmp_path / "indexed" / "index.arrow"
+    content = bytearray(file.read_bytes())
+    content[len(content) * place // 100] ^= 64
+    file.unlink()  # the one that is mapped stays as it was
+    file.write_bytes(content)
+    refused(command("describe", tmp_path / "indexed"), "index.arrow: ", "build the data again")
+    assert "index.arrow is not the one the manifest was written with" in validated(command, tmp_path / "indexed")
 
 
 def test_regions_of_several_shapes_are_a_fault(command, tmp_path, tar_shard):
