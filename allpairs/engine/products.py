@@ -16,6 +16,13 @@ from allpairs.errors import UserError
 
 HALF = (torch.float16, torch.bfloat16)
 
+_LIBRARIES: list[Any] = [
+    products
+    for library in (torch.backends.cuda, torch.backends.mkldnn)
+    if hasattr(products := getattr(library, "matmul", None), "fp32_precision")
+]
+"""What multiplies float32, by shortcuts where that is allowed (torch 2.8 cannot say so library by library)."""
+
 
 @contextmanager
 def as_given(like: Tensor) -> Iterator[None]:
@@ -24,15 +31,18 @@ def as_given(like: Tensor) -> Iterator[None]:
     A backward needs it as much as a forward: it may be called inside autocast when its forward was outside.
     """
     device_type = like.device.type if isinstance(like, Tensor) else "cpu"  # whatever else it is will be refused
-    precision = torch.get_float32_matmul_precision()
-    if precision != "highest":
-        torch.set_float32_matmul_precision("highest")
+    # Library by library: `get_float32_matmul_precision` raises where they were set one by one.
+    shortened = [
+        (library, allowed) for library in _LIBRARIES if (allowed := library.fp32_precision) in ("tf32", "bf16")
+    ]
+    for library, _ in shortened:
+        library.fp32_precision = "ieee"
     try:
         with torch.autocast(device_type, enabled=False) if is_autocast_available(device_type) else nullcontext():
             yield
     finally:
-        if precision != "highest":
-            torch.set_float32_matmul_precision(precision)
+        for library, allowed in shortened:
+            library.fp32_precision = allowed
 
 
 def scores_of(rows_RD: Tensor, columns_CD: Tensor) -> Tensor:

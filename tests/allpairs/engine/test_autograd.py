@@ -57,36 +57,52 @@ def test_backward_of_scores_inside_autocast_is_that_outside(name, arguments):
     assert torch.equal(inside, outside)
 
 
+def precisions() -> tuple[str, str]:
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+
+
 class Products(TorchDispatchMode):
-    """Notes of every matrix product its operands' types and how precise products of float32 were then to be."""
+    """Notes at every matrix product how precise products of float32 are to be."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[str, torch.dtype, str]] = []
+        self.seen: list[tuple[str, str]] = []
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        name = operation.overloadpacket.__name__
-        if name in ("mm", "addmm", "addmm_", "bmm"):
-            self.seen.append((name, args[-1].dtype, torch.get_float32_matmul_precision()))
+        if operation.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "bmm"):
+            self.seen.append(precisions())
         return operation(*args, **(kwargs or {}))
 
 
-@pytest.fixture
-def coarse_products() -> Iterator[None]:
+def allow_everywhere() -> None:
     torch.set_float32_matmul_precision("medium")
-    yield
-    assert torch.get_float32_matmul_precision() == "medium"
+
+
+def allow_on_cuda() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def allow_on_cpu() -> None:
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+
+
+@pytest.fixture(params=[allow_everywhere, allow_on_cuda, allow_on_cpu])
+def shortened(request) -> Iterator[tuple[str, str]]:
+    request.param()
+    yield precisions()
+    for library in (torch.backends.cuda, torch.backends.mkldnn):
+        library.matmul.fp32_precision = "ieee"
     torch.set_float32_matmul_precision("highest")
 
 
 @over_backends
 @pytest.mark.parametrize("name", ["vlc", "triplet_hn", "lifted"])
-def test_float32_products_are_full_whatever_is_allowed_outside(name, call, coarse_products):
+def test_float32_products_are_full_whatever_is_allowed_outside(name, call, shortened):
     with Products() as products:
         make(name)(*embeddings(), **call).backward()
     assert len(products.seen) >= 1
-    assert {precision for _, _, precision in products.seen} == {"highest"}
-    assert torch.get_float32_matmul_precision() == "medium"
+    assert {precision for seen in products.seen for precision in seen} <= {"ieee", "none"}
+    assert precisions() == shortened != ("ieee", "ieee")
 
 
 # --- what is saved ---------------------------------------------------------------------------------------------------
