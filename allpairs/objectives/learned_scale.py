@@ -24,11 +24,17 @@ class LearnsScale(AnchorObjective[StatisticT]):
         """Take the arguments of the constructor."""
         self.learn_scale = flag("learn_scale", learn_scale)
         if self.learn_scale:
-            scale = positive_number("scale", scale, high=LARGEST_LEARNED_SCALE)
+            self._first_scale = positive_number("scale", scale, high=LARGEST_LEARNED_SCALE)
             # One element, not a scalar: FSDP2 shards dimension 0.
-            self.log_scale = nn.Parameter(torch.full((1,), math.log(scale)))
+            self.log_scale = nn.Parameter(torch.full((1,), math.log(self._first_scale)))
         else:
             self.fixed_scale = positive_number("scale", scale)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set γ to the argument again, as after construction on the device meta and `to_empty`."""
+        if self.learn_scale:
+            self.log_scale.fill_(math.log(self._first_scale))
 
     @property
     def scale(self) -> Tensor | float:

@@ -58,9 +58,17 @@ class SigLIP(LearnsScale[SigmoidSums], PositivesByIds[SigmoidSums]):
         self.set_scale(scale, learn_scale)
         bias = number("bias", bias, -_LARGEST_BIAS, _LARGEST_BIAS)
         if self.learn_scale:
+            self._first_bias = bias
             self.bias = nn.Parameter(torch.full((1,), bias))
         else:
             self.fixed_bias = bias
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Set γ and b to the arguments again, as after construction on the device meta and `to_empty`."""
+        super().reset_parameters()
+        if self.learn_scale:
+            self.bias.fill_(self._first_bias)
 
     def score_bias(self) -> Tensor | float:
         """Return b."""

@@ -82,3 +82,15 @@ def test_siglips_bias_is_learned_with_its_scale_and_held_within_one_hundred():
     assert objective.learned() == {"scale": pytest.approx(100.0), "bias": -100.0}
     objective.bfloat16()
     assert objective(*pairs()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(("name", "learned"), [("vlc", {"scale": 20.0}), ("siglip", {"scale": 20.0, "bias": -3.0})])
+def test_what_was_made_on_the_device_meta_starts_from_its_arguments(name, learned):
+    with torch.device("meta"):
+        objective = make(name, **learned, learn_scale=True)
+    objective = objective.to_empty(device="cpu")
+    for parameter in objective.parameters():
+        torch.nn.init.constant_(parameter, 77.0)  # whatever the memory held
+    objective.reset_parameters()
+    assert objective.learned() == pytest.approx(learned)
+    make(name).reset_parameters()
