@@ -44,24 +44,25 @@ _MERGED_PARTS, _MERGED_ANCHORS = 32, 64
 """What a program of the merging kernels holds at once."""
 
 
-def launch_for(embeddings: Tensor) -> Launch:
+def launch_for(embeddings: Tensor, *, sigmoid: bool = False) -> Launch:
     """Return the launch for the type and device of `embeddings`; in the interpreter small, so that edges abound."""
     if kernels.INTERPRETED:
         return Launch(16, 16, 16, warps=4, stages=1)
-    return launch_on(torch.cuda.get_device_capability(embeddings.device)[0], embeddings.dtype)
+    return launch_on(torch.cuda.get_device_capability(embeddings.device)[0], embeddings.dtype, sigmoid=sigmoid)
 
 
-def launch_on(major: int, dtype: torch.dtype) -> Launch:
-    """Return the launch on a GPU of compute capability `major`.
+def launch_on(major: int, dtype: torch.dtype, *, sigmoid: bool = False) -> Launch:
+    """Return the launch on a GPU of compute capability `major`, of the sigmoid kernels or of the others.
 
     Chosen from what the compiler reports (nothing spills), not from timings. On Hopper a block of 256 × 128 needs half
     the shuffles of 128 × 256 to reduce its columns and loads as much; four stages take 192 of 227 KiB. Half precision
-    before Hopper is neither pipelined nor tuned.
+    before Hopper is neither pipelined nor tuned. The sigmoid kernels hold cost and slope of every pair at once: half of
+    the pairs, or they would spill.
     """
     if dtype == torch.float32:
         return Launch(64, 64, 16, warps=4, stages=3)
     if major in (9, 10):
-        return Launch(256, 128, 64, warps=8, stages=4)
+        return Launch(128 if sigmoid else 256, 128, 64, warps=8, stages=4)
     return Launch(128, 128, 32, warps=8, stages=3)
 
 
@@ -163,7 +164,7 @@ def sigmoid_sums(
     With y_ij = −z_ij(scale·S_ij + bias), z = 1 where the ids are equal, else −1: Σ_j log(1 + e^{y_ij}) of a row and
     Σ_j −z_ij·σ(y_ij), its derivative by the bias; of a column the same over i.
     """
-    call = _Call(queries_RD, candidates_CD, query_ids_R, candidate_ids_C)
+    call = _Call(queries_RD, candidates_CD, query_ids_R, candidate_ids_C, sigmoid=True)
     row_blocks, column_blocks = call.launch.blocks(call.size)
     rows, columns = (2, column_blocks, len(queries_RD)), (2, row_blocks, len(candidates_CD))
     of_rows_2KR, of_columns_2KC = (queries_RD.new_empty(size, dtype=torch.float32) for size in (rows, columns))
@@ -184,7 +185,7 @@ def sigmoid_weights(
     out: Tensor,
 ) -> None:
     """Write factor·(−z_ij·σ(y_ij)) into `out` [R, C], with z and y as of `sigmoid_sums`, `out` as of `soft_weights`."""
-    call = _Call(queries_RD, candidates_CD, query_ids_R, candidate_ids_C)
+    call = _Call(queries_RD, candidates_CD, query_ids_R, candidate_ids_C, sigmoid=True)
     assert out.shape == call.size
     assert out.stride(1) == 1 or out.shape[1] == 1
     with call.device:
@@ -194,7 +195,15 @@ def sigmoid_weights(
 class _Call:
     """One launch over all blocks of a big tile."""
 
-    def __init__(self, queries_RD: Tensor, candidates_CD: Tensor, query_ids_R: Tensor, candidate_ids_C: Tensor) -> None:
+    def __init__(
+        self,
+        queries_RD: Tensor,
+        candidates_CD: Tensor,
+        query_ids_R: Tensor,
+        candidate_ids_C: Tensor,
+        *,
+        sigmoid: bool = False,
+    ) -> None:
         assert queries_RD.dtype == candidates_CD.dtype
         assert queries_RD.dtype in DTYPES
         assert queries_RD.is_contiguous()
@@ -202,7 +211,7 @@ class _Call:
         self.size = (len(queries_RD), len(candidates_CD))
         self.depth = queries_RD.shape[1]
         assert self.depth % 16 == 0
-        self.launch = launch_for(queries_RD)
+        self.launch = launch_for(queries_RD, sigmoid=sigmoid)
         self.half = queries_RD.dtype != torch.float32
         self.device: AbstractContextManager[Any] = nullcontext()
         if queries_RD.is_cuda:  # Triton launches on the current device, whatever the tensors'

@@ -6,6 +6,9 @@ In a process of its own, since kernels that are interpreted cannot be compiled.
 """
 
 import json
+import os
+import re
+import subprocess
 
 import torch
 import triton
@@ -33,7 +36,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def compiled(kernel: str, dtype: str) -> dict[str, object]:
-    launch = launches.launch_on(9, DTYPES[dtype])
+    launch = launches.launch_on(9, DTYPES[dtype], sigmoid=kernel.startswith("sigmoid"))
     values = {"BLOCK_R": launch.rows, "BLOCK_C": launch.columns, "BLOCK_D": launch.depth, "BLOCK_K": 32, "BLOCK_N": 64}
     values |= {"GROUP": 8, "D": 768, "WIDEN": False, "SHARE": dtype != "fp32"}
     blocks = {"queries": launch.rows, "candidates": launch.columns}
@@ -48,17 +51,28 @@ def compiled(kernel: str, dtype: str) -> dict[str, object]:
             signature[name] = NUMBERS.get(name) or POINTERS.get(name) or ("*" + dtype if name == "out_RC" else "*fp32")
     constants = {name: values[name] for name in signature if name in values}
     options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    source = ASTSource(fn=function, signature=signature, constexprs=constants)
+    # As launches give them: whole tensors begin at a multiple of 16 bytes, and so do the lines of W.
+    even = [n for n, name in enumerate(signature) if name == "row_stride" or signature[name].startswith("*")]
+    attributes = {(n,): [["tt.divisibility", 16]] for n in even if function.arg_names[n] not in SHIFTED}
+    source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
     result = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     ptx = result.asm["ptx"]
     return {
         "kernel": kernel,
         "dtype": dtype,
         "shared": result.metadata.shared,
+        "spilled": spilled(ptx),
         "wgmma": "wgmma.mma_async" in ptx,
         "tf32": "tf32" in ptx,
         "copy_engine": "cp.async.bulk.tensor" in ptx,
     }
+
+
+def spilled(ptx: str) -> int:
+    """Return how many bytes of registers do not find a place on the chip."""
+    assembler = [triton.knobs.nvidia.ptxas.path, "-v", "--gpu-name=sm_90a", "-o", os.devnull, "/dev/stdin"]
+    told = subprocess.run(assembler, input=ptx, text=True, capture_output=True, check=True).stderr
+    return sum(int(size) for size in re.findall(r"(\d+) bytes spill", told))
 
 
 def compilations(kernel: str) -> int:

@@ -21,6 +21,7 @@ def test_the_kernels_compile_to_hoppers_own_instructions(tmp_path):
     assert set(output["versions"].values()) == {1}, "a ragged batch would be compiled for anew"
     for found in output["compiled"]:
         assert found["shared"] <= SHARED_OF_A_BLOCK, found
+        assert found["spilled"] == 0, found
         assert not found["tf32"], found
         if not found["kernel"].startswith("merge"):
             assert found["copy_engine"], found
