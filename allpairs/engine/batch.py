@@ -58,16 +58,7 @@ def prepare(
     Raises:
         UserError: shapes, types or ids that cannot be a batch; the message names the argument.
     """
-    for name, value in (("queries", queries), ("candidates", candidates)):
-        _check_embeddings(name, value)
-    if queries.shape[1] != candidates.shape[1]:
-        raise UserError(
-            f"queries {list(queries.shape)} and candidates {list(candidates.shape)}: both need the same embedding size"
-        )
-    if queries.device != candidates.device:
-        raise UserError(
-            f"queries are on {queries.device}, candidates on {candidates.device}: both must be on one device"
-        )
+    check_embeddings(queries, candidates)
     counts = len(queries), len(candidates)
     ids = match_ids(query_ids, candidate_ids, counts, queries.device, own_positive=own_positive)
     precision = torch.promote_types(queries.dtype, candidates.dtype)
@@ -152,9 +143,48 @@ def _recordable(rows: Tensor) -> Tensor:
     return rows.clone() if rows.is_inference() and not torch.is_inference_mode_enabled() else rows
 
 
-def _check_embeddings(name: str, value: Tensor) -> None:
+def check_embeddings(queries: Tensor, candidates: Tensor) -> None:
+    """Raise UserError unless these are two matrices of embeddings of one size on one device."""
+    for name, value in (("queries", queries), ("candidates", candidates)):
+        _check_side(name, value)
+    if queries.shape[1] != candidates.shape[1]:
+        raise UserError(
+            f"queries {list(queries.shape)} and candidates {list(candidates.shape)}: both need the same embedding size"
+        )
+    if queries.device != candidates.device:
+        raise UserError(
+            f"queries are on {queries.device}, candidates on {candidates.device}: both must be on one device; "
+            f"candidates.to({str(queries.device)!r}) moves them"
+        )
+
+
+def check_tensor(name: str, value: object, accepted: str) -> None:
+    """Raise UserError, with what makes one of it, unless `value` is a tensor; `accepted` says of what."""
+    if isinstance(value, Tensor):
+        return
+    kind = type(value).__name__
+    hint = ""
+    if kind == "ndarray":
+        hint = f"; torch.from_numpy({name}) makes one of it"
+    elif isinstance(value, list | tuple):
+        first = value[0] if value else None
+        while isinstance(first, list | tuple) and first:
+            first = first[0]
+        if isinstance(first, Tensor):
+            hint = f"; torch.stack({name}) makes one of it"
+        elif isinstance(first, str):
+            hint = "; number the names first: equal names, equal integers"
+        else:
+            hint = f"; torch.tensor({name}) makes one of it"
+    raise UserError(f"{name}: a tensor of {accepted} is accepted, not {kind}{hint}")
+
+
+def _check_side(name: str, value: Tensor) -> None:
+    check_tensor(name, value, "embeddings [B, D]")
     if value.ndim != 2 or not value.is_floating_point():
-        raise UserError(f"{name}: floating-point embeddings [B, D] are accepted, not {_describe(value)}")
+        raise UserError(
+            f"{name}: floating-point embeddings [B, D] are accepted, not {_describe(value)}{as_floats(name, value)}"
+        )
     if value.dtype not in _TYPES:
         accepted = ", ".join(_name(dtype) for dtype in _TYPES)
         raise UserError(f"{name}: embeddings of {accepted} are accepted, not {_describe(value)}")
@@ -185,8 +215,10 @@ def match_ids(
         if ids is None:
             both.append(None)
             continue
+        check_tensor(name, ids, f"one integer per row, [{count}],")
         if ids.shape != (count,) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise UserError(f"{name}: one integer per row, [{count}], is accepted, not {_describe(ids)}")
+            hint = f"; {name}.long()" if ids.shape == (count,) and ids.is_floating_point() else ""
+            raise UserError(f"{name}: one integer per row, [{count}], is accepted, not {_describe(ids)}{hint}")
         if ids.dtype == torch.uint64 and bool((ids.view(torch.int64) < 0).any()):
             raise UserError(f"{name}: integers below 2⁶³ are accepted; a larger one would meet a negative one")
         both.append(ids.to(device, torch.int64))
@@ -222,9 +254,16 @@ def match_margins(margins: Tensor | None, like: Tensor) -> Tensor | None:
     """
     if margins is None:
         return None
+    check_tensor("margins", margins, f"one number per pair, [{len(like)}],")
     if margins.shape != (len(like),) or not margins.is_floating_point():
-        raise UserError(f"margins: one number per pair, [{len(like)}], is accepted, not {_describe(margins)}")
+        hint = as_floats("margins", margins)
+        raise UserError(f"margins: one number per pair, [{len(like)}], is accepted, not {_describe(margins)}{hint}")
     return margins.detach().to(like.device, torch.promote_types(like.dtype, torch.float32))
+
+
+def as_floats(name: str, value: Tensor) -> str:
+    """Return what makes floating-point numbers of integers, the end of a message; empty where that does not lack."""
+    return "" if value.is_floating_point() or value.is_complex() else f"; {name}.float()"
 
 
 def _describe(value: Tensor) -> str:

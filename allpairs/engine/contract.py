@@ -126,6 +126,8 @@ class AnchorObjective(nn.Module, ABC, Generic[StatisticT]):
     """What COCOS counts of it."""
     takes_margins: ClassVar[bool] = False
     """Whether the objective has a margin, which `margins=` at the call may replace by one per pair (U-Eq. 26)."""
+    needs_negatives: ClassVar[bool] = True
+    """Whether a batch without any negative teaches nothing, since its loss is constant: all ids equal are refused."""
     surrogate: ClassVar[str | None] = None
     """What the value is, if it is not the function that the gradient descends; None for a loss."""
     needs_slots: ClassVar[bool] = False

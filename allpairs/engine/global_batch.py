@@ -14,6 +14,7 @@ from torch import Tensor
 from allpairs.engine.batch import Ids, LocalBatch
 from allpairs.engine.contract import AnchorObjective, Anchors, Tile
 from allpairs.engine.exchange import RankLayout, gather
+from allpairs.errors import UserError
 
 _CHUNK = 4096
 """Rows whose own scores are computed at once, so that the products of pairs never take O(B·D) memory."""
@@ -49,7 +50,13 @@ class GlobalBatch:
         *,
         device: torch.device,
     ) -> "GlobalBatch":
-        """Return the batch of `counts` queries and candidates from what is known of all of them."""
+        """Return the batch of `counts` queries and candidates from what is known of all of them.
+
+        Raises:
+            UserError: all ids are equal, which leaves an objective that needs negatives nothing to learn.
+        """
+        if objective.needs_negatives:
+            _refuse_equal(ids)
         query_slots = candidate_slots = None
         if objective.needs_slots:
             query_ids, candidate_ids = ids
@@ -166,6 +173,19 @@ def with_own_scores(tile: Tile, rows: range) -> Tile:
 def mean_factors(objective: AnchorObjective[Any], queries: int, candidates: int) -> tuple[float, float]:
     """Return what a query's and a candidate's f(i) are multiplied by: 1/B of their side for the mean, 1 for the sum."""
     return (1 / queries, 1 / candidates) if objective.reduction == "mean" else (1.0, 1.0)
+
+
+def _refuse_equal(ids: Ids) -> None:
+    """Raise UserError if several items of both sides all have one id: a class's label, say, or ids never filled in."""
+    if ids.queries is None or ids.candidates is None or min(len(ids.queries), len(ids.candidates)) < 2:
+        return
+    first = ids.queries[:1]
+    if bool(((ids.queries == first).all() & (ids.candidates == first).all()).item()):
+        raise UserError(
+            f"query_ids: all ids of the batch are {int(first)}, so that no pair is a negative and nothing could be "
+            "learned; accepted: ids that tell instances apart, such as the image of each row, or none where row i "
+            "matches row i alone"
+        )
 
 
 def _positive_slots(ids_R: Tensor, other_ids_B: Tensor) -> Tensor:

@@ -15,7 +15,15 @@ from torch._compile import _disable_dynamo
 
 from allpairs.engine import dense
 from allpairs.engine.backend import BACKENDS, compute_loss, keeps_half
-from allpairs.engine.batch import LocalBatch, match_ids, match_margins, prepare
+from allpairs.engine.batch import (
+    LocalBatch,
+    as_floats,
+    check_embeddings,
+    check_tensor,
+    match_ids,
+    match_margins,
+    prepare,
+)
 from allpairs.engine.contract import AnchorObjective, Anchors, Family, Reduction, StatisticT, Tile
 from allpairs.engine.global_batch import GlobalBatch, own_scores
 from allpairs.engine.products import as_given
@@ -110,6 +118,7 @@ class PairObjective(AnchorObjective[StatisticT]):
         def prepared() -> LocalBatch:
             choice("backend", backend, BACKENDS)
             self._check_margins(margins)
+            check_embeddings(queries, candidates)
             return prepare(
                 queries,
                 candidates,
@@ -152,6 +161,9 @@ class PairObjective(AnchorObjective[StatisticT]):
                 normalize=self.normalize,
                 own_positive=self.own_positive,
             )
+            for name, count in (("queries", len(batch.queries)), ("candidates", len(batch.candidates))):
+                if not count:
+                    raise UserError(f"{name}: at least one row is needed, none was given")
             scores = self.scored(batch.queries @ batch.candidates.T)
             positive = self.scored(own_scores(batch.queries, batch.candidates)) if self.own_positive else None
             whole = GlobalBatch.of(self, batch.ids, positive, batch.margins, scores.shape, device=scores.device)
@@ -283,10 +295,11 @@ def _of_scores(
     margins: Tensor | None,
 ) -> tuple[Tensor, GlobalBatch]:
     """Check a score matrix and return it as the objective sees it, with what is known of the batch."""
+    check_tensor("scores", scores, "one score per pair, [Bq, Bc],")
     if scores.ndim != 2 or scores.numel() == 0 or not scores.is_floating_point():
         raise UserError(
             f"scores: a floating-point matrix [B, B] of at least one pair is accepted, not {list(scores.shape)} "
-            f"of {scores.dtype}"
+            f"of {scores.dtype}{as_floats('scores', scores)}"
         )
     objective._check_margins(margins)
     counts = scores.shape[0], scores.shape[1]

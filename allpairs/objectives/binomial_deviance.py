@@ -1,6 +1,7 @@
 """Binomial deviance across modalities."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,8 @@ class BinomialDeviance(PositivesByIds[Deviances]):
 
     Source: Yi et al. 2014 (arXiv 1407.4979), with the constants of Ustinova and Lempitsky 2016; named in GOAL.
     """
+
+    needs_negatives: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -1,5 +1,7 @@
 """The generalised lifted structure loss across modalities."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,8 @@ class Lifted(PositivesByIds[BothSums]):
 
     Source: Song et al. 2016 in the generalised form of Hermans et al. 2017 (arXiv 1703.07737, §2); named in GOAL.
     """
+
+    needs_negatives: ClassVar[bool] = False
 
     def __init__(
         self, *, alpha: float = 40.0, beta: float = 2.0, reduction: Reduction = "mean", normalize: bool = True

@@ -1,6 +1,7 @@
 """The pair-wise sigmoid loss (SigLIP), with a fixed or a learned scale and bias."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,8 @@ class SigLIP(LearnsScale[SigmoidSums], PositivesByIds[SigmoidSums]):
 
     Source: Zhai et al. 2023 (arXiv 2303.15343), Algorithm 1, with its initial γ = 10 and b = −10.
     """
+
+    needs_negatives: ClassVar[bool] = False
 
     kernel: Kernel | None = "sigmoid"
 

@@ -105,6 +105,8 @@ DISAGREE = "the ranks of the group disagree about "
         ("tile", "rank 0 of the group: tile=0 is impossible; accepted: a whole number from 1"),
         ("spelling", "rank 0 of the group: backend='tilde' is unknown; did you mean 'tiled'?"),
         ("triton", "rank 0 of the group: backend='triton': Circle has no fused kernel"),
+        ("no tensor", "rank 0 of the group: queries: a tensor of embeddings [B, D] is accepted, not NoneType"),
+        ("equal ids", "query_ids: all ids of the batch are 0, so that no pair is a negative"),
         ("not in it", "of the job is not in it; accepted: a group of this process, or None"),
         ("value", "of the job is not in it; accepted: a group of this process, or None"),
         ("text", "group='world' is impossible; accepted: a process group of torch.distributed (of a DeviceMesh, mesh."),
@@ -122,6 +124,7 @@ def test_no_rank_waits_for_one_that_failed(ranks):
     for result in ranks:
         assert result["disagreements"]["seconds"] < 20
         assert "no tensor" in result["disagreements"]["messages"]
+        assert "equal ids on each" not in result["disagreements"]["messages"]  # the ids of the others are others
         # Whoever caught what was raised goes on with the others: all are at the same call.
         everyone = torch.eye(4).repeat(len(ranks), 1)
         torch.testing.assert_close(result["disagreements"]["next"], make("vlc")(everyone, everyone))

@@ -189,6 +189,8 @@ def disagreements(rank: int, group: dist.ProcessGroup) -> dict:
         "spelling": called(backend=("tilde", "tiled")),
         "triton": called("circle", backend=("triton", "tiled")),
         "no tensor": lambda: make("vlc")(None if zero else x, x, group=group),
+        "equal ids": called(query_ids=(torch.zeros(4, dtype=torch.int64),) * 2),
+        "equal ids on each": lambda: make("vlc")(x, x, query_ids=torch.full((4,), rank), group=group),
         "not in it": lambda: make("vlc")(x, x, group=outside),
         "value": lambda: global_value(x.sum(), outside),
         "text": lambda: make("vlc")(x, x, group="world"),

@@ -217,7 +217,8 @@ def test_a_small_loss_keeps_its_precision():
 def test_constant_extreme_scores_stay_finite(name, arguments):
     objective = make(name, **arguments)
     every = itertools.product([torch.float32, torch.bfloat16], [-2.0, 0.0, 2.0], [-2.0, 0.0, 2.0])
-    for (dtype, positive, negative), ids in itertools.product(every, [None, [0, 0, 1, 2], [7, 7, 7, 7]]):
+    without_negatives = [] if objective.needs_negatives else [[7, 7, 7, 7]]  # who needs them refuses the batch
+    for (dtype, positive, negative), ids in itertools.product(every, [None, [0, 0, 1, 2], *without_negatives]):
         S = torch.full((4, 4), negative, dtype=dtype).fill_diagonal_(positive).requires_grad_()
         loss = from_scores(objective, S, query_ids=None if ids is None else torch.tensor(ids))
         (gradient,) = torch.autograd.grad(loss, S)
@@ -246,15 +247,14 @@ def test_collapsed_and_opposed_embeddings_stay_finite(name, arguments, dtype):
         assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize(
     ("name", "arguments"), [*(case for case in cases.EXTREME if case[0] not in cases.SETS), LEARNED]
 )
-def test_anchors_without_negatives_lose_nothing(name, arguments, count):
+def test_a_pair_without_negatives_loses_nothing(name, arguments):
     objective = make(name, **arguments)
-    queries = torch.randn(count, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    loss = objective(queries, -queries.detach(), query_ids=torch.zeros(count, dtype=torch.int64))
+    queries = torch.randn(1, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = objective(queries, -queries.detach(), query_ids=torch.zeros(1, dtype=torch.int64))
     assert loss.item() == 0
     gradients = torch.autograd.grad(loss, [queries, *objective.parameters()])
     assert all((gradient == 0).all() for gradient in gradients)
-    assert (objective.pair_weights(queries, -queries, query_ids=torch.zeros(count, dtype=torch.int64)) == 0).all()
+    assert (objective.pair_weights(queries, -queries, query_ids=torch.zeros(1, dtype=torch.int64)) == 0).all()
