@@ -24,6 +24,7 @@ from distributed.run_directory import prepare
 from distributed.stopping import StopSignals
 from distributed.world import World
 from tests.distributed.test_ray_train import ROOT, command
+from tests.distributed.wandb_files import assert_whole
 from tune.config import Search
 from tune.runner import open_folder
 
@@ -108,6 +109,7 @@ def test_a_signal_saves_and_after_sigterm_resume_auto_ends_bit_identical(config,
     assert rows(runs / "part")[-1]["step"] == step
     assert f"stopped after step {step:,} as asked, with a checkpoint; --resume auto continues" in output
     assert alive_after(others, 20) == []
+    assert [code for code, _ in assert_whole(runs / "part")] == [1]
     if number == signal.SIGINT:
         return
     arguments = ["distributed.train", "--config", str(config), "--resume", "auto"]
@@ -121,6 +123,8 @@ def test_a_signal_saves_and_after_sigterm_resume_auto_ends_bit_identical(config,
         assert [key for key in one if not torch.equal(one[key], other[key])] == []
     losses = [[row.get("train/loss") for row in rows(runs / run)] for run in ("whole", "part")]
     assert losses[0] == losses[1]
+    assert [code for code, _ in assert_whole(runs / "part")] == [1, 0]
+    assert [code for code, _ in assert_whole(runs / "whole")] == [0]
 
 
 def test_a_signal_before_the_workers_are_up_ends_at_once_and_says_what_there_is(config, started) -> None:
