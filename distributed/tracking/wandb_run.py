@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from allpairs.embeddings import EmbeddingSet
@@ -32,6 +33,8 @@ INIT_TIMEOUT = 30.0
 """Seconds a server has to let a run begin; every rank waits for rank 0 meanwhile."""
 FINISH_TIMEOUT = 60.0
 """Seconds the end of a run waits for uploads; `sync` sends what did not make it."""
+STOP_TIMEOUT = 10.0
+"""The same where a run is stopped: who stops it (SLURM, Kubernetes) waits for seconds."""
 WRITE_TIMEOUT = 10.0
 """Seconds the end of a run waits for wandb to write its file."""
 
@@ -48,6 +51,7 @@ class WandbRun:
         import wandb
 
         self._directory = run
+        self._over = over
         rows = run.history()
         run.tracking_note.unlink(missing_ok=True)
         kept = mend(run, keep=None if over else len(rows), exit_code=1)
@@ -110,9 +114,14 @@ class WandbRun:
             run.summary.update(summary or {})
             run.finish(exit_code=int(summary is None if failed is None else failed))
 
-        self._tell(end)
+        ending = Thread(target=self._tell, args=(end,), daemon=True)
+        ending.start()
+        ending.join(STOP_TIMEOUT if summary is None and not self._over else None)
+        if ending.is_alive():
+            self._listens = False
+            self._note(f"Weights & Biases did not take the rest within {STOP_TIMEOUT:g} s")
         self._until_written()
-        if self.online and not self._directory.tracking_note.exists():
+        if self.online and self._listens:
             for segment in segments(self._directory):
                 if not segment.sent:  # the server has been sent all that this file holds
                     segment.marker.touch()
@@ -122,7 +131,10 @@ class WandbRun:
         """Wait for wandb's own process, which writes its last block after `finish` has returned."""
         file = Path(self._run.dir).parent / f"run-{self._run.id}.wandb"
         deadline = time.monotonic() + WRITE_TIMEOUT
-        while self._listens and time.monotonic() < deadline and Segment.read(file).exit_code is None:
+        while self._listens and Segment.read(file).exit_code is None:
+            if time.monotonic() > deadline:
+                self._listens = False
+                self._note(f"wandb did not write {file} within {WRITE_TIMEOUT:g} s")
             time.sleep(0.02)
 
     def _open(self, config: Config, facts: dict[str, Any], mode: str) -> None:

@@ -198,29 +198,29 @@ def test_a_torn_file_is_completed_once(finished, tmp_path, where, capsys):
     assert {file.file: file.file.read_bytes() for file in segments(run)} == before
 
 
-@pytest.mark.parametrize("sent", [False, True])
-def test_steps_done_again_are_in_wandb_once(tiny_config, sent):
-    config = tiny_config(train={"stop_after_epochs": 1.5, "log_every": 1}, tracking=OFFLINE)
-    run = train(config)
-    assert_whole(run.root)
-    (first,) = segments(run)
-    if sent:  # by the user
-        first.marker.touch()
+@pytest.mark.parametrize("sent", ["no", "by hand", "online"])
+def test_steps_done_again_are_in_wandb_once(tiny_config, server, sent):
+    tracking = {"wandb": "online" if sent == "online" else "offline", "examples": 0}
+    run = train(tiny_config(train={"stop_after_epochs": 1.5, "log_every": 1}, tracking=tracking))
+    if sent == "by hand":
+        sync(run, upload=True)
+    name, before = run.wandb_id.read_text(), run.history()
+    assert [row["step"] for row in before] == [1, 2, 3, 4, 5, 5, 6, 7, 8]
     # The last checkpoint is lost: the run goes on from the one of the first epoch's end.
-    last = json.loads((run.checkpoints / "last" / "position.json").read_text())["step"]
-    assert last == 8
     (run.checkpoints / "last").unlink()
     (run.checkpoints / "last").symlink_to((run.checkpoints / "best").readlink())
-    train(tiny_config(train={"log_every": 1}, tracking=OFFLINE), resume=True)
-    if not sent:
-        assert_whole(run.root)
-    first, second = segments(run)
-    assert max(first.rows) == (8 if sent else 5)  # rows of steps 6 to 8 follow five rows and an evaluation
-    assert list(second.rows) == list(range(max(first.rows) + 1, len(run.history())))
-    rows = {**first.rows, **second.rows}
-    assert [row["train/loss"] for row in rows.values() if "train/loss" in row] == [
-        row["train/loss"] for row in run.history() if "train/loss" in row
-    ]
+    train(tiny_config(train={"log_every": 1}, tracking=tracking), resume=True)
+    if sent == "no":
+        assert [len(steps) for _, steps in assert_whole(run.root)] == [6, len(run.history()) - 6]
+        return
+    sync(run, upload=True)
+    rows = run.history()
+    told = [row for row in server.rows(name) if "step" in row]
+    assert [row["_step"] for row in told] == list(range(len(rows)))
+    # What was sent first stays; the steps have the same losses the second time.
+    assert [row["train/seconds"] for row in told[6:9]] == [row["train/seconds"] for row in before[6:9]]
+    assert [row["train/seconds"] for row in told[6:9]] != [row["train/seconds"] for row in rows[6:9]]
+    assert [row.get("train/loss") for row in told] == [row.get("train/loss") for row in rows]
 
 
 def test_uploaded_files_arrive_once(finished, tmp_path, server, capsys):
@@ -266,6 +266,21 @@ def test_a_server_lost_in_training_stops_nothing(tiny_config, server, monkeypatc
     assert server.rows(name) == [row | {"_step": step} for step, row in enumerate(run.history())]
     assert sync(run) == "0 row(s) sent"
     assert not run.tracking_note.exists()
+
+
+def test_a_run_that_is_stopped_does_not_wait_for_a_silent_server(tiny_config, server, monkeypatch):
+    monkeypatch.setattr(wandb_run, "STOP_TIMEOUT", 0.5)
+    config = tiny_config(train={"log_every": 1}, tracking={"wandb": "online"})
+    run = set_up(config, resume=False)
+    training = Training(
+        config, World.join(torch.device("cpu")), lambda _: None, stop_asked=lambda: training.progress.step == 3
+    )
+    server.answers.clear()
+    started = time.monotonic()
+    assert complete(training) is None
+    assert time.monotonic() - started < wandb_run.FINISH_TIMEOUT / 2
+    assert "did not take the rest within 0.5 s" in run.tracking_note.read_text()
+    assert [row["step"] for row in run.history()] == [1, 2, 3]
 
 
 def test_a_server_gone_before_a_restart_leaves_the_run_offline(tiny_config, server, monkeypatch):
