@@ -211,6 +211,29 @@ def test_what_does_not_fit_the_run_is_one_line(trained, command, tmp_path, tiny_
     assert command("--run", directory.root, "--data", one)[0] == 0  # the only split there is
 
 
+def test_regions_of_another_size_are_one_line(tiny_config, command, tmp_path):
+    def write(root, features):
+        root.mkdir()
+        for split in ("train", "val", "test"):
+            samples = [
+                Sample(f"r{i}", "npy", npy(np.full((2, features), i, np.float32)), [f"number {i}"]) for i in range(6)
+            ]
+            write_split(root / split, samples, name=root.name, split=split, source={}, kind="regions")
+        return root
+
+    model = {"dim": 8, "image": {"kind": "regions", "features": 4}, "text": {"kind": "gru", "embedding": 8}}
+    sections = {"model": model, "train": {"epochs": 1, "global_batch": 6}}
+    config = tiny_config("regions", data={"root": str(write(tmp_path / "four", 4))}, **sections)
+    directory = set_up(config, resume=False)
+    complete(Training(config, World.join(torch.device("cpu")), lambda _: None))
+    assert command("--run", directory.root, "--split", "val")[0] == 0
+    code, _, err = command("--run", directory.root, "--data", write(tmp_path / "five", 5))
+    assert code == 2
+    assert err == (
+        f"error: {tmp_path / 'five' / 'test'}: region features must be [b, R, 4] with R ≥ 1, not [6, 2, 5]\n"
+    )
+
+
 def test_the_readmes_inference(trained, tiny_config, tiny_samples, tmp_path, monkeypatch):
     """Executed as it stands there, on files named there; its embeddings are those of the run's evaluation."""
     _, directory = trained

@@ -21,6 +21,7 @@ from retrieval_eval.page.query_results import query_results
 from retrieval_eval.protocols import Protocol
 from retrieval_eval.rerank import rerank
 from retrieval_eval.shortlist import shortlist
+from retrieval_eval.tiles import Blocks
 
 IMAGES = 80
 IMAGE_IDS = np.arange(IMAGES)
@@ -96,6 +97,18 @@ def test_unit_rows_are_unit_and_zero_rows_zero():
     zero = np.zeros((1, 2), np.float32)
     report = evaluate(np.vstack([rows[:1], zero]), np.vstack([zero, rows[:1]]), [0, 1], [1, 0], cosine=True)
     assert report.tied_queries == {"i2t": 1, "t2i": 1}  # all scores of a zero row are 0
+
+
+def test_columns_kept_on_a_device_are_normalised_once(raw):
+    """What a GPU does with a gallery; rows that were normalised twice could differ in their last bits."""
+    order = np.random.default_rng(0).permutation(IMAGES)
+    blocks = Blocks(torch.from_numpy(raw[0]), order, 16, torch.device("cpu"), cosine=True)
+    moved = blocks.moved_to(torch.device("cpu"))
+    assert not moved.cosine
+    unit = normalised(torch.from_numpy(raw[0]))[torch.from_numpy(order)]
+    for start in range(0, IMAGES, 16):
+        assert torch.equal(blocks.at(start), unit[start : start + 16])
+        assert torch.equal(moved.at(start), unit[start : start + 16])
 
 
 def test_tensors_of_any_type_are_normalised_after_they_are_float32(raw):
