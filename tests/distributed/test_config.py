@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from allpairs.errors import UserError
+from allpairs.models import TextTransformersSpec, WholeSpec
 from allpairs.objectives import arguments, names
 from distributed.config import Config, dump, load, validate
 from distributed.config.tree import Cluster
@@ -71,6 +72,13 @@ def test_a_part_of_a_section_may_be_given_whole(file):
     assert (config.model.image.width, config.model.image.blocks, config.model.dim) == (8, 2, 16)
 
 
+def test_swapping_the_whole_model(file):
+    config = load(file, ["model.kind=transformers", "model.name=clip", "model.pretrained=false", "model.head=8"])
+    assert config.model == WholeSpec(name="clip", pretrained=False, head=8)
+    text = load(file, ["model.text.kind=transformers", "model.text.name=bert-base-uncased"]).model.text
+    assert text == TextTransformersSpec(name="bert-base-uncased")
+
+
 def test_the_dump_reads_back_to_the_same_tree(file, tmp_path):
     config = load(file, ["optimizer.decay_epochs=[3, 5]", "objective.name=vlc", "objective.learn_scale=true"])
     again = tmp_path / "again.yaml"
@@ -87,6 +95,16 @@ def test_the_dump_reads_back_to_the_same_tree(file, tmp_path):
         ("model.image.widht=3", "model.image.widht: unknown key (value 3); did you mean 'model.image.width'?"),
         ("model.image.width=3000", "model.image: width is 3000; accepted: an integer from 4 to 512"),
         ("model.image.kind=vit", "model.image.kind='vit' is unknown; accepted: 'cnn', 'transformers', 'regions'"),
+        ("model.kind=transformer", "model.kind='transformer' is unknown; accepted: 'towers', 'transformers'"),
+        ("model.text.kind=bert", "model.text.kind='bert' is unknown; accepted: 'gru', 'bigru', 'transformers'"),
+        (
+            "model={kind: transformers, name: clip, frezee: all}",
+            "model.frezee: unknown key (value 'all'); did you mean",
+        ),
+        (
+            "model={kind: transformers, name: clip, freeze: all}",
+            "model: freeze: all leaves nothing to train; it needs he",
+        ),
         ("model.text.embeding=4", "model.text.embeding: unknown key (value 4); did you mean 'model.text.embedding'?"),
         (
             "run.dir=s3://bucket/runs",

@@ -12,10 +12,11 @@ from transformers import BertTokenizer, CLIPConfig, CLIPModel
 
 from allpairs import models
 from allpairs.errors import UserError
+from allpairs.objectives import make
 from distributed.data.writer import Sample, write_split
 from distributed.embed import embed
 from distributed.launch import set_up
-from distributed.loop import Training
+from distributed.loop import Training, start_scale
 from distributed.run_directory import RunDirectory
 from distributed.world import Stopped, World
 from tests.conftest import COLOURS, ROOT, SIZES, samples
@@ -232,6 +233,19 @@ def test_a_learned_scale_starts_from_the_checkpoint_s_unless_it_is_given(config_
     weights = load_file(hub / "model.safetensors")
     save_file(weights | {"logit_scale": torch.tensor(4.6052)}, hub / "model.safetensors", {"format": "pt"})  # OpenAI's
     assert scale("folder", learn_scale=True) == pytest.approx(100)
+
+
+def test_a_learned_bias_starts_from_siglip_s():
+    brought = {"scale": 117.3, "bias": -12.9}
+    objective = make("siglip", learn_scale=True)
+    start_scale(objective, brought, {"name": "siglip"})
+    assert objective.learned() == pytest.approx({"scale": 100, "bias": -12.9})
+    objective = make("siglip", learn_scale=True, bias=-5)
+    start_scale(objective, {"scale": 20.0, "bias": -12.9}, {"bias": -5})
+    assert objective.learned() == pytest.approx({"scale": 20, "bias": -5})
+    fixed = make("siglip")
+    start_scale(fixed, brought, {})
+    assert fixed.scale == 10
 
 
 def test_mistakes_are_found_before_anything_starts(config_of, tiny_config, hub, regions, tiny):
