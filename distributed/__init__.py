@@ -5,7 +5,8 @@
 - `launch`: from a configuration to workers on Ray; `worker`: what each of them runs; `stopping`: signals to the driver.
 - `progress`, `supervision`, `heartbeat`: a run as its driver sees it: rows, workers that are lost, signs of life.
 - `world`: what all ranks know and agree on.
-- `loop`: training; `step`, `interval`: its forward, its rows of metrics; `average`: a moving average of the weights.
+- `loop`: training; `step`, `cached`: its forward, whole or in chunks; `interval`: its rows of metrics.
+- `average`: a moving average of the weights.
 - `strategies`: how ranks share gradients and optimiser state.
 - `evaluation`, `finish`: encoding and measuring a split, and the end of a run.
 - `checkpoints`, `run_directory`, `provenance`, `tracking`: what a run leaves behind.

@@ -24,6 +24,7 @@ from allpairs.files import read_json
 from allpairs.models import build, load, load_tokens, recompute_activations
 from allpairs.objectives import PairObjective, make
 from distributed.average import Average
+from distributed.cached import chunks_of
 from distributed.checkpoints import (
     Checkpoints,
     Progress,
@@ -262,7 +263,9 @@ class Training:
         factor = self._learning_rate_factor(progress.step)
         pairs = Pairs.of(batch, self.world.device)
         self.strategy.step.warming_up = progress.epoch < self.config.train.triplet_warmup_epochs
-        output = self.strategy.forward(pairs)
+        micro = self.config.train.micro_batch
+        chunks = 1 if micro is None else chunks_of(batch.global_rows, self.world.size, micro)
+        output = self.strategy.forward(pairs, chunks)
         value = float(output.loss.detach())
         finite = value - value == 0
         # The mean over ranks of what each rank contributes is the loss of the global batch.

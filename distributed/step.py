@@ -32,6 +32,21 @@ class Pairs(NamedTuple):
         tensors = (batch.images, tokens_cL, lengths_c, batch.image_ids, batch.caption_ids)
         return cls(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
+    def of_rows(self, images: slice, texts: slice) -> "Pairs":
+        """Return some of the images with their captions."""
+        tokens_cL, lengths_c = self.tokens_cL[texts], self.lengths_c[texts]
+        return Pairs(self.images[images], tokens_cL, lengths_c, self.image_ids_b[images], self.caption_ids_c[texts])
+
+
+class Chunk(NamedTuple):
+    """Some of a rank's pairs and the loss's gradients at their embeddings (`distributed.cached`)."""
+
+    pairs: Pairs
+    images_bD: Tensor
+    texts_cD: Tensor
+    objective: tuple[Tensor, ...] | None
+    """The gradients of the objective's learned parameters; they come once a step."""
+
 
 class StepOutput(NamedTuple):
     """What one forward gives: the loss to call backward on, and the embeddings it came from."""
@@ -63,14 +78,37 @@ class TrainStep(nn.Module):
         """Take learned parameters of the objective back into their bounds, after the optimiser's step."""
         self.objective.constrain()
 
-    def forward(self, pairs: Pairs) -> StepOutput:
-        """Return the loss as `allpairs.objectives` scales it for averaging over ranks, and the embeddings."""
+    def forward(self, work: Pairs | Chunk) -> StepOutput | Tensor:
+        """Return the loss as `allpairs.objectives` scales it for averaging over ranks, and the embeddings.
+
+        Of a chunk: a number whose backward carries the chunk's gradients to the weights.
+        """
+        if isinstance(work, Chunk):
+            return self._carry(work)
+        images_bD, texts_cD = self.encode(work)
+        return StepOutput(self.loss(images_bD, texts_cD, work), images_bD.detach(), texts_cD.detach())
+
+    def encode(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Return the embeddings `[b, D]` and `[c, D]`."""
         with torch.autocast(pairs.images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             images_bD, texts_cD = self.encoder(pairs.images, pairs.tokens_cL, pairs.lengths_c)
-        embeddings = (images_bD, texts_cD)
+        return images_bD, texts_cD
+
+    def loss(self, images_bD: Tensor, texts_cD: Tensor, pairs: Pairs) -> Tensor:
+        """Return the objective over everybody's embeddings. Collective."""
+        objective = self.warmup if self.warming_up and self.warmup is not None else self.objective
         if self.bf16:
             # In the type that the encoders computed in: a GPU's fast products. The objective normalises in float32.
-            embeddings = (images_bD.to(torch.bfloat16), texts_cD.to(torch.bfloat16))
-        objective = self.warmup if self.warming_up and self.warmup is not None else self.objective
-        loss = objective(*embeddings, query_ids=pairs.image_ids_b, candidate_ids=pairs.caption_ids_c, group=self.group)
-        return StepOutput(loss, images_bD.detach(), texts_cD.detach())
+            images_bD, texts_cD = images_bD.to(torch.bfloat16), texts_cD.to(torch.bfloat16)
+        return objective(
+            images_bD, texts_cD, query_ids=pairs.image_ids_b, candidate_ids=pairs.caption_ids_c, group=self.group
+        )
+
+    def _carry(self, chunk: Chunk) -> Tensor:
+        images_bD, texts_cD = self.encode(chunk.pairs)
+        carried = (images_bD * chunk.images_bD).sum() + (texts_cD * chunk.texts_cD).sum()
+        if chunk.objective is not None:
+            learned = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
+            for parameter, gradient in zip(learned, chunk.objective, strict=True):
+                carried = carried + (parameter * gradient).sum()
+        return carried

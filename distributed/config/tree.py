@@ -172,6 +172,9 @@ class Train(Section):
     """Training images (or captions) to see, in place of `epochs`; the learning-rate schedule ends there too."""
     global_batch: int = Field(256, ge=2)
     """Pairs per step over all workers together: every pair meets all others of the batch as negatives."""
+    micro_batch: int | None = Field(None, ge=2)
+    """Encode each worker's images so many at a time, twice (GradCache): the whole batch's gradients, with the encoders'
+    memory of a micro-batch, for one more forward; null: the worker's share at once."""
     seed: int = Field(0, ge=0)
     """Decides initial weights, order of samples, drawn captions, augmentation and dropout."""
     precision: Literal["fp32", "bf16"] = "fp32"

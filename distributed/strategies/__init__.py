@@ -19,8 +19,8 @@ class Strategy(Protocol):
     step: TrainStep
     """The module underneath, with full weights on every rank."""
 
-    def forward(self, pairs: Pairs) -> StepOutput:
-        """Run one step's forward; collective."""
+    def forward(self, pairs: Pairs, chunks: int = 1) -> StepOutput:
+        """Run one step's forward, encoding in so many `chunks`; collective."""
 
     def update(self, loss: Tensor, lr_factor: float) -> float:
         """Backward, average over ranks, clip, step. Return the gradient norm before clipping. Collective."""

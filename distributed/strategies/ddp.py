@@ -1,6 +1,7 @@
 """DistributedDataParallel: full weights, gradients and optimiser state on every rank."""
 
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from allpairs.errors import UserError
+from distributed.cached import CachedStep
 from distributed.config import Config
 from distributed.step import Pairs, StepOutput, TrainStep
 from distributed.strategies.optimizer import make_adamw, set_learning_rate
@@ -23,14 +25,17 @@ class DataParallel:
         self._clip = config.optimizer.clip_norm
         self._rank = world.rank
         self._optimizer = make_adamw(self.step, config.optimizer)
+        self._cached = CachedStep(self.step) if config.train.micro_batch is not None else None
         self._module: torch.nn.Module = self.step
         if world.size > 1:
             devices = [world.device] if world.device.type == "cuda" else None
             # Gradients live in the all-reduce buckets: one copy less per step.
             self._module = DistributedDataParallel(self.step, device_ids=devices, gradient_as_bucket_view=True)
 
-    def forward(self, pairs: Pairs) -> StepOutput:
-        """Run the step's forward through DDP's hooks."""
+    def forward(self, pairs: Pairs, chunks: int = 1) -> StepOutput:
+        """Run the step's forward through DDP's hooks; encoding in chunks needs none of them yet."""
+        if self._cached is not None:
+            return self._cached.encode(pairs, chunks)
         output: StepOutput = self._module(pairs)
         return output
 
@@ -38,7 +43,15 @@ class DataParallel:
         """Backward (DDP averages), clip, AdamW step; return the norm before clipping."""
         set_learning_rate(self._optimizer.param_groups, self._peak * lr_factor)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if self._cached is None:
+            loss.backward()
+        else:
+            for chunk in self._cached.chunks(loss):
+                # One average a step: the last chunk's, which brings the objective's gradients.
+                module = self._module
+                alone = chunk.objective is None and isinstance(module, DistributedDataParallel)
+                with module.no_sync() if alone else nullcontext():  # type: ignore[operator]  # DDP's own method
+                    module(chunk).backward()
         limit = self._clip if self._clip is not None else float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.step.parameters(), limit)
         self._optimizer.step()

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from allpairs.errors import UserError
 from allpairs.files import unwritable
+from distributed.cached import CachedStep
 from distributed.config import Config
 from distributed.step import Pairs, StepOutput, TrainStep
 from distributed.strategies.optimizer import make_adamw, set_learning_rate
@@ -27,6 +28,7 @@ class DeepSpeedZero:
         self.step = step.to(world.device)
         for parameter in self.step.parameters():  # DeepSpeed looks at them as bytes, which channels_last ones refuse
             parameter.data = parameter.data.contiguous()
+        self._cached = CachedStep(self.step) if config.train.micro_batch is not None else None
         self._peak = config.optimizer.lr
         self._world = world.size
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
@@ -46,15 +48,22 @@ class DeepSpeedZero:
             },
         )
 
-    def forward(self, pairs: Pairs) -> StepOutput:
-        """Run the step's forward through DeepSpeed's engine."""
+    def forward(self, pairs: Pairs, chunks: int = 1) -> StepOutput:
+        """Run the step's forward through DeepSpeed's engine; encoding in chunks does not need it yet."""
+        if self._cached is not None:
+            return self._cached.encode(pairs, chunks)
         output: StepOutput = self._engine(pairs)
         return output
 
     def update(self, loss: Tensor, lr_factor: float) -> float:
         """Backward (ZeRO averages and shards), clip, step; return the norm before clipping."""
         set_learning_rate(self._optimizer.param_groups, self._peak * lr_factor)
-        self._engine.backward(loss)
+        if self._cached is None:
+            self._engine.backward(loss)
+        else:
+            for chunk in self._cached.chunks(loss):
+                self._engine.set_gradient_accumulation_boundary(chunk.objective is not None)
+                self._engine.backward(self._engine(chunk))
         self._engine.step()
         self.step.constrain()
         norm = self._engine.get_global_grad_norm()

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distributed.config import load
 from distributed.data.writer import Sample, write_split
 from distributed.launch import set_up
 
@@ -105,7 +104,19 @@ def test_zero_stages_compute_what_ddp_computes_and_resume(prepared):
     zero1 = prepared("zero1", train=train | {"zero_stage": 1})
     zero2 = prepared("zero2", train=train | {"zero_stage": 2})
     part = prepared("part", train=train | {"zero_stage": 1, "stop_after_epochs": 1})
-    torchrun(2, ddp, zero1, zero2, part)
+    # In micro-batches of 4 of each rank's 11 rows.
+    in_parts = {
+        name: prepared(f"{name}-parts", train=PLAIN["train"] | way | {"micro_batch": 4})
+        for name, way in {
+            "ddp": {"strategy": "ddp"},
+            "zero1": {"strategy": "deepspeed", "zero_stage": 1},
+            "zero2": {"strategy": "deepspeed", "zero_stage": 2},
+        }.items()
+    }
+    torchrun(2, ddp, zero1, zero2, part, *in_parts.values())
+    for path in in_parts.values():
+        assert gradient_norms(path) == pytest.approx(gradient_norms(ddp), rel=1e-4), path
+        assert largest_difference(ddp, path) < 1e-4, path
     assert gradient_norms(zero1) == pytest.approx(gradient_norms(ddp), rel=1e-4)
     assert gradient_norms(zero2) == pytest.approx(gradient_norms(ddp), rel=1e-4)
     assert largest_difference(ddp, zero1) < 1e-4
@@ -113,27 +124,6 @@ def test_zero_stages_compute_what_ddp_computes_and_resume(prepared):
     again = prepared("part", resume=True, train=train | {"zero_stage": 1})
     torchrun(2, again)
     assert largest_difference(zero1, again) == 0
-
-
-@pytest.mark.parametrize("recipe", ["scenes", "emoji"])
-def test_every_strategy_trains_the_shipped_encoders(recipe, tiny_config, tiny):
-    shipped = load(ROOT / f"configs/{recipe}.yaml").model_dump(mode="json")
-    data = {"root": str(tiny), "image_size": shipped["data"]["image_size"], "test": None}
-    train = {"epochs": 1, "global_batch": 50}
-    ways: list[dict] = [{}, *({"strategy": "deepspeed", "zero_stage": stage} for stage in (1, 2))]
-    ddp, *zeros = (
-        set_up(
-            tiny_config(f"{recipe}{number}", model=shipped["model"], data=data, train=train | way, eval={"every": 1}),
-            resume=False,
-        ).config
-        for number, way in enumerate(ways)
-    )
-    torchrun(2, ddp, *zeros)
-    for zero in zeros:
-        assert gradient_norms(zero) == pytest.approx(gradient_norms(ddp), rel=1e-3)
-        assert len(gradient_norms(zero)) > 0
-        # As above, and through batch norm: two steps of AdamW at this rate move a weight by 2e-2 at most.
-        assert largest_difference(ddp, zero) < 1e-3
 
 
 def test_one_rank_s_nan_stops_all_ranks_before_the_update(prepared):
