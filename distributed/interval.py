@@ -1,6 +1,11 @@
 """What happened between two rows of metrics, and over an epoch: whether the embeddings fall together."""
 
-from collections.abc import Mapping
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
 
 from allpairs.engine import similarity_statistics
 from distributed.step import Pairs, StepOutput
@@ -21,6 +26,15 @@ class Interval:
         self._rows = 0
         self._norm = 0.0
         self._last: tuple[Pairs, StepOutput] | None = None
+        self._steps = 0
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def timing(self, what: str) -> Iterator[None]:
+        """Count the block's time under `what`: ``read``, ``agree``, ``forward`` or ``update``."""
+        started = time.perf_counter()
+        yield
+        self._seconds[what] += time.perf_counter() - started
 
     @property
     def empty(self) -> bool:
@@ -30,6 +44,7 @@ class Interval:
     def add(self, loss: float, norm: float, rows: int, pairs: Pairs, output: StepOutput) -> None:
         """Note one step: its global loss, gradient norm, global rows, and this rank's pairs and embeddings."""
         self._norm = norm
+        self._steps += 1
         self._rows += rows
         self._batch = self._batch or rows
         if rows == self._batch:
@@ -39,7 +54,9 @@ class Interval:
     def measure(self, world: World, train_seconds: float) -> dict[str, float]:
         """Return the mean loss over whole batches, their size, the last one's global similarities, and the speed.
 
-        Collective. The gradient norm is the last step's, whatever its size.
+        Collective. The gradient norm is the last step's, whatever its size. Where rank 0's time went, in ms a step:
+        waiting for samples (`ms_read`), for the other ranks' word (`ms_agree`), forward with the objective
+        (`ms_forward`), backward, average and optimiser (`ms_update`).
         """
         assert self._last is not None, "an interval without steps"
         pairs, output = self._last
@@ -55,7 +72,18 @@ class Interval:
             "train/hardest_negative_similarity": similarities.hardest_negative,
             "train/gradient_norm": self._norm,
             "train/samples_per_second": self._rows / max(1e-9, train_seconds - self._started),
+            **{f"train/ms_{what}": 1000 * seconds / self._steps for what, seconds in self._seconds.items()},
+            **_memory(world),
         }
+
+
+def _memory(world: World) -> dict[str, float]:
+    """Return the most that tensors took on this rank's GPU since the last row, in GB (10⁹ bytes)."""
+    if world.device.type != "cuda":
+        return {}
+    most = torch.cuda.max_memory_allocated(world.device)
+    torch.cuda.reset_peak_memory_stats(world.device)
+    return {"train/gpu_gb": most / 1e9}
 
 
 class Collapse:

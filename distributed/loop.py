@@ -224,14 +224,16 @@ class Training:
         batch, reason = None, None
         self.heartbeat(self.progress.step + 1, READING)
         try:
-            batch = next(batches)
+            with self.interval.timing("read"):
+                batch = next(batches)
         except UserError as error:
             reason = str(error)
         self.heartbeat(self.progress.step + 1, STEPPING)
         dropped = [self.reader.bad[cause] for cause in CAUSES]
-        failed, seen, stop, due, *bad = self.world.sum(
-            [reason is not None, self.reader.seen, self.stop_asked(), self._due(), *dropped]
-        )
+        with self.interval.timing("agree"):
+            failed, seen, stop, due, *bad = self.world.sum(
+                [reason is not None, self.reader.seen, self.stop_asked(), self._due(), *dropped]
+            )
         self.save_due = bool(due)
         limit = self.config.data.max_bad_fraction
         if not failed and sum(bad) > limit * max(seen, min(1000, len(self.reader.dataset))):
@@ -265,16 +267,19 @@ class Training:
         self.strategy.step.warming_up = progress.epoch < self.config.train.triplet_warmup_epochs
         micro = self.config.train.micro_batch
         chunks = 1 if micro is None else chunks_of(batch.global_rows, self.world.size, micro)
-        output = self.strategy.forward(pairs, chunks)
-        value = float(output.loss.detach())
+        with self.interval.timing("forward"):
+            output = self.strategy.forward(pairs, chunks)
+            value = float(output.loss.detach())
         finite = value - value == 0
         # The mean over ranks of what each rank contributes is the loss of the global batch.
-        loss, broken = self.world.sum([value / self.world.size if finite else 0.0, not finite])
+        with self.interval.timing("agree"):
+            loss, broken = self.world.sum([value / self.world.size if finite else 0.0, not finite])
         if broken:
             self.world.raise_reasons(None if finite else self._explain(value, output, batch))
-        norm = self.strategy.update(output.loss, factor)
-        if self.average is not None:
-            self.average.update(self.strategy.step.encoder)
+        with self.interval.timing("update"):
+            norm = self.strategy.update(output.loss, factor)
+            if self.average is not None:
+                self.average.update(self.strategy.step.encoder)
         progress.step += 1
         progress.samples_seen += batch.global_rows
         self.interval.add(loss, norm, batch.global_rows, pairs, output)

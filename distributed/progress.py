@@ -117,11 +117,18 @@ def line(row: dict[str, Any]) -> str:
         return (
             f"step {row['step']:>6,}  epoch {row['epoch']:5.2f}  loss {row['train/loss']:.4f}  "
             f"sim + {row['train/positive_similarity']:.2f} − {row['train/hardest_negative_similarity']:.2f}  "
-            f"{row['train/samples_per_second']:,.0f} samples/s  ETA {duration(row['train/eta_seconds'])}"
+            f"{row['train/samples_per_second']:,.0f} samples/s  ETA {duration(row['train/eta_seconds'])}{_waits(row)}"
         )
     return "  ".join(
         f"{name.removesuffix('/rsum')} RSUM {value:.1f}" for name, value in row.items() if name.endswith("/rsum")
     )
+
+
+def _waits(row: dict[str, Any]) -> str:
+    """Say that steps wait for samples, where that takes a tenth of the time or more."""
+    times = {name: value for name, value in row.items() if name.startswith("train/ms_")}
+    share = times.get("train/ms_read", 0.0) / max(1e-9, sum(times.values()))
+    return f"  waiting for data {share:.0%}" if share >= 0.1 else ""
 
 
 def collapsing(row: dict[str, Any]) -> str:

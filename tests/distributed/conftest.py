@@ -1,11 +1,14 @@
 """A configuration that trains on the tiny data in a second."""
 
+import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from distributed.config import Config, validate
+from distributed.data.writer import Sample, write_split
 
 
 @pytest.fixture
@@ -31,3 +34,20 @@ def tiny_config(tiny: Path, tmp_path: Path):
         return validate(tree)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def regions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Precomputed region features, [6, 24] per image, whose captions name what lies in them."""
+    root = tmp_path_factory.mktemp("regions")
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 66), ("val", 24)):
+        samples = []
+        for number in range(count):
+            features = draw.normal(size=(6, 24)).astype(np.float32)
+            buffer = io.BytesIO()
+            np.save(buffer, features)
+            words = [f"word{position}" for position in np.abs(features).max(0).argsort()[-4:]]
+            samples.append(Sample(f"item-{number}", "npy", buffer.getvalue(), [" ".join(words)]))
+        write_split(root / split, samples, name="regions", split=split, source={}, kind="regions")
+    return root

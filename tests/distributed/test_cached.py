@@ -154,12 +154,11 @@ def test_ranks_average_once_and_get_the_gradients_of_one_world(world, tmp_path):
 def test_batch_statistics_are_refused_by_name():
     torch.manual_seed(0)
     encoder = build(DualSpec(image=CnnSpec(width=8, blocks=2), text=GruSpec(embedding=4), dim=4), WORDS)
-    encoder.image.norm = torch.nn.BatchNorm1d(4)
-    with pytest.raises(UserError, match=r"train\.micro_batch: image\.norm \(BatchNorm1d\).*accepted is null"):
+    with pytest.raises(UserError, match=r"train\.micro_batch: image\.features\.\S+ \(BatchNorm2d\).*accepted is null"):
         CachedStep(TrainStep(encoder, make("vlc"), None, "fp32"))
 
 
-def test_a_run_in_micro_batches_takes_the_cached_way_and_stays_with_the_plain_one(tiny_config, monkeypatch):
+def test_a_run_in_micro_batches_takes_the_cached_way_and_stays_with_the_plain_one(tiny_config, regions, monkeypatch):
     sizes = []
     encode = TrainStep.encode
 
@@ -172,7 +171,8 @@ def test_a_run_in_micro_batches_takes_the_cached_way_and_stays_with_the_plain_on
     for name, micro in (("plain", None), ("micro", 5)):
         config = tiny_config(
             name,
-            model={"text": {"kind": "gru", "embedding": 16, "word_dropout": 0.0}},
+            data={"root": str(regions), "test": None},
+            model={"image": {"kind": "regions", "features": 24}, "text": {"kind": "gru", "embedding": 16}},
             optimizer={"lr": 1e-3},
             train={"epochs": 1, "log_every": 1, "micro_batch": micro},
         )

@@ -1,6 +1,7 @@
 """The training loop in this process, without Ray: learning, resuming, refusing."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -9,12 +10,13 @@ from safetensors.torch import load_file
 
 from allpairs.errors import UserError
 from distributed.average import Average
+from distributed.data import TrainReader
 from distributed.data.writer import Sample, write_split
 from distributed.finish import complete
 from distributed.interval import Collapse
 from distributed.launch import Result, set_up
 from distributed.loop import Training
-from distributed.progress import collapsing
+from distributed.progress import collapsing, line
 from distributed.run_directory import RunDirectory
 from distributed.summary import summary_lines
 from distributed.world import Stopped, World
@@ -351,3 +353,26 @@ def _noting_first(seen):
         begin(self, encoder, decay, steps)
 
     return init
+
+
+def test_a_row_says_where_the_time_went(tiny_config, monkeypatch):
+    following = TrainReader.batches
+
+    def slow(self, position):
+        for batch in following(self, position):
+            time.sleep(0.05)
+            yield batch
+
+    monkeypatch.setattr(TrainReader, "batches", slow)
+    began = time.perf_counter()
+    run, *_ = train(tiny_config("times", train={"epochs": 1, "log_every": 1}))
+    took = 1000 * (time.perf_counter() - began)
+    steps = [row for row in run.history() if "train/loss" in row]
+    parts = ("read", "agree", "forward", "update")
+    assert all(row["train/ms_read"] >= 50 for row in steps)
+    assert all(min(row[f"train/ms_{part}"] for part in parts) > 0 for row in steps)
+    assert sum(row[f"train/ms_{part}"] for row in steps for part in parts) < took
+    given = {"train/ms_read": 30.0, "train/ms_agree": 0.0, "train/ms_forward": 50.0, "train/ms_update": 20.0}
+    shown = line(steps[0] | given)
+    assert shown.endswith("waiting for data 30%")
+    assert "waiting" not in line(steps[0] | {"train/ms_read": 0.1, "train/ms_forward": 50.0})

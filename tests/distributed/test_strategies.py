@@ -1,18 +1,15 @@
 """The strategies and the number of workers change how a step is computed, not what it is: two and three real ranks."""
 
-import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from distributed.data.writer import Sample, write_split
 from distributed.launch import set_up
 
 ROOT = Path(__file__).parents[2]
@@ -35,23 +32,6 @@ def torchrun(world: int, *paths: Path) -> None:
         command, cwd=ROOT, capture_output=True, text=True, timeout=500, env=environment, check=False
     )
     assert result.returncode == 0, result.stderr
-
-
-@pytest.fixture(scope="module")
-def regions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Precomputed region features, [6, 24] per image, whose captions name what lies in them."""
-    root = tmp_path_factory.mktemp("regions")
-    draw = np.random.default_rng(0)
-    for split, count in (("train", 66), ("val", 24)):
-        samples = []
-        for number in range(count):
-            features = draw.normal(size=(6, 24)).astype(np.float32)
-            buffer = io.BytesIO()
-            np.save(buffer, features)
-            words = [f"word{position}" for position in np.abs(features).max(0).argsort()[-4:]]
-            samples.append(Sample(f"item-{number}", "npy", buffer.getvalue(), [" ".join(words)]))
-        write_split(root / split, samples, name="regions", split=split, source={}, kind="regions")
-    return root
 
 
 @pytest.fixture
