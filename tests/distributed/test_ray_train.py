@@ -56,6 +56,7 @@ def test_a_run_shows_itself(emoji_run):
     assert "samples/s" in output
     assert "epoch 4" in output
     assert "RSUM" in output
+    assert "mAP@5: sum of the precisions at the hits in the top 5, over the hits found" in " ".join(output.split())
     assert str(emoji_run / "report.html") in output
     rows = [json.loads(line) for line in (emoji_run / "metrics.jsonl").read_text().splitlines()]
     assert all({"step", "epoch", "samples_seen"} <= row.keys() for row in rows)

@@ -289,6 +289,12 @@ def test_search_for_a_query(tab, page, embeddings, report):
         assert embeddings.texts[row] in shown
         assert f"rank {1 + (scores > scores[row]).sum():,} · {scores[row]:.3f}" in " ".join(shown.split())
 
+    tab.get("document.getElementById('search').select()")
+    tab.type("PHOTO-0417")  # and by its key
+    assert text_of(tab, "#found .name") == "photo-0417"
+    assert text_of(tab, "#count") == "1 of 1,000 queries"
+    tab.get("document.getElementById('search').select()")
+    tab.type("number 417 picture")
     tab.click("input[value=t2i]")
     assert text_of(tab, "#count") == "5 of 5,000 queries"
     assert tab.get("document.querySelectorAll('#detail .answers:not(.positives) img').length") == 5
