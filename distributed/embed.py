@@ -24,6 +24,7 @@ from distributed.checkpoints import POSITION, load_objective, read_progress
 from distributed.config import Config
 from distributed.config.load import read, validate
 from distributed.data import open_dataset
+from distributed.data.batch import describe_dropped, dropped_metrics
 from distributed.data.manifest import MANIFEST
 from distributed.data.verify import open_verified
 from distributed.evaluation import embedding_set, encode, origin_of
@@ -131,6 +132,8 @@ def embed_split(directory: RunDirectory, config: Config, source: Source, checkpo
     except (Stopped, ValueError) as error:  # ValueError: region features of another size than the model's
         raise UserError(f"{source.folder}: {error}") from None
     assert encoded is not None, "a single rank is rank 0"
+    if dropped := describe_dropped(dropped_metrics(source.split, encoded.dropped)):
+        _say(f"left out, as they cannot be used: {dropped}")
     origin = origin_of(config, checkpoint, read_progress(folder).step, _objective(config, folder))
     return embedding_set(encoded, dataset, source.split, origin, max_image_pixels=config.data.max_image_pixels)
 

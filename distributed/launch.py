@@ -112,8 +112,6 @@ def set_up(config: Config, *, resume: Resume, tell: Callable[[str], None] = lamb
     refuse_job_folder("run.dir", config.run.dir)
     run = refuse_taken(config, resume=resume)
     datasets = check_data(config, tell)
-    for line in shared_pictures(datasets):
-        tell(f"data: {line}")
     if run.has_checkpoint:
         _refuse_other_data(run, datasets)
     else:  # a checkpoint needs neither hub nor another run
@@ -179,6 +177,8 @@ def _run_on_ray(
 def check_data(config: Config, say: Callable[[str], None] = lambda text: None) -> dict[str, Dataset]:
     """Open every split of the run before anything starts, shards compared with their hashes as `data.verify` asks.
 
+    `say` hears of comparisons that take time, and of pictures that are in two splits.
+
     Raises:
         UserError: a folder is missing, broken, altered, holds regions where the model reads images (or the reverse) or
             regions of another length than the model reads, or was given relative to a job's temporary folder.
@@ -216,6 +216,8 @@ def check_data(config: Config, say: Callable[[str], None] = lambda text: None) -
             f"train.global_batch={config.train.global_batch} is larger than data.train, which has "
             f"{len(datasets['train'])} images; accepted: at most that many"
         )
+    for line in shared_pictures(datasets):
+        say(f"data: {line}")
     return datasets
 
 

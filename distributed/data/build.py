@@ -127,29 +127,34 @@ class Incomplete:
     def __init__(self, *, skip: bool) -> None:
         self._skip = skip
         self.counts: Counter[str] = Counter()
+        self._captions: Counter[str] = Counter()
         self._first: dict[str, list[str]] = {}
 
-    def report(self, cause: str, detail: str) -> None:
-        """Count one sample that is left out, or raise UserError when none may be."""
+    def report(self, cause: str, detail: str, *, captions: int = 0) -> None:
+        """Count one sample that is left out, and its captions, or raise UserError when none may be."""
         if not self._skip:
             raise UserError(
                 f"{readable(detail)}: {cause}; complete it, or leave such samples out with --skip-incomplete"
             )
-        self.note(cause, detail)
+        self.note(cause, detail, captions=captions)
 
-    def note(self, cause: str, detail: str) -> None:
+    def note(self, cause: str, detail: str, *, captions: int = 0) -> None:
         """Count something that is left out whatever was asked for: half a pair that is no mistake."""
         self.counts[cause] += 1
+        self._captions[cause] += captions
         first = self._first.setdefault(cause, [])
         if len(first) < SHOWN:
             first.append(readable(detail))
 
     def lines(self) -> list[str]:
-        """Return one line per cause: how many, and which were the first."""
-        return [
-            f"{count:,}, {cause}: {', '.join(self._first[cause])}{', …' if count > SHOWN else ''}"
-            for cause, count in sorted(self.counts.items())
-        ]
+        """Return one line per cause: how many, how many captions went with them, and which were the first."""
+        lines = []
+        for cause, count in sorted(self.counts.items()):
+            lost = self._captions[cause]
+            captions = f" (and {lost:,} caption{'s' if lost > 1 else ''})" if lost else ""
+            first = ", ".join(self._first[cause]) + (", …" if count > SHOWN else "")
+            lines.append(f"{count:,}, {cause}{captions}: {first}")
+        return lines
 
 
 def read_inside(file: Path, folder: Path, *, follow_symlinks: bool) -> bytes | None:

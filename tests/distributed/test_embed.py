@@ -53,6 +53,17 @@ def npy(array):
     return buffer.getvalue()
 
 
+def test_samples_that_cannot_be_used_are_told(trained, command, tmp_path, tiny_samples):
+    samples = [*tiny_samples(held_out=False), Sample("broken", "png", b"?", ["no picture"])]
+    (tmp_path / "d").mkdir()
+    write_split(tmp_path / "d" / "train", samples, name="d", split="train", source={})
+    arguments = ("--run", trained[1].root, "--data", tmp_path / "d", "--split", "train", "--out", tmp_path / "e")
+    code, out, errors = command(*arguments)
+    assert code == 0
+    assert "103 images" in out
+    assert "left out, as they cannot be used: train: 1 undecodable image\n" in errors
+
+
 def test_a_split_under_a_checkpoint(trained, command, tmp_path):
     config, directory = trained
     code, out, _ = command("--run", directory.root, "--split", "train", "--out", tmp_path / "t")

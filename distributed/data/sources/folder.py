@@ -42,8 +42,16 @@ def _images(folder: Path, incomplete: Incomplete) -> list[str]:
         raise UserError(f"{folder}: no image ({', '.join(IMAGE_SUFFIXES)}) in it")
     pictured = {file.with_suffix("") for file in images}
     for text in sorted(file for file in files if file.suffix == TEXT and file.with_suffix("") not in pictured):
-        incomplete.note("text file without an image beside it", str(folder / text))
+        incomplete.note("text file without an image beside it", str(folder / text), captions=_count(folder / text))
     return sorted(file.as_posix() for file in images)
+
+
+def _count(text: Path) -> int:
+    """Return how many captions a text file without an image seems to have."""
+    try:
+        return len(parse_captions(text.read_bytes(), "lines") or ())
+    except OSError:
+        return 0
 
 
 def _samples(folder: Path, names: list[str], incomplete: Incomplete, follow_symlinks: bool) -> Iterator[Sample]:
@@ -57,7 +65,7 @@ def _samples(folder: Path, names: list[str], incomplete: Incomplete, follow_syml
         captions = parse_captions(text, "lines")
         data = read_inside(image, folder, follow_symlinks=follow_symlinks)
         if readable(name) != name:
-            incomplete.report("its name is not UTF-8", str(image))
+            incomplete.report("its name is not UTF-8", str(image), captions=len(captions or ()))
         elif captions is None:
             incomplete.report("text not UTF-8", str(beside))
         elif not captions:

@@ -109,7 +109,7 @@ def _samples(entries: list[Entry], images: Path, incomplete: Incomplete, follow_
         if not any(map(str.strip, captions)):
             incomplete.report("no caption", str(relative))
         elif (data := read_inside(images / relative, images, follow_symlinks=follow_symlinks)) is None:
-            incomplete.report("no such image", str(images / relative))
+            incomplete.report("no such image", str(images / relative), captions=len(captions))
         else:
             facts = {name: getattr(entry, name) for name in ("cocoid", "filename", "imgid", "split")}
             extra = {name: value for name, value in facts.items() if value is not None}

@@ -70,7 +70,7 @@ def _samples(
         try:
             decode_regions(stream.getvalue())
         except BadSampleError as bad:
-            incomplete.report(bad.cause, f"{file}: row {number * step}")
+            incomplete.report(bad.cause, f"{file}: row {number * step}", captions=len(texts))
             continue
         if not any(map(str.strip, texts)):
             incomplete.report("no caption", f"{file}: row {number * step}")

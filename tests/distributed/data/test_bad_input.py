@@ -442,7 +442,7 @@ def test_file_names_that_are_not_utf8(command, tmp_path, folder, png):
     refused(command(*arguments), "caf\\xe9.png: its name is not UTF-8; complete it, or leave")
     code, text, _ = command(*arguments, "--skip-incomplete")
     assert code == 0
-    assert "left out: 1, its name is not UTF-8: " in text
+    assert "left out: 1, its name is not UTF-8 (and 1 caption): " in text
     assert "caf\\xe9.png" in text
     assert len(open_dataset(tmp_path / "out" / "train")) == 4
 
@@ -515,15 +515,15 @@ def test_splits_that_are_no_names(command, tmp_path, tar_shard, png, split):
 def test_what_was_left_out_is_named(command, tmp_path, folder, png):
     for i in range(7):
         (folder / "train" / f"lonely{i}.png").write_bytes(png((i, 9, 9)))
-    (folder / "README.txt").write_text("no caption of any picture")
-    (folder / "train" / "orphan.txt").write_text("a caption without a picture")
+    (folder / "train" / "README.txt").write_text("no caption of any picture")
+    (folder / "train" / "orphan.txt").write_text("a caption without a picture\nand another")
     code, text, _ = command("build", "folder", folder, "--out", tmp_path / "out", "--skip-incomplete")
     assert code == 0
     (line,) = [line for line in text.splitlines() if "no text file" in line]
     assert line.startswith("left out: 7, no text file beside the image: ")
     assert [f"lonely{i}.png" in line for i in range(7)] == [True] * 5 + [False] * 2
     assert line.endswith(", …")
-    assert "left out: 1, text file without an image beside it: " in text
+    assert "left out: 2, text file without an image beside it (and 3 captions): " in text
     assert "orphan.txt" in text
 
 

@@ -75,6 +75,7 @@ def test_incomplete_samples_are_left_out_on_demand(tmp_path, karpathy_json):
     _, splits = karpathy_splits(file, images, incomplete)
     assert [sample.key for sample in splits["train"]] == ["train2014/img_1", "img_4"]
     assert incomplete.counts == {"no such image": 1}
+    assert incomplete.lines() == [f"1, no such image (and 2 captions): {images / 'gone.png'}"]
 
 
 def test_other_files_are_refused(tmp_path, karpathy_json):
