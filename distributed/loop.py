@@ -189,11 +189,6 @@ class Training:
                     if self.saved_step != progress.step:
                         self._save(best=False)
                     return
-                if self.save_due:
-                    waited = time.perf_counter()
-                    self._save(best=False)
-                    started += time.perf_counter() - waited
-                    self.heartbeat(progress.step + 1, STEPPING)
                 self._step(batch)
                 epoch_ended = batch.position.epoch > progress.epoch
                 progress.epoch, progress.sample = batch.position.epoch, batch.position.sample
@@ -201,7 +196,7 @@ class Training:
                 self._log_interval(force=epoch_ended or progress.step == self.stop_step)
                 if epoch_ended or progress.step == self.total_steps or self._evaluates_at(progress.step):
                     self._measure_and_save(epoch_ended)
-                elif progress.step == self.stop_step or (every and progress.step % every == 0):
+                elif progress.step == self.stop_step or (every and progress.step % every == 0) or self.save_due:
                     self._save(best=False)
                 if epoch_ended:
                     return
@@ -219,7 +214,7 @@ class Training:
         """Read this rank's slice; None once any rank was asked to stop.
 
         All ranks learn of a failure, of bad samples and of the request, wherever it was heard, before anyone goes on;
-        and, by rank 0's clock, that a checkpoint is due.
+        and, by rank 0's clock, that a checkpoint is due after this step.
         """
         batch, reason = None, None
         self.heartbeat(self.progress.step + 1, READING)
@@ -254,9 +249,7 @@ class Training:
     def _due(self) -> bool:
         """Whether `train.checkpoint_every_minutes` have passed by the clock of rank 0, whose word counts."""
         minutes = self.config.train.checkpoint_every_minutes
-        if minutes is None or self.world.rank != 0 or self.progress.step in (0, self.saved_step):
-            return False
-        return time.monotonic() - self.saved_at >= minutes * 60
+        return minutes is not None and self.world.rank == 0 and time.monotonic() - self.saved_at >= minutes * 60
 
     def _step(self, batch: TrainBatch) -> None:
         """Forward, agree that the loss is finite everywhere, update."""
