@@ -128,7 +128,9 @@ class _UnitRowsOfHalf(torch.autograd.Function):
 
 def _largest(rows_bD: Tensor) -> Tensor:
     """Return the largest size of a number of each row [b, 1]; without gradient."""
-    return torch.linalg.vector_norm(rows_bD.detach(), ord=torch.inf, dim=1, keepdim=True)
+    rows_bD = rows_bD.detach()
+    # Without a copy, and a norm of infinite order takes twenty times as long on a CPU.
+    return torch.maximum(rows_bD.amax(dim=1, keepdim=True), -rows_bD.amin(dim=1, keepdim=True))
 
 
 def _factor_into_range(largest_b1: Tensor) -> Tensor:
