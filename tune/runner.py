@@ -15,6 +15,7 @@ from distributed.config import Config
 from distributed.config.load import read
 from distributed.launch import choose_device
 from distributed.run_directory import RunDirectory, refuse_job_folder
+from distributed.tracking.segments import segments
 from distributed.tracking.sync import sync
 from retrieval_eval.ray_cluster import cluster, joins_cluster
 from tune.config import SEED, Search
@@ -211,6 +212,9 @@ def _complete_tracking(trial: Trial) -> None:
     run = RunDirectory(trial.run_dir)
     if trial.status == "unfinished" or not run.config.exists() or read(run.config)["tracking"]["wandb"] == "disabled":
         return
+    files = segments(run)
+    if files and files[-1].exit_code == 0 and not run.tracking_note.exists():
+        return  # its own process told everything and ended well
     try:
         sync(run, failed=trial.status == "failed", over=True)
     except UserError as error:
