@@ -113,7 +113,7 @@ def comparison(embeddings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     embedding_set(1.8, seed=2).write(folder / "before/embeddings/test")
     embeddings.write(folder / "after/embeddings/test")
-    compare(folder / "before", folder / "after", out=folder / "both")
+    compare(str(folder / "before"), str(folder / "after"), out=folder / "both")
     return folder / "both/comparison.html"
 
 
