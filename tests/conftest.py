@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,13 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "distributed.data", "build", *source, "--out", str(out)]
     subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
     return out
+
+
+@pytest.fixture(autouse=True)
+def own_wandb_service() -> Iterator[None]:
+    """Leave no test the address of W&B's process that an earlier one started here: its commands start their own."""
+    yield
+    os.environ.pop("WANDB_SERVICE", None)
 
 
 COLOURS = ["red", "green", "blue", "yellow", "purple", "orange", "black", "white"]

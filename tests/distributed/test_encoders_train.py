@@ -159,13 +159,13 @@ def test_recomputed_activations_need_less_memory_and_change_nothing(name, config
         training, sizes = Training(config, World.join(torch.device("cpu")), lambda _: None), {}
         forward = training.strategy.forward
 
-        def counting(pairs):
+        def counting(pairs, chunks):
             def note(tensor):
                 sizes[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-                return forward(pairs)
+                return forward(pairs, chunks)
 
         training.strategy.forward = counting
         training.run()
