@@ -56,6 +56,7 @@ def encode(encoder: DualEncoder, dataset: Dataset, vocabulary: Tokens, config: C
     caption_ids: list[Tensor] = []
     was_training = encoder.training
     encoder.eval()
+    world.share_buffers(encoder)  # what is measured is what a checkpoint holds, which rank 0 writes
     dropped: Counter[str] = Counter()
     reader = evaluation_batches(
         dataset,

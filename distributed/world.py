@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from allpairs.errors import UserError
 
@@ -111,6 +111,12 @@ class World:
         if parts is None:
             return None
         return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every rank the buffers of rank 0's `module`: batch statistics differ after a step. Collective."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0, group=self.group)
 
     def barrier(self) -> None:
         """Wait for all ranks."""
