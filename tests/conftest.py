@@ -4,13 +4,14 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from allpairs.command import run
 from distributed.data.writer import Sample, write_split
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +38,22 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "distributed.data", "build", *source, "--out", str(out)]
     subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
     return out
+
+
+@pytest.fixture
+def in_process(capsys: pytest.CaptureFixture[str]) -> Callable[..., Callable[..., tuple[Any, str, str]]]:
+    """Make of a command's app a function that runs it in this process, up to its exit: code, output, errors."""
+
+    def make(app: Any) -> Callable[..., tuple[Any, str, str]]:
+        def call(*arguments: Any) -> tuple[Any, str, str]:
+            with pytest.raises(SystemExit) as caught:
+                run(app, [str(argument) for argument in arguments])
+            output = capsys.readouterr()
+            return caught.value.code, output.out, output.err
+
+        return call
+
+    return make
 
 
 @pytest.fixture(autouse=True)

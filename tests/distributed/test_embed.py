@@ -34,17 +34,9 @@ def trained(tiny_config):
 
 
 @pytest.fixture
-def command(capsys):
+def command(in_process):
     """Run the command inside this process, up to its exit."""
-    app = importlib.import_module("distributed.embed").app
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as exit_:
-            run_command(app, [str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return exit_.value.code, output.out, output.err
-
-    return call
+    return in_process(importlib.import_module("distributed.embed").app)
 
 
 def npy(array):
@@ -127,17 +119,9 @@ def test_counts_follow_with_one_command(trained, command, tmp_path):
 
 
 @pytest.fixture
-def evaluated(capsys):
+def evaluated(in_process):
     """Run the evaluation inside this process, up to its exit."""
-    app = importlib.import_module("retrieval_eval.evaluate.__main__").app
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as exit_:
-            run_command(app, [str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return exit_.value.code, output.out, output.err
-
-    return call
+    return in_process(importlib.import_module("retrieval_eval.evaluate.__main__").app)
 
 
 def test_any_split_of_the_run_is_measured_by_the_command_it_is_told(trained, command, evaluated):

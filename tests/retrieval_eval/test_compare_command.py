@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from allpairs.command import run
 from allpairs.embeddings import EmbeddingSet
 from retrieval_eval import evaluate
 from retrieval_eval.compare import app
@@ -18,14 +17,8 @@ from retrieval_eval.uncertainty import clusters_of
 
 
 @pytest.fixture
-def command(capsys):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as exit_:
-            run(app, [str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return exit_.value.code, output.out, output.err
-
-    return call
+def command(in_process):
+    return in_process(app)
 
 
 @pytest.fixture(scope="module")

@@ -15,17 +15,9 @@ from retrieval_eval import evaluate
 
 
 @pytest.fixture
-def command(capsys):
+def command(in_process):
     """Run the command inside this process, up to its exit."""
-    app = importlib.import_module("retrieval_eval.evaluate.__main__").app
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as exit_:
-            run(app, [str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return exit_.value.code, output.out, output.err
-
-    return call
+    return in_process(importlib.import_module("retrieval_eval.evaluate.__main__").app)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from allpairs.command import run
 from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
 from retrieval_eval import evaluate
@@ -194,15 +193,8 @@ def test_unit_vectors_of_half_precision_do_not_vary(precision, width):
 
 
 @pytest.fixture
-def command(capsys):
-    def call(module, *arguments):
-        app = importlib.import_module(f"retrieval_eval.{module}").app
-        with pytest.raises(SystemExit) as exit_:
-            run(app, [str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return exit_.value.code, output.out, output.err
-
-    return call
+def command(in_process):
+    return lambda module, *arguments: in_process(importlib.import_module(f"retrieval_eval.{module}").app)(*arguments)
 
 
 @pytest.fixture(scope="module")

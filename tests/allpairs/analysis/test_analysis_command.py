@@ -10,23 +10,14 @@ import pytest
 from PIL import Image
 
 from allpairs.analysis.cocos import DIRECTIONS
-from allpairs.command import run
 from allpairs.objectives import names
 
 
 @pytest.fixture
-def command(capsys, monkeypatch):
+def command(in_process, monkeypatch):
     """Run the command inside this process, up to its exit."""
     monkeypatch.setenv("COLUMNS", "200")
-    app = importlib.import_module("allpairs.analysis.__main__").make_app()
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as exit_:
-            run(app, [str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return exit_.value.code, output.out, output.err
-
-    return call
+    return in_process(importlib.import_module("allpairs.analysis.__main__").make_app())
 
 
 @pytest.fixture

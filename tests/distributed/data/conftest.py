@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from allpairs.command import run
 from distributed.data import Dataset, open_dataset
 from distributed.data.__main__ import app
 from distributed.data.sources.img2dataset import index_shards
@@ -45,16 +44,9 @@ def tar_shard() -> Callable[[Path, Members], Path]:
 
 
 @pytest.fixture
-def command(capsys):
+def command(in_process):
     """Run the command line in this process: exit code, standard output, standard error."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            run(app, [str(argument) for argument in arguments])
-        output = capsys.readouterr()
-        return caught.value.code, output.out, output.err
-
-    return call
+    return in_process(app)
 
 
 @pytest.fixture
