@@ -24,18 +24,25 @@ class Pairs(NamedTuple):
     lengths_c: Tensor
     image_ids_b: Tensor
     caption_ids_c: Tensor
+    margins_b: Tensor | None = None
+    """One margin per pair in place of the objective's (U-Eq. 26), float32; None: the objective's own."""
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> "Pairs":
         """Move `batch` to `device`; the copies overlap with the queue of a GPU."""
         tokens_cL, lengths_c = batch.tokens
         tensors = (batch.images, tokens_cL, lengths_c, batch.image_ids, batch.caption_ids)
-        return cls(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+        pairs = cls(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+        if batch.margins is None:
+            return pairs
+        return pairs._replace(margins_b=batch.margins.to(device, non_blocking=True))
 
     def of_rows(self, images: slice, texts: slice) -> "Pairs":
         """Return some of the images with their captions."""
         tokens_cL, lengths_c = self.tokens_cL[texts], self.lengths_c[texts]
-        return Pairs(self.images[images], tokens_cL, lengths_c, self.image_ids_b[images], self.caption_ids_c[texts])
+        margins_b = None if self.margins_b is None else self.margins_b[images]
+        ids = self.image_ids_b[images], self.caption_ids_c[texts]
+        return Pairs(self.images[images], tokens_cL, lengths_c, *ids, margins_b)
 
 
 class Chunk(NamedTuple):
@@ -100,9 +107,9 @@ class TrainStep(nn.Module):
         if self.bf16:
             # In the type that the encoders computed in: a GPU's fast products. The objective normalises in float32.
             images_bD, texts_cD = images_bD.to(torch.bfloat16), texts_cD.to(torch.bfloat16)
-        return objective(
-            images_bD, texts_cD, query_ids=pairs.image_ids_b, candidate_ids=pairs.caption_ids_c, group=self.group
-        )
+        ids = {"query_ids": pairs.image_ids_b, "candidate_ids": pairs.caption_ids_c}
+        loss: Tensor = objective(images_bD, texts_cD, **ids, margins=pairs.margins_b, group=self.group)
+        return loss
 
     def _carry(self, chunk: Chunk) -> Tensor:
         images_bD, texts_cD = self.encode(chunk.pairs)

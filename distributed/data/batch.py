@@ -38,6 +38,7 @@ class Batch:
         keys: the ``b`` sample keys, for messages and example tables.
         seen: samples read for this batch, bad ones included.
         bad: how many of them were dropped, by cause.
+        margins: ``[b]`` float32, one per pair where training takes margins from somewhere; None elsewhere.
     """
 
     images: torch.Tensor
@@ -48,6 +49,7 @@ class Batch:
     keys: list[str]
     seen: int
     bad: dict[str, int]
+    margins: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
