@@ -65,11 +65,28 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, factor: Tensor | Non
     if total.dtype == left.dtype:
         assert factor is None
         total.addmm_(left, right)
+    elif factor is None and total.is_cuda and _adds_in_place(total.device, left.dtype):
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     elif total.is_cuda or factor is not None:
         products = product(left, right)
         total.add_(products if factor is None else products.mul_(factor))
     else:
         total.addmm_(left.to(total.dtype), right.to(total.dtype))
+
+
+@functools.cache
+def _adds_in_place(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether this torch adds products of half precision to a sum in float32 without a tensor between.
+
+    (pytorch#167931; asked once, of numbers whose sum is known.)
+    """
+    total = torch.ones(16, 16, device=device)
+    half = total.to(dtype)
+    try:
+        torch.addmm(total, half, half, out_dtype=torch.float32, out=total)
+    except (RuntimeError, TypeError):
+        return False
+    return bool((total == 17).all())
 
 
 def to_half(weights_RC: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

@@ -38,6 +38,13 @@ class Statistics(NamedTuple):
     """Of all candidates; of this rank's queries alone until it is merged over the ranks."""
 
 
+class TileSizes(NamedTuple):
+    """The largest number of rows and of columns of a tile."""
+
+    forward: int
+    backward: int
+
+
 class TiledCall(NamedTuple):
     """One call of an objective that is walked in tiles: what is computed, and how."""
 
@@ -48,18 +55,14 @@ class TiledCall(NamedTuple):
     """What is added to every score."""
     whole: GlobalBatch
     layout: RankLayout
-    tile: int
-    """The largest number of rows and of columns of a tile."""
+    tile: TileSizes
     tiles: "type[PlainTiles]"
 
 
 def loss(
-    objective: AnchorObjective[Any], batch: LocalBatch, layout: RankLayout, tile: int, tiles: type["PlainTiles"]
+    objective: AnchorObjective[Any], batch: LocalBatch, layout: RankLayout, tile: TileSizes, tiles: type["PlainTiles"]
 ) -> Tensor:
-    """Return this rank's loss, equal to `dense.loss` in value and gradient.
-
-    `tile`: the largest number of rows and of columns of a tile.
-    """
+    """Return this rank's loss, equal to `dense.loss` in value and gradient."""
     scale, bias = objective.score_scale(), objective.score_bias()
     whole = GlobalBatch.gathered(objective, batch, layout)
     call = TiledCall(objective, _fixed(scale), _fixed(bias), whole, layout, tile, tiles)
@@ -236,7 +239,7 @@ def _bias_gradient(call: TiledCall, statistics: Statistics, factors: Factors) ->
 
 def _walk(tiles: PlainTiles, call: TiledCall, known: Statistics | None) -> Statistics:
     """Return what one pass finds in the whole strip; the candidates' part is merged over the ranks."""
-    layout, tile = call.layout, call.tile
+    layout, tile = call.layout, call.tile.forward
     row_pieces: list[RowStatistic] = []
     column_pieces: list[RowStatistic] = []
     for rows in _pieces(layout.own_queries, tile):
@@ -259,7 +262,7 @@ def _walk(tiles: PlainTiles, call: TiledCall, known: Statistics | None) -> Stati
 def _gradients(tiles: PlainTiles, statistics: Statistics, factors: Factors) -> Gradients:
     """Return Σ_j W_ij c_j of this rank's queries and its part of Σ_i W_ij q_i of all candidates."""
     call = tiles.call
-    layout, tile = call.layout, call.tile
+    layout, tile = call.layout, call.tile.backward
     queries_bD, candidates_BD = tiles.queries_bD, tiles.candidates_BD
     if factors.unequal is not None:  # the fused kernels know one factor for all
         tiles = PlainTiles(call, queries_bD, candidates_BD)
@@ -281,10 +284,12 @@ def _gradients(tiles: PlainTiles, statistics: Statistics, factors: Factors) -> G
                 weights_RC, inverse = to_half(weights_RC, queries_bD.dtype)
             add_product(query_gradient_RD, weights_RC, candidates_BD[cut], inverse)
             add_product(candidate_gradient_BD[cut], weights_RC.T, queries_RD, inverse)
+            del weights_RC  # before the next, so that one W is held and not two
         tiles.add_own_pairs(rows, statistics, query_gradient_RD, candidate_gradient_BD)
         query_gradient_RD *= factors.loss / tiles.unit
         along_queries += (query_gradient_RD * queries_RD).sum()
         query_gradient_bD[tiles.local(rows)] = query_gradient_RD.mul_(factors.scale)
+        del query_gradient_RD
     candidate_gradient_BD.mul_(factors.loss / tiles.unit).mul_(factors.scale)
     return Gradients(query_gradient_bD, candidate_gradient_BD, along_queries)
 

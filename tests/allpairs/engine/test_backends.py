@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from allpairs.engine import backend, tiled
+from allpairs.engine import backend, products, tiled
 from allpairs.engine.batch import unit_rows
 from allpairs.engine.tiled import PlainTiles
 from allpairs.errors import UserError
@@ -104,15 +104,23 @@ class OnGpu(torch.Tensor):
         if name == "mm" and "out_dtype" in kwargs:  # a product that only CUDA has
             cls.products.append((args[0].dtype, args[1].dtype, kwargs["out_dtype"]))
             return args[0].to(kwargs["out_dtype"]) @ args[1].to(kwargs["out_dtype"])
+        if name == "addmm":  # as torch has it from pytorch#167931 on
+            assert kwargs["out"] is args[0]
+            cls.products.append((args[1].dtype, args[2].dtype, kwargs["out_dtype"]))
+            return args[0].add_(args[1].float() @ args[2].float())
         if name in ("matmul", "__matmul__", "addmm_") and args[0].dtype != torch.float32:
             raise AssertionError(f"{name} in {args[0].dtype}")
         return super().__torch_function__(function, types, args, kwargs)
 
 
+@pytest.mark.parametrize("in_place", [True, False], ids=["added_in_place", "added_after"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize(("name", "fused_kernel"), [("vlc", True), ("goal", True), ("triplet", False), ("rsp", False)])
-def test_half_precision_on_a_gpu_is_multiplied_in_half_and_summed_in_float32(name, fused_kernel, dtype, monkeypatch):
+def test_half_precision_on_a_gpu_is_multiplied_in_half_and_summed_in_float32(
+    name, fused_kernel, dtype, in_place, monkeypatch
+):
     """What `auto` dispatches for CUDA: the tiles, and the types of the factors and the sum of every product."""
+    monkeypatch.setattr(products, "_adds_in_place", lambda device, dtype: in_place)
     chosen: list[type] = []
     original = tiled.loss
     monkeypatch.setattr(backend.tiled, "loss", lambda *given: chosen.append(given[-1]) or original(*given))
