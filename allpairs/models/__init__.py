@@ -2,6 +2,7 @@
 
 - `spec`: every knob of a model.
 - `dual`: two encoders that share one space; `whole`: CLIP and its kin, both towers of one pretrained model.
+- `ensemble`: several dual encoders asked together, as one.
 - `build`: from a description to a model; `hub`: networks of the transformers library, from a hub, a folder, a type.
 - `cnn`, `backbone`, `regions`, `vsrn`: image encoders; `pixels`, `preprocessing`, `patches`: what they
   expect of a picture.
@@ -13,6 +14,7 @@
 from allpairs.models.build import build
 from allpairs.models.checkpoint import DESCRIPTION, WEIGHTS, load, save
 from allpairs.models.dual import DualEncoder
+from allpairs.models.ensemble import Ensemble
 from allpairs.models.hub import recompute_activations
 from allpairs.models.spec import (
     CnnSpec,
@@ -44,6 +46,7 @@ __all__ = [
     "CnnSpec",
     "DualEncoder",
     "DualSpec",
+    "Ensemble",
     "GruSpec",
     "ImageSpec",
     "ModelSpec",

@@ -4,17 +4,30 @@ from torch import nn
 
 from allpairs.models.cnn import CnnEncoder
 from allpairs.models.dual import DualEncoder
+from allpairs.models.ensemble import Ensemble
 from allpairs.models.regions import RegionsEncoder
-from allpairs.models.spec import CnnSpec, GruSpec, ImageSpec, ModelSpec, RegionsSpec, TextSpec, VsrnSpec, WholeSpec
+from allpairs.models.spec import (
+    CnnSpec,
+    EnsembleSpec,
+    GruSpec,
+    ImageSpec,
+    RegionsSpec,
+    SavedSpec,
+    TextSpec,
+    VsrnSpec,
+    WholeSpec,
+)
 from allpairs.models.text import GruEncoder
 from allpairs.models.vsrn import VsrnEncoder
 
 
-def build(spec: ModelSpec, vocabulary_size: int) -> DualEncoder:
+def build(spec: SavedSpec, vocabulary_size: int) -> DualEncoder:
     """Build the model that `spec` describes for a vocabulary of that many tokens, initialised from torch's global seed.
 
     A UserError says which network could not be loaded, and why.
     """
+    if isinstance(spec, EnsembleSpec):
+        return Ensemble([build(spec.member, vocabulary_size) for _ in range(spec.count)])
     if isinstance(spec, WholeSpec):
         from allpairs.models.whole import WholeEncoder
 

@@ -23,9 +23,11 @@ from allpairs.models.preprocessing import ImagePreprocessing
 from allpairs.models.spec import (
     CnnSpec,
     DualSpec,
+    EnsembleSpec,
     GruSpec,
     ModelSpec,
     RegionsSpec,
+    SavedSpec,
     TextTransformersSpec,
     TransformersSpec,
     VsrnSpec,
@@ -71,7 +73,7 @@ def load(folder: str | Path) -> tuple[DualEncoder, Tokens]:
             raise UserError(f"checkpoint {folder}: no {name} in it")
     check_files(folder, (DESCRIPTION, words, WEIGHTS, PREPROCESSING))
     spec = _read_spec(folder / DESCRIPTION)
-    vocabulary = load_tokens(folder, spec)
+    vocabulary = load_tokens(folder, spec.member if isinstance(spec, EnsembleSpec) else spec)
     try:
         weights = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -88,21 +90,28 @@ def load(folder: str | Path) -> tuple[DualEncoder, Tokens]:
     return model.eval(), vocabulary
 
 
-def _read_spec(path: Path) -> ModelSpec:
+def _read_spec(path: Path) -> SavedSpec:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
         if description["format"] != _FORMAT:
             raise UserError(f"checkpoint {path}: format {description['format']!r}; accepted: {_FORMAT}")
-        fields = {"kind": "towers", **description["spec"]}
-        if fields["kind"] != "towers":
-            return _of_kind(fields, WholeSpec)
-        image = _of_kind(fields.pop("image"), CnnSpec, TransformersSpec, RegionsSpec, VsrnSpec)
-        text = _of_kind(fields.pop("text"), GruSpec, TextTransformersSpec)
-        return _filled(DualSpec, {**fields, "image": image, "text": text})
+        fields = description["spec"]
+        if fields.get("kind") == "ensemble":
+            return _filled(EnsembleSpec, {**fields, "member": _of_one(fields["member"])})
+        return _of_one(fields)
     except UserError:
         raise
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"checkpoint {path}: not a model description ({error})") from None
+
+
+def _of_one(fields: dict[str, Any]) -> ModelSpec:
+    fields = {"kind": "towers", **fields}
+    if fields["kind"] != "towers":
+        return _of_kind(fields, WholeSpec)
+    image = _of_kind(fields.pop("image"), CnnSpec, TransformersSpec, RegionsSpec, VsrnSpec)
+    text = _of_kind(fields.pop("text"), GruSpec, TextTransformersSpec)
+    return _filled(DualSpec, {**fields, "image": image, "text": text})
 
 
 def _of_kind(fields: dict[str, Any], *members: type) -> Any:

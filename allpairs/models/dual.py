@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from allpairs.models.spec import DualSpec, ImageSpec, ModelSpec, TextSpec
+from allpairs.models.spec import DualSpec, ImageSpec, ModelSpec, SavedSpec, TextSpec
 
 if TYPE_CHECKING:
     from allpairs.models.preprocessing import ImagePreprocessing
@@ -40,7 +40,7 @@ class DualEncoder(nn.Module):
         self.dim = dim
         self.learned: dict[str, float] = {}
 
-    def described(self, spec: ModelSpec) -> ModelSpec:
+    def described(self, spec: ModelSpec) -> SavedSpec:
         """Return `spec` made self-contained: a hub id says nothing offline, its network describes itself."""
         assert isinstance(spec, DualSpec), "towers are described by towers"
         image: ImageSpec = getattr(self.image, "spec", spec.image)

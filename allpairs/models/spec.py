@@ -317,6 +317,27 @@ ModelSpec = Annotated[DualSpec | WholeSpec, _ByKind("towers")]
 """Every model that trains."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class EnsembleSpec:
+    """Several nets of one description that are asked together (`allpairs.models.ensemble`); a recipe makes them."""
+
+    member: DualSpec | WholeSpec
+    """What each net is."""
+
+    count: int
+    """How many there are."""
+
+    kind: Literal["ensemble"] = "ensemble"
+
+    def __post_init__(self) -> None:
+        _check_kind(self)
+        _check_integer("count", self.count, 2, 64)
+
+
+SavedSpec = DualSpec | WholeSpec | EnsembleSpec
+"""Every model that is saved."""
+
+
 def reads_regions(spec: DualSpec | WholeSpec) -> bool:
     """Say whether the image side takes precomputed region features rather than pictures."""
     return isinstance(spec, DualSpec) and isinstance(spec.image, RegionsSpec | VsrnSpec)

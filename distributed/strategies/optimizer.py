@@ -43,13 +43,14 @@ def rate_factors(names: Iterable[str], config: Optimizer) -> dict[str, float]:
     one above them (BEiT, Bao et al. 2022, counts layers so).
     """
     factors: dict[str, float] = {}
-    towers: dict[str, list[str]] = {"image": [], "text": []}
+    towers: dict[tuple[str, str], list[str]] = {}  # of an ensemble each net has its own
     for name in names:
         factors[name] = 1.0
-        if ".backbone." in name:
+        net, backbone, _ = name.partition(".backbone.")
+        if backbone:
             is_text = ".text.backbone." in name or ".backbone.text_" in name
-            towers["text" if is_text else "image"].append(name)
-    for tower, members in towers.items():
+            towers.setdefault(("text" if is_text else "image", net), []).append(name)
+    for (tower, _), members in towers.items():
         factor, layers = getattr(config.backbone_lr_factor, tower), [_layer(name) for name in members]
         top = max((layer for layer in layers if layer is not None), default=0) + 1
         depth = 0

@@ -3,7 +3,16 @@ import math
 import pytest
 import torch
 
-from allpairs.models import CnnSpec, DualSpec, GruSpec, TextTransformersSpec, TransformersSpec, WholeSpec, build
+from allpairs.models import (
+    CnnSpec,
+    DualSpec,
+    Ensemble,
+    GruSpec,
+    TextTransformersSpec,
+    TransformersSpec,
+    WholeSpec,
+    build,
+)
 from allpairs.objectives import make
 from distributed.config.tree import Optimizer
 from distributed.step import TrainStep
@@ -100,6 +109,18 @@ def test_towers_and_layers_learn_at_rates_of_their_own(kind):
         members = [value for name, value in found.items() if name.startswith(f"encoder.{prefix}")]
         assert members, prefix
         assert members == pytest.approx([rate] * len(members)), prefix
+
+
+def test_each_net_of_an_ensemble_learns_as_it_would_alone():
+    optimizer = Optimizer(backbone_lr_factor={"image": 0.2, "text": 0.3}, layer_decay=0.5)
+    alone, together = (
+        rate_factors([name for name, _ in TrainStep(encoder, make("vlc"), None, "fp32").named_parameters()], optimizer)
+        for encoder in (network("vit+bert"), Ensemble([network("vit+bert"), network("vit+bert")]))
+    )
+    for net in (0, 1):
+        prefix = f"encoder.members.{net}."
+        mine = {name.replace(prefix, "encoder."): rate for name, rate in together.items() if name.startswith(prefix)}
+        assert mine == {name: rate for name, rate in alone.items() if name.startswith("encoder.")}
 
 
 def test_the_optimiser_moves_each_parameter_by_its_own_rate():
