@@ -7,6 +7,7 @@ from allpairs.files import write_text
 from distributed.data import open_dataset
 from distributed.data.batch import describe_dropped, dropped_metrics, dropped_so_far
 from distributed.data.dataset import shared_pictures
+from distributed.data.sources.shuffled import note_of
 from distributed.evaluation import embedding_set, encode, origin_of
 from distributed.loop import Training
 from distributed.progress import duration
@@ -106,8 +107,11 @@ def _facts(training: Training) -> dict[str, str]:
 
 
 def _facts_of_data(training: Training) -> dict[str, str]:
-    """Return what the data did to the figures: samples that could not be used, pictures in two splits."""
+    """Return what the data did to the figures: samples dropped, captions shuffled, pictures in two splits."""
     data = training.config.data
     facts = {"Dropped samples": describe_dropped(dropped_so_far(training.run_dir.history())) or "none"}
-    repeated = shared_pictures({split: open_dataset(data.folder(split)) for split in data.splits})
+    datasets = {split: open_dataset(data.folder(split)) for split in data.splits}
+    if (shuffled := note_of(datasets["train"].manifest)) is not None:
+        facts["Shuffled captions"] = shuffled
+    repeated = shared_pictures(datasets)
     return facts | ({"Pictures in two splits": "; ".join(repeated)} if repeated else {})

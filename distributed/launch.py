@@ -31,6 +31,7 @@ from distributed.config.tree import Cluster
 from distributed.data import Dataset, open_split
 from distributed.data.dataset import BadSampleError, shared_pictures
 from distributed.data.images import decode_regions
+from distributed.data.sources.shuffled import note_of
 from distributed.data.verify import write_stamps
 from distributed.progress import Follower
 from distributed.provenance import provenance
@@ -177,7 +178,7 @@ def _run_on_ray(
 def check_data(config: Config, say: Callable[[str], None] = lambda text: None) -> dict[str, Dataset]:
     """Open every split of the run before anything starts, shards compared with their hashes as `data.verify` asks.
 
-    `say` hears of comparisons that take time, and of pictures that are in two splits.
+    `say` hears of comparisons that take time, of pictures that are in two splits, and of captions shuffled on purpose.
 
     Raises:
         UserError: a folder is missing, broken, altered, holds regions where the model reads images (or the reverse) or
@@ -216,8 +217,9 @@ def check_data(config: Config, say: Callable[[str], None] = lambda text: None) -
             f"train.global_batch={config.train.global_batch} is larger than data.train, which has "
             f"{len(datasets['train'])} images; accepted: at most that many"
         )
-    for line in shared_pictures(datasets):
-        say(f"data: {line}")
+    for line in (note_of(datasets["train"].manifest), *shared_pictures(datasets)):
+        if line is not None:
+            say(f"data: {line}")
     return datasets
 
 

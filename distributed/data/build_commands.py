@@ -148,6 +148,22 @@ def tiles(
     print_built(sources.build_tiles(folder, grid=grid, side=side, skip_incomplete=skip_incomplete, **vars(target)))
 
 
+@app.command
+def shuffled(folder: Path, *, target: Target, fraction: float, seed: int = 0) -> None:
+    """For experiments alone: a data set some of whose training captions have changed places with each other.
+
+    Parameters
+    ----------
+    folder
+        Data set, as the other sources write it; val and test are copied as they are.
+    fraction
+        Part of the training captions that change places: 0.2, 0.4, …
+    seed
+        Another seed picks others.
+    """
+    print_built(sources.build_shuffled(folder, fraction=fraction, seed=seed, **vars(target)))
+
+
 @app.command(name="img2dataset")
 def img2dataset(*shards: str, out: Path, split: str, overwrite: bool = False) -> None:
     """Index img2dataset shards where they lie, without copying them, as one split: OUT/SPLIT.

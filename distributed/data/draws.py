@@ -25,6 +25,9 @@ class Purpose(IntEnum):
     FLIP = 7
     SPLIT = 8
     KEYWORDS = 9
+    DIVISION = 10
+    SHUFFLED_PAIRS = 11
+    SHUFFLED_PLACES = 12
 
 
 def _mix(state: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ UserError for a source that is not what it should be.
 - `folder`, `karpathy`, `img2dataset`, `regions`: other people's layouts.
 - `emoji`: a data set of real drawings, made of two public repositories.
 - `tiles`: regions cut from the pictures of a data set.
+- `shuffled`: a data set some of whose training captions changed places, for experiments with pairs that do not match.
 """
 
 import re
@@ -20,6 +21,7 @@ from distributed.data.sources.folder import folder_splits
 from distributed.data.sources.img2dataset import find_shards, index_shards
 from distributed.data.sources.karpathy import karpathy_splits
 from distributed.data.sources.regions import region_splits
+from distributed.data.sources.shuffled import shuffle_splits
 from distributed.data.sources.tiles import tile_splits
 from distributed.data.writer import new_folder
 
@@ -136,6 +138,23 @@ def build_tiles(
         shard_samples=shard_samples,
     )
     return built.without(incomplete)
+
+
+def build_shuffled(
+    folder: Path,
+    *,
+    out: Path,
+    fraction: float,
+    seed: int = 0,
+    overwrite: bool = False,
+    shard_samples: int = SHARD_SAMPLES,
+) -> Built:
+    """Write the data set in `folder` with this `fraction` of its training captions changed round; for experiments."""
+    splits, kind, about = shuffle_splits(folder, fraction=fraction, seed=seed)
+    name = f"{readable(folder.resolve().name)}, {100 * fraction:g} % of training captions shuffled"
+    return write_splits(
+        out, splits, name=name, source=about, kind=kind, overwrite=overwrite, shard_samples=shard_samples
+    )
 
 
 def build_img2dataset(*sources: str, out: Path, split: str, overwrite: bool = False) -> Built:
