@@ -1,10 +1,12 @@
 """Fused Triton tiles: scores, mask and what is wanted of them in one kernel, so that no tile of scores meets memory.
 
 - `kernels`: the Triton kernels.
-- `launches`: each of them as a function of tensors, and how it is launched.
+- `instances`: which items can be of one instance, as the kernels ask it.
+- `launch_table`: how each kernel is launched.
+- `launches`: each of them as a function of tensors.
 - `tiles`: what the walk of `allpairs.engine.tiled` asks of a tile, answered by these.
 
-Importing this package does not import Triton; `launches` and `kernels` do.
+Importing this package does not import Triton; all but `launch_table` and `tiles` do.
 """
 
 import importlib.util

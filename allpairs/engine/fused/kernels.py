@@ -30,10 +30,13 @@ _SHARED_OCTAVES = tl.constexpr(100.0)
 
 _NO_INDEX = tl.constexpr(2**31 - 1)
 
+RUN = tl.constexpr(16 if INTERPRETED else 64)
+"""Items whose range of numbers is known together; see `allpairs.engine.fused.instances`."""
+
 # A kernel is compiled once for every batch: not again for a last one whose sizes are no multiple of 16, or for a rank
 # whose rows begin at an odd place.
-_SIZES = ("R", "C", "K", "N")
-_PER_ROW = ("query_ids_R", "candidate_ids_C", "row_shift_R", "column_shift_C", "bias_N")
+_SIZES = ("R", "C", "K", "N", "first_row", "first_column")
+_ANYWHERE = ("row_shift_R", "column_shift_C", "bias_N", "scale_1", "bias_1", "factor_1")
 
 
 @triton.jit
@@ -72,11 +75,34 @@ def _scores(
 
 
 @triton.jit
+def _range(ranges_G2, first, LENGTH: tl.constexpr):
+    """Return the lowest and the highest number of the items of LENGTH from `first` on, by their runs."""
+    run = first // RUN
+    last = (first + LENGTH - 1) // RUN
+    lowest = tl.load(ranges_G2 + 2 * run)
+    highest = tl.load(ranges_G2 + 2 * run + 1)
+    for _ in tl.static_range(LENGTH // RUN):
+        run = tl.minimum(run + 1, last)
+        lowest = tl.minimum(lowest, tl.load(ranges_G2 + 2 * run))
+        highest = tl.maximum(highest, tl.load(ranges_G2 + 2 * run + 1))
+    return lowest, highest
+
+
+@triton.jit
+def _overlap(range1, range2):
+    return (range1[1] >= range2[0]) & (range1[0] <= range2[1])
+
+
+@triton.jit
 def _negative_scores(
     queries,
     candidates,
-    query_ids_R,
-    candidate_ids_C,
+    query_numbers_B,
+    query_ranges_G2,
+    candidate_numbers_B,
+    candidate_ranges_G2,
+    first_row,
+    first_column,
     row_block,
     column_block,
     R,
@@ -86,20 +112,26 @@ def _negative_scores(
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
     WIDEN: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
-    """Return the block's scores in float32, −inf where the ids are equal or outside, and its rows and columns."""
+    """Return the block's scores in float32, −inf where the numbers are equal or outside, and its rows and columns.
+
+    MASKED: whether two numbers of the tile can be equal at all. Ranges are single numbers, which no warp waits for.
+    """
     rows = row_block * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = column_block * BLOCK_C + tl.arange(0, BLOCK_C)
-    row_ids = tl.load(query_ids_R + rows, mask=rows < R, other=0)
-    column_ids = tl.load(candidate_ids_C + columns, mask=columns < C, other=0)
-    # Comparing all pairs of ids costs about an eighth of the products, so it is done only where it can matter: with ids
-    # that follow the order of the batch that is the diagonal, with arbitrary ids it is everywhere.
-    overlapping = (tl.max(row_ids, 0) >= tl.min(column_ids, 0)) & (tl.min(row_ids, 0) <= tl.max(column_ids, 0))
     at_edge = ((row_block + 1) * BLOCK_R > R) | ((column_block + 1) * BLOCK_C > C)
     scores = _scores(queries, candidates, row_block, column_block, D, BLOCK_R, BLOCK_C, BLOCK_D, WIDEN)
-    if overlapping | at_edge:
-        negative = (row_ids[:, None] != column_ids[None, :]) & (rows < R)[:, None] & (columns < C)[None, :]
-        scores = tl.where(negative, scores, -float("inf"))
+    if MASKED:
+        row_range = _range(query_ranges_G2, first_row + row_block * BLOCK_R, BLOCK_R)
+        column_range = _range(candidate_ranges_G2, first_column + column_block * BLOCK_C, BLOCK_C)
+        if _overlap(row_range, column_range) | at_edge:
+            row_numbers = tl.load(query_numbers_B + first_row + rows, mask=rows < R, other=-1)
+            column_numbers = tl.load(candidate_numbers_B + first_column + columns, mask=columns < C, other=-1)
+            negative = (row_numbers[:, None] != column_numbers[None, :]) & (rows < R)[:, None] & (columns < C)[None, :]
+            scores = tl.where(negative, scores, -float("inf"))
+    elif at_edge:
+        scores = tl.where((rows < R)[:, None] & (columns < C)[None, :], scores, -float("inf"))
     return scores, rows, columns
 
 
@@ -111,17 +143,21 @@ def _total(scores, peak, scale2, axis: tl.constexpr):
     return tl.sum(tl.exp2((scores - tl.expand_dims(reference, axis)) * scale2), axis)
 
 
-@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_PER_ROW)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_ANYWHERE)
 def soft_excess(
     queries,
     candidates,
-    query_ids_R,
-    candidate_ids_C,
+    query_numbers_B,
+    query_ranges_G2,
+    candidate_numbers_B,
+    candidate_ranges_G2,
+    first_row,
+    first_column,
     row_peaks_KR,
     row_totals_KR,
     column_peaks_KC,
     column_totals_KC,
-    scale2,
+    scale_1,
     R,
     C,
     D: tl.constexpr,
@@ -130,6 +166,7 @@ def soft_excess(
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
     WIDEN: tl.constexpr,
+    MASKED: tl.constexpr,
     SHARE: tl.constexpr,
 ):
     """Write m = max S and Σ 2^(scale2·(S − m)) over the negatives of every row and column of every block.
@@ -142,8 +179,12 @@ def soft_excess(
     scores, rows, columns = _negative_scores(
         queries,
         candidates,
-        query_ids_R,
-        candidate_ids_C,
+        query_numbers_B,
+        query_ranges_G2,
+        candidate_numbers_B,
+        candidate_ranges_G2,
+        first_row,
+        first_column,
         row_block,
         column_block,
         R,
@@ -153,7 +194,9 @@ def soft_excess(
         BLOCK_C,
         BLOCK_D,
         WIDEN,
+        MASKED,
     )
+    scale2 = tl.load(scale_1) * LOG2_E
     row_peak = tl.max(scores, 1)
     column_peak = tl.max(scores, 0)
     shared = False
@@ -178,21 +221,22 @@ def soft_excess(
     tl.store(column_totals_KC + of_columns, column_total, mask=columns < C)
 
 
-@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_PER_ROW)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_ANYWHERE)
 def merge_excess(
     peaks_KN,
     totals_KN,
     bias_N,
     peak_N,
     total_N,
-    scale,
-    scale2,
+    scale_1,
     K,
     N,
     BLOCK_K: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Join partial results, and count exponents from bias: peak = max(0, scale·m − bias), total = Σ e^(x − peak)."""
+    scale = tl.load(scale_1)
+    scale2 = scale * LOG2_E
     anchors = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = anchors < N
     peak = tl.full((BLOCK_N,), -float("inf"), dtype=tl.float32)
@@ -216,12 +260,16 @@ def merge_excess(
     tl.store(total_N + anchors, total, mask=inside)
 
 
-@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_PER_ROW)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_ANYWHERE)
 def hardest(
     queries,
     candidates,
-    query_ids_R,
-    candidate_ids_C,
+    query_numbers_B,
+    query_ranges_G2,
+    candidate_numbers_B,
+    candidate_ranges_G2,
+    first_row,
+    first_column,
     row_values_KR,
     row_columns_KR,
     column_values_KC,
@@ -234,14 +282,19 @@ def hardest(
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
     WIDEN: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     """Write the highest negative of every row and column of every block, and the lowest index that holds it."""
     row_block, column_block = _block_of(tl.cdiv(R, BLOCK_R), tl.cdiv(C, BLOCK_C), GROUP)
     scores, rows, columns = _negative_scores(
         queries,
         candidates,
-        query_ids_R,
-        candidate_ids_C,
+        query_numbers_B,
+        query_ranges_G2,
+        candidate_numbers_B,
+        candidate_ranges_G2,
+        first_row,
+        first_column,
         row_block,
         column_block,
         R,
@@ -251,6 +304,7 @@ def hardest(
         BLOCK_C,
         BLOCK_D,
         WIDEN,
+        MASKED,
     )
     row_value = tl.max(scores, 1)
     row_column = tl.min(tl.where(scores == row_value[:, None], columns[None, :], _NO_INDEX), 1)
@@ -264,7 +318,7 @@ def hardest(
     tl.store(column_rows_KC + of_columns, column_row, mask=columns < C)
 
 
-@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_PER_ROW)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_ANYWHERE)
 def merge_hardest(
     values_KN,
     indices_KN,
@@ -296,16 +350,20 @@ def merge_hardest(
     tl.store(index_N + anchors, index.to(tl.int64), mask=inside)
 
 
-@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_PER_ROW)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_ANYWHERE)
 def soft_weights(
     queries,
     candidates,
-    query_ids_R,
-    candidate_ids_C,
+    query_numbers_B,
+    query_ranges_G2,
+    candidate_numbers_B,
+    candidate_ranges_G2,
+    first_row,
+    first_column,
     row_shift_R,
     column_shift_C,
     out_RC,
-    scale,
+    scale_1,
     row_stride,
     R,
     C,
@@ -315,6 +373,7 @@ def soft_weights(
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
     WIDEN: tl.constexpr,
+    MASKED: tl.constexpr,
     SHARE: tl.constexpr,
 ):
     """Write e^(scale·S − row_shift) + e^(scale·S − column_shift) on negatives, 0 elsewhere.
@@ -326,8 +385,12 @@ def soft_weights(
     scores, rows, columns = _negative_scores(
         queries,
         candidates,
-        query_ids_R,
-        candidate_ids_C,
+        query_numbers_B,
+        query_ranges_G2,
+        candidate_numbers_B,
+        candidate_ranges_G2,
+        first_row,
+        first_column,
         row_block,
         column_block,
         R,
@@ -337,7 +400,9 @@ def soft_weights(
         BLOCK_C,
         BLOCK_D,
         WIDEN,
+        MASKED,
     )
+    scale = tl.load(scale_1)
     row_shift = tl.load(row_shift_R + rows, mask=rows < R, other=0.0)
     column_shift = tl.load(column_shift_C + columns, mask=columns < C, other=0.0)
     shared = False
@@ -362,10 +427,14 @@ def soft_weights(
 def _costs(
     queries,
     candidates,
-    query_ids_R,
-    candidate_ids_C,
-    scale,
-    bias,
+    query_numbers_B,
+    query_ranges_G2,
+    candidate_numbers_B,
+    candidate_ranges_G2,
+    first_row,
+    first_column,
+    scale_1,
+    bias_1,
     row_block,
     column_block,
     R,
@@ -375,36 +444,48 @@ def _costs(
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
     WIDEN: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     """Return of the block's pairs y = −z·(scale·S + bias), e^−|y|, the slope −z·σ(y) by S, and its rows and columns.
 
-    z = 1 where the ids are equal, else −1; outside the slope is 0 and y = −inf.
+    z = 1 where the numbers are equal, else −1; outside the slope is 0 and y = −inf. MASKED: whether any can be equal.
     """
     rows = row_block * BLOCK_R + tl.arange(0, BLOCK_R)
     columns = column_block * BLOCK_C + tl.arange(0, BLOCK_C)
-    row_ids = tl.load(query_ids_R + rows, mask=rows < R, other=0)
-    column_ids = tl.load(candidate_ids_C + columns, mask=columns < C, other=0)
+    if MASKED:  # asked for before the products: later there would be no registers left for them
+        row_numbers = tl.load(query_numbers_B + first_row + rows, mask=rows < R, other=-1)
+        column_numbers = tl.load(candidate_numbers_B + first_column + columns, mask=columns < C, other=-1)
     scores = _scores(queries, candidates, row_block, column_block, D, BLOCK_R, BLOCK_C, BLOCK_D, WIDEN)
-    sign = tl.where(row_ids[:, None] == column_ids[None, :], -1.0, 1.0)
+    y = scores * tl.load(scale_1) + tl.load(bias_1)
     inside = (rows < R)[:, None] & (columns < C)[None, :]
-    y = tl.where(inside, sign * (scores * scale + bias), -float("inf"))
-    power = tl.exp2(-tl.abs(y) * LOG2_E)
-    slope = sign * (tl.where(y >= 0, 1.0, power) / (1.0 + power))
+    if MASKED:
+        sign = tl.where(row_numbers[:, None] == column_numbers[None, :], -1.0, 1.0)
+        y = tl.where(inside, sign * y, -float("inf"))
+        power = tl.exp2(-tl.abs(y) * LOG2_E)
+        slope = sign * (tl.where(y >= 0, 1.0, power) / (1.0 + power))
+    else:
+        y = tl.where(inside, y, -float("inf"))
+        power = tl.exp2(-tl.abs(y) * LOG2_E)
+        slope = tl.where(y >= 0, 1.0, power) / (1.0 + power)
     return y, power, slope, rows, columns
 
 
-@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_PER_ROW)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_ANYWHERE)
 def sigmoid_sums(
     queries,
     candidates,
-    query_ids_R,
-    candidate_ids_C,
+    query_numbers_B,
+    query_ranges_G2,
+    candidate_numbers_B,
+    candidate_ranges_G2,
+    first_row,
+    first_column,
     row_totals_KR,
     row_slopes_KR,
     column_totals_KC,
     column_slopes_KC,
-    scale,
-    bias,
+    scale_1,
+    bias_1,
     R,
     C,
     D: tl.constexpr,
@@ -413,16 +494,21 @@ def sigmoid_sums(
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
     WIDEN: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     """Write Σ log(1 + e^y) over the pairs of every row and column of every block, and the sums of its slopes by S."""
     row_block, column_block = _block_of(tl.cdiv(R, BLOCK_R), tl.cdiv(C, BLOCK_C), GROUP)
     y, power, slope, rows, columns = _costs(
         queries,
         candidates,
-        query_ids_R,
-        candidate_ids_C,
-        scale,
-        bias,
+        query_numbers_B,
+        query_ranges_G2,
+        candidate_numbers_B,
+        candidate_ranges_G2,
+        first_row,
+        first_column,
+        scale_1,
+        bias_1,
         row_block,
         column_block,
         R,
@@ -432,6 +518,7 @@ def sigmoid_sums(
         BLOCK_C,
         BLOCK_D,
         WIDEN,
+        MASKED,
     )
     # log(1 + p) to full precision for small p too: the rounding of 1 + p is divided out (Kahan).
     sum_1 = 1.0 + power
@@ -446,16 +533,20 @@ def sigmoid_sums(
     tl.store(column_slopes_KC + of_columns, tl.sum(slope, 0), mask=columns < C)
 
 
-@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_PER_ROW)
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_ANYWHERE)
 def sigmoid_weights(
     queries,
     candidates,
-    query_ids_R,
-    candidate_ids_C,
+    query_numbers_B,
+    query_ranges_G2,
+    candidate_numbers_B,
+    candidate_ranges_G2,
+    first_row,
+    first_column,
     out_RC,
-    scale,
-    bias,
-    factor,
+    scale_1,
+    bias_1,
+    factor_1,
     row_stride,
     R,
     C,
@@ -465,16 +556,21 @@ def sigmoid_weights(
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
     WIDEN: tl.constexpr,
+    MASKED: tl.constexpr,
 ):
     """Write factor times the slope of each pair's log(1 + e^y) by S."""
     row_block, column_block = _block_of(tl.cdiv(R, BLOCK_R), tl.cdiv(C, BLOCK_C), GROUP)
     _, _, slope, rows, columns = _costs(
         queries,
         candidates,
-        query_ids_R,
-        candidate_ids_C,
-        scale,
-        bias,
+        query_numbers_B,
+        query_ranges_G2,
+        candidate_numbers_B,
+        candidate_ranges_G2,
+        first_row,
+        first_column,
+        scale_1,
+        bias_1,
         row_block,
         column_block,
         R,
@@ -484,7 +580,8 @@ def sigmoid_weights(
         BLOCK_C,
         BLOCK_D,
         WIDEN,
+        MASKED,
     )
     offsets = rows.to(tl.int64)[:, None] * row_stride + columns[None, :]
-    weights = (slope * factor).to(out_RC.dtype.element_ty)
+    weights = (slope * tl.load(factor_1)).to(out_RC.dtype.element_ty)
     tl.store(out_RC + offsets, weights, mask=(rows < R)[:, None] & (columns < C)[None, :])

@@ -1,8 +1,8 @@
 """What the engine asks of one big tile of scores S = Q·Cᵀ, computed without holding S.
 
-A column is a negative of a row iff their ids differ; an own pair shares its id. Sums and products run in float32, with
-full float32 products for float32 embeddings. Nothing is left to the order of threads: the same input gives the same
-bits.
+A column is a negative of a row iff they are of different instances. Sums and products run in float32, with full float32
+products for float32 embeddings. Nothing is left to the order of threads: the same input gives the same bits. Nothing
+waits for the device.
 
 Shapes: R rows (queries), C columns (candidates), D embedding, a multiple of 16; N anchors of either direction, K blocks
 of the other. Embeddings are contiguous, of one type of `fused.DTYPES` and aligned to 16 bytes.
@@ -17,117 +17,91 @@ from triton import cdiv
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from allpairs.engine.fused import DTYPES, kernels
-
-_LOG2_E = 1.4426950408889634
-
-
-class Launch(NamedTuple):
-    """How the kernels over blocks of scores are launched."""
-
-    rows: int
-    """Of a block."""
-    columns: int
-    depth: int
-    """Step along D."""
-    warps: int
-    stages: int
-    """Blocks of operands in flight."""
-
-    def blocks(self, scores: tuple[int, int]) -> tuple[int, int]:
-        """Return how many blocks cover R rows and C columns."""
-        return cdiv(scores[0], self.rows), cdiv(scores[1], self.columns)
+from allpairs.engine.fused.instances import Instances
+from allpairs.engine.fused.launch_table import INTERPRETED, Launch, launch_on
 
 
-_GROUP = 8
-"""Lines of blocks that are computed together, for L2."""
+class Operands(NamedTuple):
+    """What a tile compares."""
+
+    queries: Tensor
+    """[R, D]"""
+    candidates: Tensor
+    """[C, D]"""
+    query_instances: Instances
+    """Of all queries."""
+    candidate_instances: Instances
+    """Of all candidates."""
+    first_row: int
+    """Where the R queries begin among all."""
+    first_column: int
+    masked: bool
+    """Whether a query of the tile can be of one instance with a candidate of it: else nothing asks for instances."""
+
+
 _MERGED_PARTS, _MERGED_ANCHORS = 32, 64
 """What a program of the merging kernels holds at once."""
 
 
-def launch_for(embeddings: Tensor, *, sigmoid: bool = False) -> Launch:
-    """Return the launch for the type and device of `embeddings`; in the interpreter small, so that edges abound."""
+def launch_for(embeddings: Tensor, kernel: str) -> Launch:
+    """Return the launch of `kernel` for the type and device of `embeddings`."""
     if kernels.INTERPRETED:
-        return Launch(16, 16, 16, warps=4, stages=1)
-    return launch_on(torch.cuda.get_device_capability(embeddings.device)[0], embeddings.dtype, sigmoid=sigmoid)
-
-
-def launch_on(major: int, dtype: torch.dtype, *, sigmoid: bool = False) -> Launch:
-    """Return the launch on a GPU of compute capability `major`, of the sigmoid kernels or of the others.
-
-    Chosen from what the compiler reports (nothing spills), not from timings. On Hopper a block of 256 × 128 needs half
-    the shuffles of 128 × 256 to reduce its columns and loads as much; four stages take 192 of 227 KiB. Half precision
-    before Hopper is neither pipelined nor tuned. The sigmoid kernels hold cost and slope of every pair at once: half of
-    the pairs, or they would spill.
-    """
-    if dtype == torch.float32:
-        return Launch(64, 64, 16, warps=4, stages=3)
-    if major in (9, 10):
-        return Launch(128 if sigmoid else 256, 128, 64, warps=8, stages=4)
-    return Launch(128, 128, 32, warps=8, stages=3)
+        return INTERPRETED
+    return launch_on(torch.cuda.get_device_capability(embeddings.device)[0], embeddings.dtype, kernel)
 
 
 def soft_excess(
-    queries_RD: Tensor,
-    candidates_CD: Tensor,
-    query_ids_R: Tensor,
-    candidate_ids_C: Tensor,
+    operands: Operands,
     *,
-    scale: float,
+    scale: Tensor,
     row_bias_R: Tensor,
     column_bias_C: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return row_peak [R], row_total [R], column_peak [C], column_total [C], float32.
 
     Of a row: x_ij = scale·S_ij − row_bias_i over its negatives j, peak_i = max(0, max_j x_ij) and total_i =
-    Σ_j e^(x_ij − peak_i); 0 and 0 where there is none. Of a column: the same over i, with column_bias_j. `scale` > 0;
-    biases are float32.
+    Σ_j e^(x_ij − peak_i); 0 and 0 where there is none. Of a column: the same over i, with column_bias_j. `scale`
+    [1] > 0 and biases are float32.
     """
-    call = _Call(queries_RD, candidates_CD, query_ids_R, candidate_ids_C)
-    assert scale > 0
-    scale = float(scale)  # an int would be compiled for its value
-    scale2 = scale * _LOG2_E
+    call = _Call(kernels.soft_excess, operands)
     row_blocks, column_blocks = call.launch.blocks(call.size)
-    rows, columns = (column_blocks, len(queries_RD)), (row_blocks, len(candidates_CD))
-    row_peaks_KR, row_totals_KR = (queries_RD.new_empty(rows, dtype=torch.float32) for _ in range(2))
-    column_peaks_KC, column_totals_KC = (queries_RD.new_empty(columns, dtype=torch.float32) for _ in range(2))
+    rows, columns = (column_blocks, len(operands.queries)), (row_blocks, len(operands.candidates))
+    row_peaks_KR, row_totals_KR = (operands.queries.new_empty(rows, dtype=torch.float32) for _ in range(2))
+    column_peaks_KC, column_totals_KC = (operands.queries.new_empty(columns, dtype=torch.float32) for _ in range(2))
     with call.device:
         call.run(
-            kernels.soft_excess,
-            (row_peaks_KR, row_totals_KR, column_peaks_KC, column_totals_KC, scale2),
+            (row_peaks_KR, row_totals_KR, column_peaks_KC, column_totals_KC, scale),
             SHARE=call.half,
         )
-        row_peak_R, row_total_R = _merge_excess(row_peaks_KR, row_totals_KR, row_bias_R, scale, scale2)
-        column_peak_C, column_total_C = _merge_excess(column_peaks_KC, column_totals_KC, column_bias_C, scale, scale2)
+        row_peak_R, row_total_R = _merge_excess(row_peaks_KR, row_totals_KR, row_bias_R, scale)
+        column_peak_C, column_total_C = _merge_excess(column_peaks_KC, column_totals_KC, column_bias_C, scale)
     return row_peak_R, row_total_R, column_peak_C, column_total_C
 
 
-def hardest(
-    queries_RD: Tensor, candidates_CD: Tensor, query_ids_R: Tensor, candidate_ids_C: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def hardest(operands: Operands) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return row_value [R] float32, row_column [R] int64, column_value [C] and column_row [C].
 
     The highest score among an anchor's negatives and the lowest index within the tile that holds it; −inf and 0 where
     it has none.
     """
-    call = _Call(queries_RD, candidates_CD, query_ids_R, candidate_ids_C)
+    call = _Call(kernels.hardest, operands)
     row_blocks, column_blocks = call.launch.blocks(call.size)
-    rows, columns = (column_blocks, len(queries_RD)), (row_blocks, len(candidates_CD))
-    row_values_KR, column_values_KC = (queries_RD.new_empty(size, dtype=torch.float32) for size in (rows, columns))
-    row_columns_KR, column_rows_KC = (queries_RD.new_empty(size, dtype=torch.int32) for size in (rows, columns))
+    rows, columns = (column_blocks, len(operands.queries)), (row_blocks, len(operands.candidates))
+    row_values_KR, column_values_KC = (
+        operands.queries.new_empty(size, dtype=torch.float32) for size in (rows, columns)
+    )
+    row_columns_KR, column_rows_KC = (operands.queries.new_empty(size, dtype=torch.int32) for size in (rows, columns))
     with call.device:
-        call.run(kernels.hardest, (row_values_KR, row_columns_KR, column_values_KC, column_rows_KC))
+        call.run((row_values_KR, row_columns_KR, column_values_KC, column_rows_KC))
         row_value_R, row_column_R = _merge_hardest(row_values_KR, row_columns_KR)
         column_value_C, column_row_C = _merge_hardest(column_values_KC, column_rows_KC)
     return row_value_R, row_column_R, column_value_C, column_row_C
 
 
 def soft_weights(
-    queries_RD: Tensor,
-    candidates_CD: Tensor,
-    query_ids_R: Tensor,
-    candidate_ids_C: Tensor,
+    operands: Operands,
     *,
-    scale: float,
+    scale: Tensor,
     row_shift_R: Tensor,
     column_shift_C: Tensor,
     out: Tensor,
@@ -138,95 +112,83 @@ def soft_weights(
     ~0: with half-precision embeddings one exponential serves both where the shifts lie near each other, and could
     overflow otherwise. Shifts are float32; +inf leaves a direction of an anchor out.
     """
-    call = _Call(queries_RD, candidates_CD, query_ids_R, candidate_ids_C)
-    assert scale > 0
+    call = _Call(kernels.soft_weights, operands)
     assert out.shape == call.size
     assert out.stride(1) == 1 or out.shape[1] == 1
     with call.device:
         call.run(
-            kernels.soft_weights,
-            (row_shift_R.contiguous(), column_shift_C.contiguous(), out, float(scale), out.stride(0)),
+            (row_shift_R.contiguous(), column_shift_C.contiguous(), out, scale, out.stride(0)),
             SHARE=call.half,
         )
 
 
 def sigmoid_sums(
-    queries_RD: Tensor,
-    candidates_CD: Tensor,
-    query_ids_R: Tensor,
-    candidate_ids_C: Tensor,
+    operands: Operands,
     *,
-    scale: float,
-    bias: float,
+    scale: Tensor,
+    bias: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return row_total [R], row_slope [R], column_total [C], column_slope [C], float32.
 
     With y_ij = −z_ij(scale·S_ij + bias), z = 1 where the ids are equal, else −1: Σ_j log(1 + e^{y_ij}) of a row and
     Σ_j −z_ij·σ(y_ij), its derivative by the bias; of a column the same over i.
     """
-    call = _Call(queries_RD, candidates_CD, query_ids_R, candidate_ids_C, sigmoid=True)
+    call = _Call(kernels.sigmoid_sums, operands)
     row_blocks, column_blocks = call.launch.blocks(call.size)
-    rows, columns = (2, column_blocks, len(queries_RD)), (2, row_blocks, len(candidates_CD))
-    of_rows_2KR, of_columns_2KC = (queries_RD.new_empty(size, dtype=torch.float32) for size in (rows, columns))
+    rows, columns = (2, column_blocks, len(operands.queries)), (2, row_blocks, len(operands.candidates))
+    of_rows_2KR, of_columns_2KC = (operands.queries.new_empty(size, dtype=torch.float32) for size in (rows, columns))
     with call.device:
-        call.run(kernels.sigmoid_sums, (*of_rows_2KR, *of_columns_2KC, float(scale), float(bias)))
+        call.run((*of_rows_2KR, *of_columns_2KC, scale, bias))
     return *of_rows_2KR.sum(dim=1), *of_columns_2KC.sum(dim=1)
 
 
 def sigmoid_weights(
-    queries_RD: Tensor,
-    candidates_CD: Tensor,
-    query_ids_R: Tensor,
-    candidate_ids_C: Tensor,
+    operands: Operands,
     *,
-    scale: float,
-    bias: float,
-    factor: float,
+    scale: Tensor,
+    bias: Tensor,
+    factor: Tensor,
     out: Tensor,
 ) -> None:
     """Write factor·(−z_ij·σ(y_ij)) into `out` [R, C], with z and y as of `sigmoid_sums`, `out` as of `soft_weights`."""
-    call = _Call(queries_RD, candidates_CD, query_ids_R, candidate_ids_C, sigmoid=True)
+    call = _Call(kernels.sigmoid_weights, operands)
     assert out.shape == call.size
     assert out.stride(1) == 1 or out.shape[1] == 1
     with call.device:
-        call.run(kernels.sigmoid_weights, (out, float(scale), float(bias), float(factor), out.stride(0)))
+        call.run((out, scale, bias, factor, out.stride(0)))
 
 
 class _Call:
-    """One launch over all blocks of a big tile."""
+    """One launch of a kernel over all blocks of a big tile."""
 
-    def __init__(
-        self,
-        queries_RD: Tensor,
-        candidates_CD: Tensor,
-        query_ids_R: Tensor,
-        candidate_ids_C: Tensor,
-        *,
-        sigmoid: bool = False,
-    ) -> None:
+    def __init__(self, kernel: Any, operands: Operands) -> None:
+        queries_RD, candidates_CD, of_queries, of_candidates, *first, masked = operands
         assert queries_RD.dtype == candidates_CD.dtype
         assert queries_RD.dtype in DTYPES
         assert queries_RD.is_contiguous()
         assert candidates_CD.is_contiguous()
+        self.kernel = kernel
         self.size = (len(queries_RD), len(candidates_CD))
         self.depth = queries_RD.shape[1]
         assert self.depth % 16 == 0
-        self.launch = launch_for(queries_RD, sigmoid=sigmoid)
+        self.launch = launch_for(queries_RD, kernel.__name__)
         self.half = queries_RD.dtype != torch.float32
+        self.masked = masked
         self.device: AbstractContextManager[Any] = nullcontext()
         if queries_RD.is_cuda:  # Triton launches on the current device, whatever the tensors'
             self.device = torch.cuda.device(queries_RD.device)
         self.inputs = (
             TensorDescriptor.from_tensor(queries_RD, [self.launch.rows, self.launch.depth]),
             TensorDescriptor.from_tensor(candidates_CD, [self.launch.columns, self.launch.depth]),
-            query_ids_R.contiguous(),
-            candidate_ids_C.contiguous(),
+            *of_queries,
+            *of_candidates,
+            *first,
         )
 
-    def run(self, kernel: Any, arguments: tuple[Any, ...], **constants: bool) -> None:
-        """Run `kernel` over all blocks, its own `arguments` between the inputs and the sizes."""
+    def run(self, arguments: tuple[Any, ...], **constants: bool) -> None:
+        """Run the kernel over all blocks, its own `arguments` between the inputs and the sizes."""
         row_blocks, column_blocks = self.launch.blocks(self.size)
-        kernel[(row_blocks * column_blocks,)](
+        self.kernel[(row_blocks * column_blocks,)](
             *self.inputs,
             *arguments,
             *self.size,
@@ -234,18 +196,17 @@ class _Call:
             BLOCK_R=self.launch.rows,
             BLOCK_C=self.launch.columns,
             BLOCK_D=self.launch.depth,
-            GROUP=_GROUP,
+            GROUP=self.launch.group,
             # The interpreter multiplies bfloat16 as the integers it stores them in.
             WIDEN=kernels.INTERPRETED,
+            MASKED=self.masked,
             num_warps=self.launch.warps,
             num_stages=self.launch.stages,
             **constants,
         )
 
 
-def _merge_excess(
-    peaks_KN: Tensor, totals_KN: Tensor, bias_N: Tensor, scale: float, scale2: float
-) -> tuple[Tensor, Tensor]:
+def _merge_excess(peaks_KN: Tensor, totals_KN: Tensor, bias_N: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     parts, anchors = peaks_KN.shape
     peak_N, total_N = torch.empty_like(peaks_KN[0]), torch.empty_like(peaks_KN[0])
     kernels.merge_excess[(cdiv(anchors, _MERGED_ANCHORS),)](
@@ -255,7 +216,6 @@ def _merge_excess(
         peak_N,
         total_N,
         scale,
-        scale2,
         parts,
         anchors,
         BLOCK_K=_MERGED_PARTS,

@@ -6,12 +6,17 @@ type of the embeddings. Products of half precision are accumulated in float32, a
 Shapes: b local queries, B candidates of all ranks, D embedding, R × C a tile.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from allpairs.engine.sparse import Factors
 from allpairs.engine.statistics import HardestNegative, SoftExcess
 from allpairs.engine.tiled import PlainTiles, Statistics, TiledCall
+
+if TYPE_CHECKING:
+    from allpairs.engine.fused import launches
 
 _CHUNK = 4096
 """Pairs at a time in the passes over own pairs."""
@@ -22,16 +27,25 @@ class FusedTiles(PlainTiles):
 
     def __init__(self, call: TiledCall, queries_bD: Tensor, candidates_BD: Tensor) -> None:
         super().__init__(call, _aligned(queries_bD), _aligned(candidates_BD))
-        self.query_ids_B, self.candidate_ids_B = _ids_of(call, candidates_BD.device)
-        self.kernel_scale = float(call.scale)
+        from allpairs.engine.fused import instances
+
+        of_queries, of_candidates = call.whole.ids
+        self.by_ids = of_queries is not None and of_candidates is not None
+        """Whether any pair may be of one instance, and not the own pairs alone."""
+        if of_queries is None or of_candidates is None:
+            of_both = instances.by_index(len(candidates_BD), candidates_BD.device)
+            self.instances = of_both, of_both
+        else:
+            self.instances = instances.by_ids(of_queries, of_candidates)
+        self.kernel_scale = _number(call.scale, candidates_BD.device)
         if call.objective.kernel == "soft_excess":
             everyone = range(len(candidates_BD))
             # One bias per pair serves both directions: d_i and the margin are those of the pair.
             # A scale in the exponents, not in the embeddings, which it would round once more.
             scale, self.bias_B = call.objective.exponents(call.whole.candidate_anchors(everyone))
-            self.kernel_scale *= scale
+            self.kernel_scale = self.kernel_scale * scale
         elif call.objective.kernel == "sigmoid":
-            self.kernel_bias = float(call.bias)
+            self.kernel_bias = _number(call.bias, candidates_BD.device)
 
     def statistics(self, rows: range, columns: range, known: Statistics | None) -> Statistics:
         """Return what the queries `rows` and the candidates `columns` (global) learn of each other in one pass."""
@@ -41,20 +55,20 @@ class FusedTiles(PlainTiles):
 
         objective = self.call.objective
         if objective.kernel == "hardest":
-            row_value, row_column, column_value, column_row = launches.hardest(*self._operands(rows, columns))
+            row_value, row_column, column_value, column_row = launches.hardest(self._operands(rows, columns))
             return Statistics(
                 objective.of_hardest(HardestNegative(row_value, row_column + columns.start)),
                 objective.of_hardest(HardestNegative(column_value, column_row + rows.start)),
             )
         if objective.kernel == "sigmoid":
             row_total, row_slope, column_total, column_slope = launches.sigmoid_sums(
-                *self._operands(rows, columns), scale=self.kernel_scale, bias=self.kernel_bias
+                self._operands(rows, columns), scale=self.kernel_scale, bias=self.kernel_bias
             )
             return Statistics(
                 objective.of_sigmoids(row_total, row_slope), objective.of_sigmoids(column_total, column_slope)
             )
         row_peak, row_total, column_peak, column_total = launches.soft_excess(
-            *self._operands(rows, columns),
+            self._operands(rows, columns),
             scale=self.kernel_scale,
             row_bias_R=self.bias_B[rows.start : rows.stop],
             column_bias_C=self.bias_B[columns.start : columns.stop],
@@ -69,7 +83,7 @@ class FusedTiles(PlainTiles):
         if self.call.objective.kernel == "sigmoid":
             if half and own:  # no weight is above 1, nor above what its anchor loses
                 losses_b = self.call.objective.losses(self.call.whole.query_anchors(own), of_queries)
-                self.unit = 2.0**12 / min(max(float(losses_b.amax()), 1e-30), 1.0)
+                self.unit = 2**12 / losses_b.amax().clamp(1e-30, 1.0)
             return
         assert isinstance(of_queries, SoftExcess)
         assert isinstance(of_candidates, SoftExcess)
@@ -94,16 +108,16 @@ class FusedTiles(PlainTiles):
         if rows and self.call.objective.kernel == "sigmoid":
             # Half of a pair's slope for either direction.
             launches.sigmoid_weights(
-                *self._operands(rows, columns),
+                self._operands(rows, columns),
                 scale=self.kernel_scale,
                 bias=self.kernel_bias,
-                factor=(1 + factors.column) / 2 * float(self.unit),
+                factor=_number((1 + factors.column) / 2 * self.unit, weights_RC.device),
                 out=weights_RC,
             )
         elif rows:
             assert factors.column == 1
             launches.soft_weights(
-                *self._operands(rows, columns),
+                self._operands(rows, columns),
                 scale=self.kernel_scale,
                 row_shift_R=self.row_shift_b[self.local(rows)],
                 column_shift_C=self.column_shift_B[columns.start : columns.stop],
@@ -128,29 +142,24 @@ class FusedTiles(PlainTiles):
             query_gradient_RD[inside] -= pull_P1 * self.candidates_BD[pairs]
             candidate_gradient_BD[pairs] -= pull_P1 * self.queries_bD[local]
 
-    def _operands(self, rows: range, columns: range) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        cut = slice(columns.start, columns.stop)
-        return (
+    def _operands(self, rows: range, columns: range) -> "launches.Operands":
+        from allpairs.engine.fused import launches
+
+        return launches.Operands(
             self.queries_bD[self.local(rows)],
-            self.candidates_BD[cut],
-            self.query_ids_B[rows.start : rows.stop],
-            self.candidate_ids_B[cut],
+            self.candidates_BD[columns.start : columns.stop],
+            *self.instances,
+            rows.start,
+            columns.start,
+            self.by_ids or (rows.start < columns.stop and columns.start < rows.stop),
         )
 
 
-def _ids_of(call: TiledCall, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return what says of all queries and all candidates which of them are no negatives of each other."""
-    of_queries, of_candidates = call.whole.ids
-    # Without ids a pair's own index is its id: the kernels then need no other rule.
-    index_B = torch.arange(len(call.layout.all_candidates), device=device)
-    if of_queries is None or of_candidates is None:
-        return index_B, index_B
-    if not call.objective.own_positive:
-        return of_queries, of_candidates
-    # The lowest index of each instance: ids that follow the batch let the kernels pass over most blocks.
-    _, instance_B = of_queries.unique(return_inverse=True)
-    first = torch.full_like(index_B, len(index_B)).scatter_reduce_(0, instance_B, index_B, "amin")
-    return first[instance_B], first[instance_B]
+def _number(value: Tensor | float, device: torch.device) -> Tensor:
+    """Return `value` as a kernel reads it, [1] float32, without waiting for the device."""
+    if isinstance(value, Tensor):
+        return value.detach().float().reshape(1)
+    return torch.full((1,), value, dtype=torch.float32, device=device)
 
 
 def _aligned(rows_bD: Tensor) -> Tensor:

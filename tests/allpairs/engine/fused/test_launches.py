@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from allpairs.engine import fused
-from allpairs.engine.fused import launches
+from allpairs.engine.fused import instances, launch_table, launches
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -24,6 +24,7 @@ class Batch:
 
     def __init__(self, rows: int, columns: int, size: int, dtype: torch.dtype, *, ids: str, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
+        self.ids = ids
         self.queries = normalize(torch.randn(rows, size, generator=generator), dim=1).to(DEVICE, dtype)
         self.candidates = normalize(torch.randn(columns, size, generator=generator), dim=1).to(DEVICE, dtype)
         if ids == "own":  # off the diagonal, no block has a pair of equal ids
@@ -39,8 +40,16 @@ class Batch:
         self.row_ids, self.column_ids = self.row_ids.to(DEVICE), self.column_ids.to(DEVICE)
 
     @property
-    def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.queries, self.candidates, self.row_ids, self.column_ids
+    def operands(self) -> launches.Operands:
+        rows, columns = self.is_negative.shape
+        if self.ids == "own":  # in the middle of a batch, and not at the beginning of a run
+            both = instances.by_index(max(rows, columns) + 21, self.queries.device)
+            return launches.Operands(self.queries, self.candidates, both, both, 21, 21, masked=True)
+        if self.ids == "foreign":
+            both = instances.by_index(rows + columns, self.queries.device)
+            return launches.Operands(self.queries, self.candidates, both, both, columns, 0, masked=False)
+        of_both = instances.by_ids(self.row_ids, self.column_ids)
+        return launches.Operands(self.queries, self.candidates, *of_both, 0, 0, masked=True)
 
     @property
     def is_negative(self) -> Tensor:
@@ -57,9 +66,13 @@ class Batch:
         return tuple((scale * torch.rand(n, generator=generator)).to(DEVICE) for n in (rows, columns))
 
 
+def as_number(value: float) -> Tensor:
+    return torch.full((1,), value, device=DEVICE)
+
+
 def in_blocks(rows: int, columns: int, dtype: torch.dtype) -> tuple[int, int]:
     """Sizes written for blocks of 16, for the blocks that are launched."""
-    launch = launches.launch_for(torch.empty(0, dtype=dtype, device=DEVICE))
+    launch = launches.launch_for(torch.empty(0, dtype=dtype, device=DEVICE), "soft_excess")
     return rows * launch.rows // 16, columns * launch.columns // 16
 
 
@@ -96,11 +109,35 @@ def check_excess(
 
 def check_soft_excess(batch: Batch, scale: float) -> None:
     row_bias, column_bias = batch.biases(scale)
-    found = launches.soft_excess(*batch.arguments, scale=scale, row_bias_R=row_bias, column_bias_C=column_bias)
+    found = launches.soft_excess(batch.operands, scale=as_number(scale), row_bias_R=row_bias, column_bias_C=column_bias)
     row_peak, row_total, column_peak, column_total = found
     check_excess((row_peak, row_total), batch.scores, batch.is_negative, scale=scale, bias=row_bias)
     of_columns = {"scale": scale, "bias": column_bias}
     check_excess((column_peak, column_total), batch.scores.T, batch.is_negative.T, **of_columns)
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (70, 41), (200, 200)])
+def test_items_of_one_id_have_one_number_the_index_of_their_first(counts):
+    generator = torch.Generator().manual_seed(0)
+    of_queries, of_candidates = (torch.randint(-9, 9, (count,), generator=generator) << 40 for count in counts)
+    queries, candidates = instances.by_ids(of_queries, of_candidates)
+    first = {value: index for index, value in reversed([*enumerate([*of_queries.tolist(), *of_candidates.tolist()])])}
+    for side, ids in ((queries, of_queries), (candidates, of_candidates)):
+        assert side.numbers.tolist() == [first[value] for value in ids.tolist()]
+        for run, part in enumerate(side.numbers.split(16)):
+            assert side.ranges[run].tolist() == [part.min(), part.max()]
+        lowest, highest = side.ranges[run + 1 :].T
+        assert (lowest > highest).all()  # no block overlaps what lies beyond the last item
+        assert len(lowest) >= 256 // 16
+
+
+def test_a_launch_in_the_tables_place_is_for_the_context_alone():
+    table = launch_table.TABLE["hardest"]
+    other = launch_table.Launch(64, 128, 64, warps=4, stages=4)
+    with launch_table.launching(hardest=other):
+        assert launch_table.launch_on(9, torch.bfloat16, "hardest") == other
+        assert launch_table.launch_on(9, torch.bfloat16, "soft_excess") == launch_table.TABLE["soft_excess"]
+    assert launch_table.launch_on(9, torch.bfloat16, "hardest") == table
 
 
 def test_the_kernels_are_usable_where_these_tests_run():
@@ -134,19 +171,21 @@ def test_anchors_without_negatives_find_nothing(dtype):
     batch.row_ids[3] = 8  # the one row with negatives is every column's only one
     row_bias, column_bias = batch.biases(50.0)
     row_peak, row_total, _, _ = launches.soft_excess(
-        *batch.arguments, scale=50.0, row_bias_R=row_bias, column_bias_C=column_bias
+        batch.operands, scale=as_number(50.0), row_bias_R=row_bias, column_bias_C=column_bias
     )
     others = torch.arange(len(row_peak), device=DEVICE) != 3
     assert (row_peak[others] == 0).all()
     assert (row_total[others] == 0).all()
     check_soft_excess(batch, 50.0)
-    row_value, row_column, column_value, column_row = launches.hardest(*batch.arguments)
+    row_value, row_column, column_value, column_row = launches.hardest(batch.operands)
     assert (row_value[others] == -torch.inf).all()
     assert (row_column[others] == 0).all()
     assert (column_row == 3).all()
     torch.testing.assert_close(column_value.double(), batch.scores[3], rtol=0, atol=2 * ULP)
     out = torch.full(batch.is_negative.shape, torch.nan, device=DEVICE)
-    launches.soft_weights(*batch.arguments, scale=50.0, row_shift_R=row_bias, column_shift_C=column_bias, out=out)
+    launches.soft_weights(
+        batch.operands, scale=as_number(50.0), row_shift_R=row_bias, column_shift_C=column_bias, out=out
+    )
     assert (out[others] == 0).all()
     assert (out[3] > 0).all()
 
@@ -171,7 +210,7 @@ def test_hardest_takes_the_lowest_index_of_exact_ties(dtype, ids):
         batch.queries = (batch.queries.float() * 7).round().clamp(-2, 2).to(dtype)
         batch.candidates = (batch.candidates.float() * 7).round().clamp(-2, 2).to(dtype)
         batch.candidates[len(batch.candidates) // 2 :] = batch.candidates[: (len(batch.candidates) + 1) // 2].clone()
-        row_value, row_column, column_value, column_row = launches.hardest(*batch.arguments)
+        row_value, row_column, column_value, column_row = launches.hardest(batch.operands)
         check_hardest(row_value, row_column, batch.scores, batch.is_negative)
         check_hardest(column_value, column_row, batch.scores.T, batch.is_negative.T)
 
@@ -179,7 +218,7 @@ def test_hardest_takes_the_lowest_index_of_exact_ties(dtype, ids):
 def test_hardest_passes_over_a_nan_and_keeps_its_indices_in_range():
     batch = Batch(*in_blocks(20, 40, torch.float32), 16, torch.float32, ids="foreign")
     batch.queries[5] = torch.nan
-    row_value, row_column, column_value, column_row = launches.hardest(*batch.arguments)
+    row_value, row_column, column_value, column_row = launches.hardest(batch.operands)
     assert row_value[5] == -torch.inf
     assert row_column[5] == 0
     batch.queries[5] = 0
@@ -194,7 +233,7 @@ def test_more_blocks_than_a_group_and_a_merge_hold(long):
     sizes = (545, 5) if long == "rows" else (5, 545)
     batch = Batch(*in_blocks(*sizes, torch.float32), 16, torch.float32, ids="own")
     check_soft_excess(batch, 60.0)
-    row_value, row_column, column_value, column_row = launches.hardest(*batch.arguments)
+    row_value, row_column, column_value, column_row = launches.hardest(batch.operands)
     masked = batch.scores.masked_fill(~batch.is_negative, -torch.inf)
     assert torch.equal(row_column, masked.argmax(1))
     assert torch.equal(column_row, masked.argmax(0))
@@ -220,7 +259,7 @@ def test_soft_weights_at_ragged_sizes(dtype, ids, scale):
             wide = buffer.to(out_dtype)
             out = wide[:, : scores.shape[1]]
             launches.soft_weights(
-                *batch.arguments, scale=scale, row_shift_R=row_shift, column_shift_C=column_shift, out=out
+                batch.operands, scale=as_number(scale), row_shift_R=row_shift, column_shift_C=column_shift, out=out
             )
             assert wide[:, scores.shape[1] :].isnan().all()  # nothing is written outside
             error = 2 * exponent_error(scale, torch.cat([row_shift, column_shift])) + 8 * ULP
@@ -235,7 +274,9 @@ def test_a_shift_of_infinity_leaves_its_direction_out(dtype):
     row_shift = torch.full((len(batch.queries),), torch.inf, device=DEVICE)
     column_shift = torch.full((len(batch.candidates),), 30.0, device=DEVICE)
     out = torch.empty(batch.is_negative.shape, device=DEVICE)
-    launches.soft_weights(*batch.arguments, scale=30.0, row_shift_R=row_shift, column_shift_C=column_shift, out=out)
+    launches.soft_weights(
+        batch.operands, scale=as_number(30.0), row_shift_R=row_shift, column_shift_C=column_shift, out=out
+    )
     expected = (30 * batch.scores - 30).exp()
     torch.testing.assert_close(out.double(), expected, rtol=2 * exponent_error(30.0, column_shift) + 8 * ULP, atol=0)
 
@@ -244,7 +285,7 @@ def test_the_same_input_gives_the_same_bits():
     batch = Batch(*in_blocks(70, 37, torch.bfloat16), 48, torch.bfloat16, ids="shared")
     row_bias, column_bias = batch.biases(40.0)
     first, second = (
-        launches.soft_excess(*batch.arguments, scale=40.0, row_bias_R=row_bias, column_bias_C=column_bias)
+        launches.soft_excess(batch.operands, scale=as_number(40.0), row_bias_R=row_bias, column_bias_C=column_bias)
         for _ in range(2)
     )
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
@@ -262,7 +303,7 @@ def test_sigmoid_sums_and_weights_at_ragged_sizes(dtype, ids):
             torch.nn.functional.softplus(y, threshold=500),
             torch.where(batch.is_negative, 1, -1) * y.sigmoid(),
         )
-        found = launches.sigmoid_sums(*batch.arguments, scale=scale, bias=bias)
+        found = launches.sigmoid_sums(batch.operands, scale=as_number(scale), bias=as_number(bias))
         error = 2 * exponent_error(scale, torch.tensor(bias)) + 16 * ULP
         sums = [cost.sum(1), slope.abs().sum(1), cost.sum(0), slope.abs().sum(0)]
         for actual, expected, size in zip(
@@ -274,7 +315,9 @@ def test_sigmoid_sums_and_weights_at_ragged_sizes(dtype, ids):
         for out_dtype in {torch.float32, dtype}:
             wide = torch.full((len(y), y.shape[1] + 3), torch.nan, device=DEVICE).to(out_dtype)
             out = wide[:, : y.shape[1]]
-            launches.sigmoid_weights(*batch.arguments, scale=scale, bias=bias, factor=0.5, out=out)
+            launches.sigmoid_weights(
+                batch.operands, scale=as_number(scale), bias=as_number(bias), factor=as_number(0.5), out=out
+            )
             assert wide[:, y.shape[1] :].isnan().all()  # nothing is written outside
             close = {"rtol": error + rounding_of(out_dtype), "atol": smallest_of(out_dtype)}
             torch.testing.assert_close(out.double(), slope / 2, **close)
