@@ -3,6 +3,7 @@
 - `contract`: what an objective is to the engine, and the tiles it sees.
 - `statistics`: what an anchor may need to know of its row, merged tile by tile and rank by rank.
 - `batch`: one rank's rows, checked and normalised.
+- `rows`: one side's embeddings, normalised where they are used.
 - `global_batch`: what every rank knows of all rows, and the tiles between them.
 - `exchange`: which rank owns which rows, and how the ranks exchange them.
 - `agreement`: what the ranks compare before anyone computes.

@@ -3,19 +3,16 @@
 Shapes: bq queries and bc candidates on this rank, b of each where they must match row by row, D embedding.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from allpairs.engine.products import HALF, only_once
+from allpairs.engine.products import HALF
+from allpairs.engine.rows import SMALLEST, Rows, factor_into_range, inverse_lengths
 from allpairs.errors import UserError
 
-_SMALLEST = 1e-12
-"""What a row of zeros is divided by, as torch's `normalize` does."""
-_CHUNK = 4096
-"""Rows of half precision that are held in float32 at once."""
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -29,6 +26,13 @@ class LocalBatch(NamedTuple):
     ids: "Ids"
     margins: Tensor | None
     """[b]: one margin per pair."""
+    inverses: tuple[Tensor, Tensor] | None = None
+    """Of both sides 1/length of each row [b, 1], where rows of half precision are yet to be divided by it."""
+
+    def rows(self) -> tuple[Rows, Rows]:
+        """Return both sides as they are compared."""
+        of_queries, of_candidates = self.inverses or (None, None)
+        return Rows(self.queries, of_queries), Rows(self.candidates, of_candidates)
 
 
 class Ids(NamedTuple):
@@ -53,7 +57,8 @@ def prepare(
 ) -> LocalBatch:
     """Check one rank's items and return them in at least float32, rows scaled to length 1 if `normalize`.
 
-    `own_positive`: row i must match row i, ids or not. `keep_half`: embeddings of one half-precision type stay in it.
+    `own_positive`: row i must match row i, ids or not. `keep_half`: embeddings of one half-precision type stay in it,
+    and are scaled where they are used: see `LocalBatch.rows`.
 
     Raises:
         UserError: shapes, types or ids that cannot be a batch; the message names the argument.
@@ -65,79 +70,35 @@ def prepare(
     if not keep_half:
         precision = torch.promote_types(precision, torch.float32)
     queries, candidates = _recordable(queries).to(precision), _recordable(candidates).to(precision)
+    margins = match_margins(margins, queries)
+    if normalize and precision in HALF:
+        inverses = inverse_lengths(queries), inverse_lengths(candidates)
+        return LocalBatch(queries, candidates, ids, margins, inverses)
     if normalize:
         queries, candidates = unit_rows(queries), unit_rows(candidates)
-    return LocalBatch(queries, candidates, ids, match_margins(margins, queries))
+    return LocalBatch(queries, candidates, ids, margins)
 
 
 def nothing_or_nan(batch: LocalBatch) -> Tensor:
     """Return 0 [], or NaN if an embedding or margin of the batch is not finite; without gradient, in O(b) memory."""
     precision = torch.promote_types(batch.queries.dtype, torch.float32)
-    sums = [rows.detach().sum(dim=1, dtype=precision) for rows in (batch.queries, batch.candidates)]
+    # A length tells it of its row, whose numbers might not add up in float32.
+    sums = list(batch.inverses or [])
+    if not sums:
+        sums = [rows.detach().sum(dim=1, dtype=precision) for rows in (batch.queries, batch.candidates)]
     if batch.margins is not None:
         sums.append(batch.margins.to(precision))
     return sum(((each * 0).sum() for each in sums[1:]), (sums[0] * 0).sum())
 
 
 def unit_rows(rows_bD: Tensor) -> Tensor:
-    """Return each row divided by its length, right for any finite length; a row of zeros stays one.
-
-    Half precision is normalised in float32 and returned in half; its graph keeps the result and one number per row, not
-    the float32 copies: O(b·D) half bytes.
-    """
-    if rows_bD.dtype in HALF:
-        unit_bD: Tensor = _UnitRowsOfHalf.apply(rows_bD)
-        return unit_bD
-    largest_b1 = _largest(rows_bD)
+    """Return each row [b, D], in float32 or float64, divided by its length, right for any finite length; zeros stay."""
+    # Without a copy, and a norm of infinite order takes twenty times as long on a CPU.
+    largest_b1 = torch.maximum(rows_bD.detach().amax(dim=1, keepdim=True), -rows_bD.detach().amin(dim=1, keepdim=True))
     # Where waiting costs nothing, ordinary rows are not copied.
     if not rows_bD.is_cuda and bool((((largest_b1 > 2.0**-30) & (largest_b1 < 2.0**40)) | (largest_b1 == 0)).all()):
-        return F.normalize(rows_bD, dim=1, eps=_SMALLEST)
-    return F.normalize(rows_bD * _factor_into_range(largest_b1), dim=1, eps=_SMALLEST)
-
-
-class _UnitRowsOfHalf(torch.autograd.Function):
-    """x/‖x‖, whose gradient is (g − (g·x̂)x̂)/‖x‖."""
-
-    @staticmethod
-    def forward(ctx: Any, rows_bD: Tensor) -> Tensor:
-        unit_bD = torch.empty_like(rows_bD)
-        inverse_b1 = rows_bD.new_empty(len(rows_bD), 1, dtype=torch.float32)
-        for start in range(0, len(rows_bD), _CHUNK):
-            chunk = slice(start, start + _CHUNK)
-            wide_RD = rows_bD[chunk].float()
-            factor_R1 = _factor_into_range(_largest(wide_RD))
-            wide_RD *= factor_R1
-            length_R1 = torch.linalg.vector_norm(wide_RD, dim=1, keepdim=True).clamp(min=_SMALLEST)
-            unit_bD[chunk] = wide_RD.div_(length_R1)
-            inverse_b1[chunk] = factor_R1 / length_R1
-        ctx.save_for_backward(unit_bD, inverse_b1)
-        return unit_bD
-
-    @staticmethod
-    @only_once
-    def backward(ctx: Any, gradient_bD: Tensor) -> Tensor:
-        unit_bD, inverse_b1 = ctx.saved_tensors
-        result_bD = torch.empty_like(unit_bD)
-        for start in range(0, len(unit_bD), _CHUNK):
-            chunk = slice(start, start + _CHUNK)
-            wide_RD, unit_RD = gradient_bD[chunk].float(), unit_bD[chunk]
-            along_R1 = (wide_RD * unit_RD).sum(dim=1, keepdim=True)
-            result_bD[chunk] = (wide_RD - along_R1 * unit_RD).mul_(inverse_b1[chunk])
-        return result_bD
-
-
-def _largest(rows_bD: Tensor) -> Tensor:
-    """Return the largest size of a number of each row [b, 1]; without gradient."""
-    rows_bD = rows_bD.detach()
-    # Without a copy, and a norm of infinite order takes twenty times as long on a CPU.
-    return torch.maximum(rows_bD.amax(dim=1, keepdim=True), -rows_bD.amin(dim=1, keepdim=True))
-
-
-def _factor_into_range(largest_b1: Tensor) -> Tensor:
-    """Return the power of two that takes rows near 1, so that no square over- or underflows: it rounds nothing."""
-    finfo = torch.finfo(largest_b1.dtype)
-    held_b1 = largest_b1.clamp(finfo.smallest_normal, finfo.max / 256)
-    return torch.where(largest_b1 > 0, torch.frexp(held_b1).mantissa / held_b1, 1)
+        return F.normalize(rows_bD, dim=1, eps=SMALLEST)
+    return F.normalize(rows_bD * factor_into_range(largest_b1), dim=1, eps=SMALLEST)
 
 
 def _recordable(rows: Tensor) -> Tensor:

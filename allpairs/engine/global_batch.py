@@ -14,6 +14,7 @@ from torch import Tensor
 from allpairs.engine.batch import Ids, LocalBatch
 from allpairs.engine.contract import AnchorObjective, Anchors, Tile
 from allpairs.engine.exchange import RankLayout, gather
+from allpairs.engine.rows import Rows
 from allpairs.errors import UserError
 
 _CHUNK = 4096
@@ -78,7 +79,7 @@ class GlobalBatch:
             )
         if objective.own_positive:
             with torch.no_grad():
-                positive = objective.scored(own_scores(batch.queries, batch.candidates))
+                positive = objective.scored(own_scores(*batch.rows()))
             positive = gather(positive, layout.query_counts, group)
         if margins is not None:
             margins = gather(margins, layout.query_counts, group)
@@ -152,7 +153,7 @@ class GlobalBatch:
         return same_RC, pairs_RC if self.own_positive else same_RC
 
 
-def own_scores(queries_bD: Tensor, candidates_bD: Tensor) -> Tensor:
+def own_scores(queries_bD: Tensor | Rows, candidates_bD: Tensor | Rows) -> Tensor:
     """Return d_i = q_i·c_i [b] of matched rows, in at least float32 and without gradient."""
     precision = torch.promote_types(queries_bD.dtype, torch.float32)
     scores_b = torch.empty(len(queries_bD), dtype=precision, device=queries_bD.device)

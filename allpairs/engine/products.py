@@ -65,9 +65,9 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, factor: Tensor | Non
     if total.dtype == left.dtype:
         assert factor is None
         total.addmm_(left, right)
-    elif factor is None and total.is_cuda and _adds_in_place(total.device, left.dtype):
+    elif factor is None and left.is_cuda and _adds_in_place(total.device, left.dtype):
         torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
-    elif total.is_cuda or factor is not None:
+    elif left.is_cuda or factor is not None:
         products = product(left, right)
         total.add_(products if factor is None else products.mul_(factor))
     else:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from allpairs.engine.contract import SparseWeights
 from allpairs.engine.exchange import RankLayout
+from allpairs.engine.rows import Rows
 
 _CHUNK = 8192
 """Anchors at a time, so that gathered embeddings stay small beside the gradients."""
@@ -60,7 +61,7 @@ class BothDirections(NamedTuple):
 
 
 def gradients(
-    queries_bD: Tensor, candidates_BD: Tensor, layout: RankLayout, weights: BothDirections, factors: Factors
+    queries_bD: Rows, candidates_BD: Rows, layout: RankLayout, weights: BothDirections, factors: Factors
 ) -> Gradients:
     """Return the gradient of this rank's queries and this rank's part of that of all candidates.
 
@@ -71,8 +72,8 @@ def gradients(
     if factors.unequal is not None:
         of_rows, of_columns = of_rows.times(factors.unequal.own), of_columns.times(factors.unequal.of_candidates)
     precision = torch.promote_types(queries_bD.dtype, torch.float32)
-    query_gradient_bD = torch.zeros_like(queries_bD, dtype=precision)
-    candidate_gradient_BD = torch.zeros_like(candidates_BD, dtype=precision)
+    query_gradient_bD = torch.zeros(queries_bD.shape, dtype=precision, device=queries_bD.device)
+    candidate_gradient_BD = torch.zeros(candidates_BD.shape, dtype=precision, device=queries_bD.device)
     first, count = layout.own_queries.start, len(layout.own_queries)
     own_b = torch.arange(first, first + count, device=queries_bD.device)
 
@@ -94,6 +95,6 @@ def gradients(
     for start in range(0, count, _CHUNK):
         part = slice(start, start + _CHUNK)
         along_queries += (query_gradient_bD[part] * queries_bD[part]).sum()
-    query_gradient_bD *= factors.scale
+    queries_bD.to_given_(query_gradient_bD.mul_(factors.scale))
     candidate_gradient_BD *= factors.scale
     return Gradients(query_gradient_bD.to(queries_bD.dtype), candidate_gradient_BD, along_queries)

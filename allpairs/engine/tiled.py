@@ -25,6 +25,7 @@ from allpairs.engine.contract import AnchorObjective, Anchors, Tile, biased
 from allpairs.engine.exchange import RankLayout, gather, sum_onto_owners
 from allpairs.engine.global_batch import GlobalBatch, mean_factors
 from allpairs.engine.products import add_product, as_given, only_once, product, to_half
+from allpairs.engine.rows import Rows
 from allpairs.engine.sparse import Factors, Gradients, UnequalFactors
 from allpairs.engine.statistics import RowStatistic
 
@@ -66,7 +67,7 @@ def loss(
     scale, bias = objective.score_scale(), objective.score_bias()
     whole = GlobalBatch.gathered(objective, batch, layout)
     call = TiledCall(objective, _fixed(scale), _fixed(bias), whole, layout, tile, tiles)
-    value: Tensor = _Tiled.apply(batch.queries, batch.candidates, scale, bias, call)
+    value: Tensor = _Tiled.apply(batch.queries, batch.candidates, scale, bias, call, batch.inverses)
     return value
 
 
@@ -80,7 +81,7 @@ class PlainTiles:
     unit: Tensor | float = 1.0
     """What `weights` gives are W times this."""
 
-    def __init__(self, call: TiledCall, queries_bD: Tensor, candidates_BD: Tensor) -> None:
+    def __init__(self, call: TiledCall, queries_bD: Rows, candidates_BD: Rows) -> None:
         self.call = call
         self.queries_bD = queries_bD
         """This rank's queries."""
@@ -159,12 +160,15 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, queries_bD: Tensor, candidates_bD: Tensor, *given: Any) -> Tensor:
-        """`given`: scale and bias, which are those of the call and get gradients here, and the call."""
-        scale, bias, call = given
+        """`given`: scale and bias, which are those of the call and get gradients here, the call, and 1/lengths."""
+        scale, bias, call, inverses = given
         objective, whole, layout = call.objective, call.whole, call.layout
         with as_given(queries_bD):
-            candidates_BD = gather(candidates_bD, layout.candidate_counts, layout.group)
-            tiles = call.tiles(call, queries_bD, candidates_BD)
+            own_rows = LocalBatch(queries_bD, candidates_bD, whole.ids, None, inverses).rows()
+            of_all = own_rows[1]
+            if layout.world_size > 1:
+                of_all = Rows(gather(of_all[:], layout.candidate_counts, layout.group))
+            tiles = call.tiles(call, own_rows[0], of_all)
             statistics = None
             for _ in range(objective.passes):
                 statistics = _walk(tiles, call, statistics)
@@ -177,7 +181,7 @@ class _Tiled(torch.autograd.Function):
                 whole.candidate_anchors(own), statistics.candidates.rows(slice(own.start, own.stop))
             )
         tensors: list[Tensor] = []
-        ctx.kept = _taken_out((tiles, statistics), tensors)
+        ctx.kept = _taken_out((tiles, statistics, own_rows[1]), tensors)
         ctx.save_for_backward(*tensors)
         ctx.learns = isinstance(scale, Tensor), isinstance(bias, Tensor)
         return (factors[0] * of_queries.sum() + factors[1] * of_candidates.sum()) * layout.world_size
@@ -185,7 +189,7 @@ class _Tiled(torch.autograd.Function):
     @staticmethod
     @only_once
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        tiles, statistics = _put_back(ctx.kept, ctx.saved_tensors)
+        tiles, statistics, own_candidates = _put_back(ctx.kept, ctx.saved_tensors)
         call: TiledCall = tiles.call
         objective, whole, layout = call.objective, call.whole, call.layout
         with as_given(gradient):
@@ -207,7 +211,8 @@ class _Tiled(torch.autograd.Function):
             if learns_bias:
                 assert isinstance(call.bias, Tensor)
                 of_bias = _bias_gradient(call, statistics, factors).to(call.bias.dtype).reshape(call.bias.shape)
-        return gradients.queries, of_candidates_bD.to(tiles.queries_bD.dtype), of_scale, of_bias, None
+            of_candidates_bD = own_candidates.to_given_(of_candidates_bD).to(own_candidates.dtype)
+        return gradients.queries, of_candidates_bD, of_scale, of_bias, None, None
 
 
 def _factors(gradient: Tensor, call: TiledCall) -> Factors:
@@ -268,8 +273,8 @@ def _gradients(tiles: PlainTiles, statistics: Statistics, factors: Factors) -> G
         tiles = PlainTiles(call, queries_bD, candidates_BD)
     tiles.begin_weights(statistics)
     precision = torch.promote_types(queries_bD.dtype, torch.float32)
-    query_gradient_bD = torch.empty_like(queries_bD)
-    candidate_gradient_BD = torch.zeros_like(candidates_BD, dtype=precision)
+    query_gradient_bD = torch.empty(queries_bD.shape, dtype=queries_bD.dtype, device=queries_bD.device)
+    candidate_gradient_BD = torch.zeros(candidates_BD.shape, dtype=precision, device=queries_bD.device)
     along_queries = torch.zeros((), dtype=precision, device=queries_bD.device)
     for rows in _pieces(layout.own_queries, tile):
         queries_RD = queries_bD[tiles.local(rows)]
@@ -288,7 +293,8 @@ def _gradients(tiles: PlainTiles, statistics: Statistics, factors: Factors) -> G
         tiles.add_own_pairs(rows, statistics, query_gradient_RD, candidate_gradient_BD)
         query_gradient_RD *= factors.loss / tiles.unit
         along_queries += (query_gradient_RD * queries_RD).sum()
-        query_gradient_bD[tiles.local(rows)] = query_gradient_RD.mul_(factors.scale)
+        local = tiles.local(rows)
+        query_gradient_bD[local] = queries_bD.to_given_(query_gradient_RD.mul_(factors.scale), local.start)
         del query_gradient_RD
     candidate_gradient_BD.mul_(factors.loss / tiles.unit).mul_(factors.scale)
     return Gradients(query_gradient_bD, candidate_gradient_BD, along_queries)

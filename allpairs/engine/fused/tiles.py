@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from allpairs.engine.rows import Rows
 from allpairs.engine.sparse import Factors
 from allpairs.engine.statistics import HardestNegative, SoftExcess
 from allpairs.engine.tiled import PlainTiles, Statistics, TiledCall
@@ -25,7 +26,7 @@ _CHUNK = 4096
 class FusedTiles(PlainTiles):
     """Tiles of objectives with a `kernel`. Embeddings [*, D] with D a multiple of 16."""
 
-    def __init__(self, call: TiledCall, queries_bD: Tensor, candidates_BD: Tensor) -> None:
+    def __init__(self, call: TiledCall, queries_bD: Rows, candidates_BD: Rows) -> None:
         super().__init__(call, _aligned(queries_bD), _aligned(candidates_BD))
         from allpairs.engine.fused import instances
 
@@ -104,7 +105,7 @@ class FusedTiles(PlainTiles):
 
         # Lines of a multiple of 16 numbers: the store is as wide for a ragged tile, and the kernel the same.
         line = len(columns) + -len(columns) % 16
-        weights_RC = self.queries_bD.new_empty(len(rows), line)[:, : len(columns)]
+        weights_RC = self.queries_bD.given.new_empty(len(rows), line)[:, : len(columns)]
         if rows and self.call.objective.kernel == "sigmoid":
             # Half of a pair's slope for either direction.
             launches.sigmoid_weights(
@@ -162,7 +163,9 @@ def _number(value: Tensor | float, device: torch.device) -> Tensor:
     return torch.full((1,), value, dtype=torch.float32, device=device)
 
 
-def _aligned(rows_bD: Tensor) -> Tensor:
+def _aligned(rows_bD: Rows) -> Rows:
     """Return `rows_bD` as the copy engine reads them: in one piece that begins at a multiple of 16 bytes."""
-    rows_bD = rows_bD.contiguous()
-    return rows_bD.clone() if rows_bD.data_ptr() % 16 else rows_bD
+    if rows_bD.inverse is not None:  # pieces of them are made anew
+        return rows_bD
+    given_bD = rows_bD.given.contiguous()
+    return Rows(given_bD.clone() if given_bD.data_ptr() % 16 else given_bD)

@@ -226,8 +226,7 @@ def test_plain_tiles_of_half_precision_are_the_dense_backend_of_float32(name, dt
     sides = [side.detach().to(dtype) for side in embeddings()]
     loss, *gradients = in_half(objective, sides)
     # Both see unit rows that are rounded to half precision.
-    unit = prepare(*sides, keep_half=True)
-    leaves = [unit.queries.float().requires_grad_(), unit.candidates.float().requires_grad_()]
+    leaves = [side[:].float().requires_grad_() for side in prepare(*sides, keep_half=True).rows()]
     objective.normalize = False
     expected = objective(*leaves, query_ids=IDS, backend="dense")
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-6)

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from allpairs.engine import backend, products, tiled
 from allpairs.engine.batch import unit_rows
+from allpairs.engine.rows import Rows
 from allpairs.engine.tiled import PlainTiles
 from allpairs.errors import UserError
 from allpairs.objectives import make, names
@@ -144,20 +145,30 @@ def test_half_precision_on_a_gpu_is_multiplied_in_half_and_summed_in_float32(
     assert {gradient.dtype for gradient in gradients} == {dtype}
 
 
+def normalised(rows, incoming):
+    """Return unit rows and the gradient by `rows`, as each type is normalised."""
+    if rows.dtype in (torch.float16, torch.bfloat16):
+        sides = Rows.normalised(rows.detach())
+        return sides[:], sides.to_given_(incoming.float()).to(rows.dtype)
+    unit = unit_rows(rows)
+    return unit, *torch.autograd.grad(unit, rows, incoming)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_rows_are_normalised_as_in_float32(dtype):
     rows, _ = embeddings(dtype)
     incoming = torch.randn(PAIRS, SIZE, generator=torch.Generator().manual_seed(4)).to(dtype)
     precise = rows.detach().double().requires_grad_()
     expected = precise / precise.norm(dim=1, keepdim=True)
-    actual = unit_rows(rows)
-    assert actual.dtype == dtype
+    actual, gradient = normalised(rows, incoming)
+    assert actual.dtype == gradient.dtype == dtype
     step = torch.finfo(dtype).eps
     assert (actual.double() - expected).abs().max() <= step
-    (gradient,) = torch.autograd.grad(actual, rows, incoming)
     (expected_gradient,) = torch.autograd.grad(expected, precise, incoming.double())
     assert (gradient.double() - expected_gradient).norm() <= 2 * step * expected_gradient.norm()
-    assert unit_rows(torch.zeros(2, SIZE, dtype=dtype)).eq(0).all()
+    pieces = Rows.normalised(rows.detach())
+    assert torch.equal(torch.cat([pieces[0:7], pieces[7:PAIRS]]), actual)
+    assert torch.equal(pieces[torch.tensor([5, 2])], actual[[5, 2]])
 
 
 @pytest.mark.parametrize("size", [1e-38, 1e-30, 1e-13, 1.0, 1e13, 1e20, 1e38])
@@ -172,9 +183,7 @@ def test_rows_of_any_length_are_normalised_right(dtype, size):
     length = precise.detach().norm(dim=1, keepdim=True)
     expected = precise / precise.norm(dim=1, keepdim=True)
     (expected_gradient,) = torch.autograd.grad(expected, precise, incoming.double())
-    rows.requires_grad_()
-    actual = unit_rows(rows)
-    (gradient,) = torch.autograd.grad(actual, rows, incoming)
+    actual, gradient = normalised(rows.requires_grad_(), incoming)
     step = torch.finfo(dtype).eps
     assert (actual.double() - expected).abs().max() <= step
     # A gradient below the smallest normal number has fewer digits, one above the largest is infinite.
@@ -186,8 +195,7 @@ def test_rows_of_any_length_are_normalised_right(dtype, size):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_row_of_zeros_stays_one(dtype):
     rows = torch.zeros(3, SIZE, dtype=dtype, requires_grad=True)
-    unit = unit_rows(rows)
-    (gradient,) = torch.autograd.grad(unit, rows, torch.full_like(unit, 2.0**-20))
+    unit, gradient = normalised(rows, torch.full_like(rows, 2.0**-20))
     assert unit.eq(0).all()
     assert gradient.float().eq(torch.tensor(2.0**-20 / 1e-12).to(dtype).float()).all()
 

@@ -106,6 +106,12 @@ def test_small_weights_of_float16_do_not_vanish():
         assert (gradient.float() - wanted).norm() <= 0.01 * wanted.norm()
 
 
+def normalised_step(queries: Tensor, candidates: Tensor, **call: object) -> tuple[Tensor, ...]:
+    """Return the gradients of half-precision embeddings of any length."""
+    leaves = [(3 * side).bfloat16().requires_grad_() for side in (queries, candidates)]
+    return torch.autograd.grad(make("vlc", scale=20.0)(*leaves, **call), leaves)
+
+
 def run_rank(rank: int, directory: str, counts: list[int]) -> None:
     store = f"file://{directory}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=3, timeout=timedelta(seconds=120))
@@ -121,6 +127,7 @@ def run_rank(rank: int, directory: str, counts: list[int]) -> None:
         leaves = [side[rows].to(dtype).requires_grad_() for side in (queries, candidates)]
         loss = make("vlc", scale=20.0, normalize=False)(*leaves, group=dist.group.WORLD, backend=backend)
         results[f"factors-{backend}"] = torch.autograd.grad(loss * (2.0 * rank), leaves)
+    results["normalised"] = normalised_step(queries[rows], candidates[rows], group=dist.group.WORLD, backend="triton")
     torch.save(results, Path(directory) / f"rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -135,6 +142,9 @@ def test_three_ranks_equal_one_process(counts, tmp_path, monkeypatch):
         for one, other in zip(rank["factors-triton"], rank["factors-dense"], strict=True):
             # An exponent of 20·S is rounded to 20·2⁻²⁴ in float32, in forward and in backward.
             assert (one - other).norm() <= 40 * 2.0**-24 * other.norm()
+    for place, whole in enumerate(normalised_step(queries, candidates, backend="dense")):
+        joined = torch.cat([rank["normalised"][place] for rank in ranks]).float() / 3
+        assert (joined - whole.float()).norm() <= 2 * TOLERANCE[torch.bfloat16] * whole.float().norm()
     for kind in EXCHANGED:
         loss, *expected = step(kind, (queries, candidates), ids, backend="dense")
         for rank in ranks:
