@@ -5,6 +5,7 @@
 - `batch`: one rank's rows, checked and normalised.
 - `rows`: one side's embeddings, normalised where they are used.
 - `global_batch`: what every rank knows of all rows, and the tiles between them.
+- `chunks`: which candidates a tile looks at, and which of them have their gradients exchanged together.
 - `exchange`: which rank owns which rows, and how the ranks exchange them.
 - `agreement`: what the ranks compare before anyone computes.
 - `products`: matrix products that no autocast or float32 shortcut around the call changes, and their derivatives.

@@ -15,7 +15,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from allpairs.engine.chunks import Chunk, inside
 from allpairs.engine.products import only_once
+from allpairs.engine.rows import Rows
 from allpairs.errors import UserError
 
 
@@ -61,19 +63,69 @@ def gather(local: Tensor, counts: Sequence[int], group: "dist.ProcessGroup | Non
     """
     if len(counts) == 1:
         return local
-    padded_NM = _Gather.apply(_pad(local, max(counts)), len(counts), group)
+    longest = max(counts)
+    if min(counts) == longest:  # what arrives is the result
+        everyone: Tensor = _Gather.apply(local, len(counts), group)
+        return everyone.flatten(0, 1)
+    padded_NM = _Gather.apply(_pad(local, longest), len(counts), group)
     return torch.cat([rows[:count] for rows, count in zip(padded_NM, counts, strict=True)])
 
 
-def sum_onto_owners(rows: Tensor, counts: Sequence[int], group: "dist.ProcessGroup | None") -> Tensor:
-    """Return this rank's rows [b, …] of the sum over the ranks of `rows` [B, …]: the transpose of `gather`."""
-    if len(counts) == 1:
-        return rows
-    longest = max(counts)
-    padded_NM = rows
-    if min(counts) != longest:
-        padded_NM = torch.cat([_pad(piece, longest) for piece in rows.split(list(counts))])
-    return _reduce_scatter(padded_NM.unflatten(0, (len(counts), longest)), group)[: counts[dist.get_rank(group)]]
+class SumsOntoOwners:
+    """The gradients of all candidates, summed over the ranks chunk by chunk: one travels while the next is computed.
+
+    No rank holds more than two chunks beside the sums of its own rows: the transpose of `gather`, never whole.
+    """
+
+    def __init__(self, layout: RankLayout, own_bD: Rows, precision: torch.dtype) -> None:
+        self._layout, self._own, self._precision = layout, own_bD, precision
+        self._result_bD: Tensor | None = None
+        self._spare: list[Tensor] = []
+        self._travelling: _Travelling | None = None
+
+    def buffer(self, chunk: Chunk) -> Tensor:
+        """Return zeros [N·m, D] for this rank's part of the gradients of a chunk, m places for each rank's rows."""
+        count = len(chunk.pieces) * chunk.length
+        if self._spare and len(self._spare[-1]) >= count:
+            return self._spare.pop()[:count].zero_()
+        return torch.zeros(count, self._own.shape[1], dtype=self._precision, device=self._own.device)
+
+    def send(self, chunk: Chunk, gradient_CD: Tensor) -> None:
+        """Begin to sum a finished `buffer` over the ranks, which each call with theirs. A collective."""
+        if self._layout.world_size == 1:
+            self._result_bD = self._own.to_given_(gradient_CD).to(self._own.dtype)
+            return
+        self._receive()
+        total_mD = gradient_CD.new_empty(chunk.length, gradient_CD.shape[1])
+        work = _start_reduce_scatter(total_mD, gradient_CD, self._layout.group)
+        self._travelling = _Travelling(chunk, gradient_CD, total_mD, work)
+
+    def finished(self) -> Tensor:
+        """Return the gradient of this rank's own candidates as given [b, D]."""
+        self._receive()
+        assert self._result_bD is not None
+        return self._result_bD
+
+    def _receive(self) -> None:
+        if self._travelling is None:
+            return
+        chunk, gradient_CD, total_mD, work = self._travelling
+        self._travelling = None
+        work.wait()  # on a GPU the stream waits, not this process
+        self._spare.append(gradient_CD)
+        if self._result_bD is None:
+            self._result_bD = torch.empty(self._own.shape, dtype=self._own.dtype, device=self._own.device)
+        piece = inside(chunk.pieces[self._layout.rank], self._layout.own_candidates)
+        self._result_bD[piece] = self._own.to_given_(total_mD[: piece.stop - piece.start], piece.start)
+
+
+class _Travelling(NamedTuple):
+    """A chunk on its way: nobody may write to its tensors."""
+
+    chunk: Chunk
+    gradient_CD: Tensor
+    total_mD: Tensor
+    work: "dist.Work"
 
 
 def check_group(group: object) -> None:
@@ -133,9 +185,24 @@ def all_gather(local: Tensor, ranks: int, group: "dist.ProcessGroup | None") -> 
 def _reduce_scatter(parts_NM: Tensor, group: "dist.ProcessGroup | None") -> Tensor:
     """Return this rank's [M, …] of the sum over the ranks of [N, M, …]."""
     total_M = torch.empty_like(parts_NM[0], memory_format=torch.contiguous_format)
-    collective = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-    collective(total_M, parts_NM.flatten(0, 1).contiguous(), op=dist.ReduceOp.SUM, group=group)
+    _start_reduce_scatter(total_M, parts_NM.flatten(0, 1).contiguous(), group).wait()
     return total_M
+
+
+def _start_reduce_scatter(total_M: Tensor, parts: Tensor, group: "dist.ProcessGroup | None") -> "dist.Work":
+    """Begin to sum `parts` [N·M, …] over the ranks, this rank's M of them into `total_M`."""
+    collective = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    work: dist.Work = collective(total_M, parts, op=dist.ReduceOp.SUM, group=group, async_op=True)
+    return work
+
+
+def exchange_rows(
+    rows_TX: Tensor, sent: Sequence[int], received: Sequence[int], group: "dist.ProcessGroup | None"
+) -> Tensor:
+    """Send each rank its next `sent` rows of [T, …] and return what all ranks sent to this one, rank 0 first."""
+    arrived = rows_TX.new_empty(sum(received), *rows_TX.shape[1:])
+    dist.all_to_all_single(arrived, rows_TX.contiguous(), list(received), list(sent), group=group)
+    return arrived
 
 
 class _Gather(torch.autograd.Function):

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from allpairs.engine import sparse
 from allpairs.engine.batch import LocalBatch
+from allpairs.engine.chunks import Columns, both, chunks, inside
 from allpairs.engine.contract import AnchorObjective, Anchors, Tile, biased
-from allpairs.engine.exchange import RankLayout, gather, sum_onto_owners
+from allpairs.engine.exchange import RankLayout, SumsOntoOwners, gather
 from allpairs.engine.global_batch import GlobalBatch, mean_factors
 from allpairs.engine.products import add_product, as_given, only_once, product, to_half
 from allpairs.engine.rows import Rows
@@ -99,8 +100,12 @@ class PlainTiles:
     def begin_weights(self, statistics: Statistics) -> None:
         """Prepare what `weights` needs for every tile: here nothing."""
 
-    def weights(self, rows: range, columns: range, statistics: Statistics, factors: Factors) -> Tensor:
+    def weights(self, rows: range, columns: Columns, statistics: Statistics, factors: Factors) -> Tensor:
         """Return W [R, C] of the tile, in at least float32, each direction times its factor."""
+        parts = [self._weights(rows, part, statistics, factors) for part in columns.ranges]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _weights(self, rows: range, columns: range, statistics: Statistics, factors: Factors) -> Tensor:
         objective = self.call.objective
         row_tile, column_tile = self._tiles(rows, columns)
         known_rows, known_columns = self._known(rows, columns, statistics)
@@ -112,28 +117,34 @@ class PlainTiles:
         return weights_RC.add(of_columns_RC, alpha=factors.column)
 
     def add_own_pairs(
-        self, rows: range, statistics: Statistics, query_gradient_RD: Tensor, candidate_gradient_BD: Tensor
+        self, pairs: range, statistics: Statistics, query_gradient_PD: Tensor, candidate_gradient_PD: Tensor
     ) -> None:
-        """Add what `weights` leaves out of the own pairs of `rows`: here nothing."""
+        """Add to the gradients of `pairs` of this rank what `weights` leaves out of them: here nothing."""
 
     def move_own_pairs(
-        self, weights_RC: Tensor, rows: range, columns: range, query_gradient_RD: Tensor, candidate_gradient_BD: Tensor
+        self,
+        weights_RC: Tensor,
+        rows: range,
+        columns: Columns,
+        query_gradient_RD: Tensor,
+        candidate_gradient_CD: Tensor,
     ) -> None:
         """Add the own pairs of a tile in float32 and leave 0 for them: the largest weights are not to be rounded."""
-        own = range(max(rows.start, columns.start), min(rows.stop, columns.stop))
-        if not own:
-            return
-        in_rows = slice(own.start - rows.start, own.stop - rows.start)
-        diagonal_P = weights_RC[in_rows, own.start - columns.start : own.stop - columns.start].diagonal()
-        weights_P1 = diagonal_P.clone()[:, None]
-        diagonal_P.zero_()
-        query_gradient_RD[in_rows] += weights_P1 * self.candidates_BD[own.start : own.stop]
-        candidate_gradient_BD[own.start : own.stop] += weights_P1 * self.queries_bD[self.local(own)]
+        parts = zip(columns.ranges, columns.split(weights_RC, dim=1), columns.split(candidate_gradient_CD), strict=True)
+        for part, part_weights_RC, part_gradient_CD in parts:
+            own = both(rows, part)
+            if not own:
+                continue
+            in_rows, in_columns = inside(own, rows), inside(own, part)
+            diagonal_P = part_weights_RC[in_rows, in_columns].diagonal()
+            weights_P1 = diagonal_P.clone()[:, None]
+            diagonal_P.zero_()
+            query_gradient_RD[in_rows] += weights_P1 * self.candidates_BD[own.start : own.stop]
+            part_gradient_CD[in_columns] += weights_P1 * self.queries_bD[self.local(own)]
 
     def local(self, rows: range) -> slice:
         """Return where the global `rows` of this rank are among its own."""
-        first = self.call.layout.own_queries.start
-        return slice(rows.start - first, rows.stop - first)
+        return inside(rows, self.call.layout.own_queries)
 
     def _tiles(self, rows: range, columns: range) -> tuple[Tile, Tile]:
         scores_RC = product(self.queries_bD[self.local(rows)], self.candidates_BD[columns.start : columns.stop].T)
@@ -197,11 +208,11 @@ class _Tiled(torch.autograd.Function):
             of_rows = objective.sparse_weights(whole.query_anchors(layout.own_queries), statistics.queries)
             of_columns = objective.sparse_weights(whole.candidate_anchors(layout.all_candidates), statistics.candidates)
             if of_rows is None or of_columns is None:
-                gradients = _gradients(tiles, statistics, factors)
+                gradients = _gradients(tiles, statistics, factors, own_candidates)
             else:
-                both = sparse.BothDirections(of_rows, of_columns)
-                gradients = sparse.gradients(tiles.queries_bD, tiles.candidates_BD, layout, both, factors)
-            of_candidates_bD = sum_onto_owners(gradients.candidates, layout.candidate_counts, layout.group)
+                embeddings = sparse.Embeddings(tiles.queries_bD, tiles.candidates_BD, own_candidates)
+                weights = sparse.BothDirections(of_rows, of_columns)
+                gradients = sparse.gradients(embeddings, layout, weights, factors)
             of_scale = of_bias = None
             learns_scale, learns_bias = ctx.learns
             if learns_scale:
@@ -211,8 +222,7 @@ class _Tiled(torch.autograd.Function):
             if learns_bias:
                 assert isinstance(call.bias, Tensor)
                 of_bias = _bias_gradient(call, statistics, factors).to(call.bias.dtype).reshape(call.bias.shape)
-            of_candidates_bD = own_candidates.to_given_(of_candidates_bD).to(own_candidates.dtype)
-        return gradients.queries, of_candidates_bD, of_scale, of_bias, None, None
+        return gradients.queries, gradients.candidates, of_scale, of_bias, None, None
 
 
 def _factors(gradient: Tensor, call: TiledCall) -> Factors:
@@ -264,8 +274,12 @@ def _walk(tiles: PlainTiles, call: TiledCall, known: Statistics | None) -> Stati
     return Statistics(type(row_pieces[0]).join(row_pieces), of_candidates)
 
 
-def _gradients(tiles: PlainTiles, statistics: Statistics, factors: Factors) -> Gradients:
-    """Return Σ_j W_ij c_j of this rank's queries and its part of Σ_i W_ij q_i of all candidates."""
+def _gradients(tiles: PlainTiles, statistics: Statistics, factors: Factors, own_candidates_bD: Rows) -> Gradients:
+    """Return Σ_j W_ij c_j of this rank's queries and, summed over the ranks, Σ_i W_ij q_i of its candidates.
+
+    Where there are other ranks, candidates are the outermost loop: a chunk of them is finished, and travels to its
+    owners while the next is computed.
+    """
     call = tiles.call
     layout, tile = call.layout, call.tile.backward
     queries_bD, candidates_BD = tiles.queries_bD, tiles.candidates_BD
@@ -274,30 +288,43 @@ def _gradients(tiles: PlainTiles, statistics: Statistics, factors: Factors) -> G
     tiles.begin_weights(statistics)
     precision = torch.promote_types(queries_bD.dtype, torch.float32)
     query_gradient_bD = torch.empty(queries_bD.shape, dtype=queries_bD.dtype, device=queries_bD.device)
-    candidate_gradient_BD = torch.zeros(candidates_BD.shape, dtype=precision, device=queries_bD.device)
+    unfinished: dict[range, Tensor] = {}
     along_queries = torch.zeros((), dtype=precision, device=queries_bD.device)
-    for rows in _pieces(layout.own_queries, tile):
-        queries_RD = queries_bD[tiles.local(rows)]
-        query_gradient_RD = torch.zeros_like(queries_RD, dtype=precision)
-        for columns in _pieces(layout.all_candidates, tile):
-            cut = slice(columns.start, columns.stop)
-            weights_RC = tiles.weights(rows, columns, statistics, factors)
-            inverse = None
-            if weights_RC.dtype != queries_bD.dtype:
-                if call.objective.own_positive:
-                    tiles.move_own_pairs(weights_RC, rows, columns, query_gradient_RD, candidate_gradient_BD)
-                weights_RC, inverse = to_half(weights_RC, queries_bD.dtype)
-            add_product(query_gradient_RD, weights_RC, candidates_BD[cut], inverse)
-            add_product(candidate_gradient_BD[cut], weights_RC.T, queries_RD, inverse)
-            del weights_RC  # before the next, so that one W is held and not two
-        tiles.add_own_pairs(rows, statistics, query_gradient_RD, candidate_gradient_BD)
-        query_gradient_RD *= factors.loss / tiles.unit
-        along_queries += (query_gradient_RD * queries_RD).sum()
-        local = tiles.local(rows)
-        query_gradient_bD[local] = queries_bD.to_given_(query_gradient_RD.mul_(factors.scale), local.start)
-        del query_gradient_RD
-    candidate_gradient_BD.mul_(factors.loss / tiles.unit).mul_(factors.scale)
-    return Gradients(query_gradient_bD, candidate_gradient_BD, along_queries)
+    sums = SumsOntoOwners(layout, own_candidates_bD, precision)
+    all_chunks = chunks(layout.candidate_counts)
+    for chunk in all_chunks:
+        own_piece, own_place = chunk.pieces[layout.rank], layout.rank * chunk.length
+        candidate_gradient_CD = sums.buffer(chunk)
+        for rows in _pieces(layout.own_queries, tile):
+            queries_RD = queries_bD[tiles.local(rows)]
+            query_gradient_RD = unfinished.pop(rows, None)
+            if query_gradient_RD is None:
+                query_gradient_RD = torch.zeros_like(queries_RD, dtype=precision)
+            for columns in chunk.columns(tile):
+                column_gradient_CD = candidate_gradient_CD[columns.place : columns.place + len(columns)]
+                weights_RC = tiles.weights(rows, columns, statistics, factors)
+                inverse = None
+                if weights_RC.dtype != queries_bD.dtype:
+                    if call.objective.own_positive:
+                        tiles.move_own_pairs(weights_RC, rows, columns, query_gradient_RD, column_gradient_CD)
+                    weights_RC, inverse = to_half(weights_RC, queries_bD.dtype)
+                add_product(query_gradient_RD, weights_RC, columns.of(candidates_BD), inverse)
+                add_product(column_gradient_CD, weights_RC.T, queries_RD, inverse)
+                del weights_RC  # before the next, so that one W is held and not two
+            if pairs := both(rows, own_piece):
+                own = slice(own_place + pairs.start - own_piece.start, own_place + pairs.stop - own_piece.start)
+                in_rows = inside(pairs, rows)
+                tiles.add_own_pairs(pairs, statistics, query_gradient_RD[in_rows], candidate_gradient_CD[own])
+            if chunk is not all_chunks[-1]:
+                unfinished[rows] = query_gradient_RD
+                continue
+            query_gradient_RD *= factors.loss / tiles.unit
+            along_queries += (query_gradient_RD * queries_RD).sum()
+            local = tiles.local(rows)
+            query_gradient_bD[local] = queries_bD.to_given_(query_gradient_RD.mul_(factors.scale), local.start)
+            del query_gradient_RD
+        sums.send(chunk, candidate_gradient_CD.mul_(factors.loss / tiles.unit).mul_(factors.scale))
+    return Gradients(query_gradient_bD, sums.finished(), along_queries)
 
 
 def _nothing_to_see(scores_RC: Tensor, anchors: Anchors) -> Tile:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from allpairs.engine.chunks import Columns, both
 from allpairs.engine.rows import Rows
 from allpairs.engine.sparse import Factors
 from allpairs.engine.statistics import HardestNegative, SoftExcess
@@ -56,20 +57,22 @@ class FusedTiles(PlainTiles):
 
         objective = self.call.objective
         if objective.kernel == "hardest":
-            row_value, row_column, column_value, column_row = launches.hardest(self._operands(rows, columns))
+            row_value, row_column, column_value, column_row = launches.hardest(
+                self._operands(rows, Columns((columns,)))
+            )
             return Statistics(
                 objective.of_hardest(HardestNegative(row_value, row_column + columns.start)),
                 objective.of_hardest(HardestNegative(column_value, column_row + rows.start)),
             )
         if objective.kernel == "sigmoid":
             row_total, row_slope, column_total, column_slope = launches.sigmoid_sums(
-                self._operands(rows, columns), scale=self.kernel_scale, bias=self.kernel_bias
+                self._operands(rows, Columns((columns,))), scale=self.kernel_scale, bias=self.kernel_bias
             )
             return Statistics(
                 objective.of_sigmoids(row_total, row_slope), objective.of_sigmoids(column_total, column_slope)
             )
         row_peak, row_total, column_peak, column_total = launches.soft_excess(
-            self._operands(rows, columns),
+            self._operands(rows, Columns((columns,))),
             scale=self.kernel_scale,
             row_bias_R=self.bias_B[rows.start : rows.stop],
             column_bias_C=self.bias_B[columns.start : columns.stop],
@@ -98,7 +101,7 @@ class FusedTiles(PlainTiles):
             self.column_shift_B -= lift
             self.unit = lift.exp()
 
-    def weights(self, rows: range, columns: range, statistics: Statistics, factors: Factors) -> Tensor:
+    def weights(self, rows: range, columns: Columns, statistics: Statistics, factors: Factors) -> Tensor:
         """Return W [R, C] of the tile in the type of the embeddings, of a softmax but for the own pairs."""
         assert factors.unequal is None
         from allpairs.engine.fused import launches
@@ -121,38 +124,43 @@ class FusedTiles(PlainTiles):
                 self._operands(rows, columns),
                 scale=self.kernel_scale,
                 row_shift_R=self.row_shift_b[self.local(rows)],
-                column_shift_C=self.column_shift_B[columns.start : columns.stop],
+                column_shift_C=columns.of(self.column_shift_B),
                 out=weights_RC,
             )
         return weights_RC
 
     def add_own_pairs(
-        self, rows: range, statistics: Statistics, query_gradient_RD: Tensor, candidate_gradient_BD: Tensor
+        self, pairs: range, statistics: Statistics, query_gradient_PD: Tensor, candidate_gradient_PD: Tensor
     ) -> None:
-        """Add the own pairs of `rows`, in float32: their weights are the largest, and are not to be rounded."""
+        """Add `pairs` in float32: their weights are the largest, and are not to be rounded."""
         if self.call.objective.kernel == "sigmoid":
             return
         assert isinstance(statistics.queries, SoftExcess)
         assert isinstance(statistics.candidates, SoftExcess)
-        for first in range(rows.start, rows.stop, _CHUNK):
-            own = range(first, min(first + _CHUNK, rows.stop))
-            pairs, local = slice(own.start, own.stop), self.local(own)
-            inside = slice(own.start - rows.start, own.stop - rows.start)
-            pull_P = statistics.queries.rows(local).share_of_all() + statistics.candidates.rows(pairs).share_of_all()
+        for first in range(0, len(pairs), _CHUNK):
+            some, inside = pairs[first : first + _CHUNK], slice(first, first + _CHUNK)
+            cut, local = slice(some.start, some.stop), self.local(some)
+            pull_P = statistics.queries.rows(local).share_of_all() + statistics.candidates.rows(cut).share_of_all()
             pull_P1 = (pull_P * self.unit)[:, None]
-            query_gradient_RD[inside] -= pull_P1 * self.candidates_BD[pairs]
-            candidate_gradient_BD[pairs] -= pull_P1 * self.queries_bD[local]
+            query_gradient_PD[inside] -= pull_P1 * self.candidates_BD[cut]
+            candidate_gradient_PD[inside] -= pull_P1 * self.queries_bD[local]
 
-    def _operands(self, rows: range, columns: range) -> "launches.Operands":
-        from allpairs.engine.fused import launches
+    def _operands(self, rows: range, columns: Columns) -> "launches.Operands":
+        from allpairs.engine.fused import instances, launches
 
+        of_queries, of_candidates = self.instances
+        masked = self.by_ids or any(both(rows, part) for part in columns.ranges)
+        first_column = columns.ranges[0].start
+        if masked and len(columns.ranges) > 1:
+            of_candidates, first_column = instances.Instances.of(columns.of(of_candidates.numbers)), 0
         return launches.Operands(
             self.queries_bD[self.local(rows)],
-            self.candidates_BD[columns.start : columns.stop],
-            *self.instances,
+            columns.of(self.candidates_BD),
+            of_queries,
+            of_candidates,
             rows.start,
-            columns.start,
-            self.by_ids or (rows.start < columns.stop and columns.start < rows.stop),
+            first_column,
+            masked,
         )
 
 
