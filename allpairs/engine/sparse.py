@@ -16,7 +16,7 @@ from allpairs.engine.exchange import RankLayout, all_gather, exchange_rows
 from allpairs.engine.rows import Rows
 
 _CHUNK = 8192
-"""Anchors at a time, so that gathered embeddings stay small beside the gradients."""
+"""Pairs at a time, so that gathered embeddings stay small beside the gradients."""
 
 
 class Gradients(NamedTuple):
@@ -137,8 +137,9 @@ def _pairs(layout: RankLayout, weights: BothDirections, factors: Factors, device
 
 def _add(total_TD: Tensor, places_P: Tensor, weights_P: Tensor, rows_D: Rows, numbers_P: Tensor) -> None:
     """Add to `total_TD`, at P places, as many of `rows_D` by their weights."""
-    for start in range(0, len(places_P), _CHUNK):
-        part = slice(start, start + _CHUNK)
+    step = min(_CHUNK, max(1, len(rows_D)))
+    for start in range(0, len(places_P), step):
+        part = slice(start, start + step)
         weights_P1 = weights_P[part].to(total_TD.dtype)[:, None]
         total_TD.index_add_(0, places_P[part], weights_P1 * rows_D[numbers_P[part]])
 

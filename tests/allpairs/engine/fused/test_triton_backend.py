@@ -116,7 +116,7 @@ def run_rank(rank: int, directory: str, counts: list[int]) -> None:
     store = f"file://{directory}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=3, timeout=timedelta(seconds=120))
     torch.set_num_threads(1)
-    chunks.LEAST_COLUMNS = 1  # tiles then look at columns from several places
+    chunks.LEAST_COLUMNS = 40  # two chunks, whose tiles look at columns from several places
     rows = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
     queries, candidates, ids = embeddings(sum(counts), torch.float32)
     results = {
