@@ -22,7 +22,9 @@ from distributed.data import Dataset, evaluation_batches
 from distributed.data.dataset import CAUSES
 from distributed.data.images import open_image
 from distributed.world import World
-from retrieval_eval.evaluate import Report, evaluate
+from retrieval_eval.evaluate import Engine, evaluate
+from retrieval_eval.report import Report
+from retrieval_eval.searched.agreement import agreement
 
 THUMBNAIL_SIDE = 128  # px: sharp enough on a high-density screen at the report's size, about 3 KB each
 
@@ -38,9 +40,9 @@ class Encoded:
     dropped: Mapping[str, int]
     """Samples of the split that could not be used, by cause: a gallery without them is an easier one."""
 
-    def evaluate(self) -> Report:
-        """Return the retrieval metrics of the whole split."""
-        return evaluate(self.images_ND, self.captions_CD, self.image_ids_N, self.caption_ids_C)
+    def evaluate(self, engine: Engine = "exact") -> Report:
+        """Return the retrieval metrics of the whole split, counted or (`engine`) searched for."""
+        return evaluate(self.images_ND, self.captions_CD, self.image_ids_N, self.caption_ids_C, engine=engine)
 
 
 @torch.inference_mode()
@@ -98,6 +100,17 @@ def encode(encoder: DualEncoder, dataset: Dataset, vocabulary: Tokens, config: C
     images_ND, image_ids_N, captions_CD, caption_ids_C = whole
     dropped_overall = dict(zip(CAUSES, map(int, counts), strict=True))
     return Encoded(images_ND, image_ids_N, captions_CD, caption_ids_C, dropped_overall)
+
+
+def engine_columns(split: str, report: Report) -> dict[str, Any]:
+    """Return what a row says of the engine, and of a search the percent of ranks that are the counted ones.
+
+    That is the lower of both directions, over all queries of a small split and a sample of a large one.
+    """
+    found = agreement(report)
+    if found is None:
+        return {f"{split}/engine": "exact"}
+    return {f"{split}/engine": f"faiss ({found.by})", f"{split}/same_rank": min(found.same_rank.values())}
 
 
 @torch.no_grad()

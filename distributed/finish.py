@@ -8,14 +8,14 @@ from distributed.data import open_dataset
 from distributed.data.batch import describe_dropped, dropped_metrics, dropped_so_far
 from distributed.data.dataset import shared_pictures
 from distributed.data.sources.shuffled import note_of
-from distributed.evaluation import embedding_set, encode, origin_of
+from distributed.evaluation import embedding_set, encode, engine_columns, origin_of
 from distributed.loop import Training
 from distributed.progress import duration
 from distributed.tracking.examples import examples
 from distributed.tracking.redact import redact
 from retrieval_eval.cross_check import cross_check
-from retrieval_eval.evaluate import Report
 from retrieval_eval.page import write_report
+from retrieval_eval.report import Report
 from retrieval_eval.uncertainty import intervals
 
 
@@ -49,11 +49,11 @@ def finish(training: Training) -> dict[str, float] | None:
     encoded = encode(training.encoder, dataset, training.vocabulary, config, training.world)
     if encoded is None:
         return None
-    report = encoded.evaluate()
+    report = encoded.evaluate(config.eval.engine)
     assert progress.best_rsum is not None, "the last epoch is always evaluated"
     assert progress.best_epoch is not None
     metrics = {f"{split}/{name}": value for name, value in report.metrics.items()}
-    metrics |= dropped_metrics(split, encoded.dropped)
+    metrics |= dropped_metrics(split, encoded.dropped) | engine_columns(split, report)
     training.tracker.log(training.where() | metrics)
     objective = training.strategy.step.objective
     origin = origin_of(config, checkpoint, training.checkpoints.step_of(checkpoint), objective)
@@ -86,7 +86,7 @@ def _write_page(training: Training, embeddings: EmbeddingSet, report: Report) ->
         title=training.config.run.name,
         config=redact(training.config.model_dump(mode="json")),
         facts=_facts(training) | _facts_of_data(training),
-        cross_check=cross_check(report, embeddings.images, embeddings.captions),
+        cross_check=None if report.searched else cross_check(report, embeddings.images, embeddings.captions),
         intervals=intervals(report) if len(embeddings.images) > 1 else None,  # of one image nothing can be redrawn
     )
 

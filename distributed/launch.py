@@ -37,6 +37,7 @@ from distributed.progress import Follower
 from distributed.provenance import provenance
 from distributed.run_directory import RunDirectory, prepare, refuse_job_folder, refuse_taken, writable
 from distributed.tracking.server import settle
+from retrieval_eval.indexes.probe import require_faiss
 from retrieval_eval.run_files import read_rows
 
 if TYPE_CHECKING:
@@ -111,6 +112,8 @@ def set_up(config: Config, *, resume: Resume, tell: Callable[[str], None] = lamb
         UserError: the run directory is taken or cannot be written, data are missing, altered or do not fit the model.
     """
     refuse_job_folder("run.dir", config.run.dir)
+    if config.eval.engine == "faiss":
+        require_faiss("eval.engine=faiss")
     run = refuse_taken(config, resume=resume)
     datasets = check_data(config, tell)
     if run.has_checkpoint:

@@ -38,7 +38,7 @@ from distributed.config import Config
 from distributed.data import Dataset, Position, TrainBatch, TrainReader, open_split
 from distributed.data.batch import dropped_metrics
 from distributed.data.dataset import CAUSES
-from distributed.evaluation import encode, loss_and_similarities
+from distributed.evaluation import encode, engine_columns, loss_and_similarities
 from distributed.heartbeat import READING, STEPPING
 from distributed.interval import Collapse, Interval
 from distributed.run_directory import RunDirectory
@@ -47,8 +47,9 @@ from distributed.strategies import make_strategy
 from distributed.strategies.optimizer import learning_rate_factor
 from distributed.tracking import open_tracker
 from distributed.world import World
+from retrieval_eval.indexes.probe import require_faiss
 
-ReportMetrics = Callable[[dict[str, float]], None]
+ReportMetrics = Callable[[dict[str, Any]], None]
 """Told the metrics of every evaluation, on every rank: `ray.train.report` or nothing."""
 
 Heartbeat = Callable[[int, str], None]
@@ -98,6 +99,8 @@ class Training:
     def _build(self) -> TrainStep:
         """Make the encoder, of the checkpoint that was found (which needs no hub) or a fresh one, and the objective."""
         config = self.config
+        if config.eval.engine == "faiss":
+            require_faiss("eval.engine=faiss")
         if self.found is not None:
             encoder, self.vocabulary = load(self.found.folder)
             encoder.train()
@@ -333,7 +336,7 @@ class Training:
         due = self._evaluates_at(progress.step)
         if epoch_ended and self.config.eval.every_steps is None:
             due = progress.epoch % self.config.eval.every == 0
-        metrics: dict[str, float] = {}
+        metrics: dict[str, Any] = {}
         improved = False
         self.heartbeat(progress.step, "evaluating")
         if due or progress.step == self.total_steps:
@@ -342,24 +345,25 @@ class Training:
         if metrics:
             self.report(metrics | {"epoch": self.where()["epoch"]})
 
-    def _evaluate(self) -> tuple[dict[str, float], bool]:
+    def _evaluate(self) -> tuple[dict[str, Any], bool]:
         """Measure `data.val`; return its metrics (the same on all ranks) and whether this is the best epoch so far."""
         started = time.perf_counter()
         dataset = self.open_split("val")
         encoded = encode(self.encoder, dataset, self.vocabulary, self.config, self.world)
         metrics: dict[str, float] = {}
+        engine: dict[str, Any] = {}
         if encoded is not None:
             objective = self.strategy.step.objective
-            metrics = encoded.evaluate().metrics | loss_and_similarities(
-                encoded, objective, self.config.train.global_batch
-            )
+            report = encoded.evaluate(self.config.eval.engine)
+            engine = engine_columns("val", report)
+            metrics = report.metrics | loss_and_similarities(encoded, objective, self.config.train.global_batch)
         rsum = self.world.sum([metrics.get("rsum", 0.0)])[0]
         progress = self.progress
         best = rsum if progress.best_rsum is None else max(rsum, progress.best_rsum)
         improved = best != progress.best_rsum
         if improved:
             progress.best_rsum, progress.best_epoch = best, self.where()["epoch"]
-        row = {f"val/{name}": value for name, value in metrics.items()}
+        row = {f"val/{name}": value for name, value in metrics.items()} | engine
         row |= dropped_metrics("val", encoded.dropped) if encoded is not None else {}
         row |= {"val/rsum": rsum, "val/best_rsum": best, "val/seconds": time.perf_counter() - started}
         # While the learning rate still rises nothing is to be said.

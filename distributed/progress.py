@@ -112,7 +112,10 @@ def line(row: dict[str, Any]) -> str:
             f"{name} {row[f'val/{way}/r1']:.1f}/{row[f'val/{way}/r5']:.1f}/{row[f'val/{way}/r10']:.1f}"
             for name, way in (("i→t", "i2t"), ("t→i", "t2i"))
         )
-        return f"[bold]epoch {row['epoch']:g}[/]  val RSUM [bold]{row['val/rsum']:.1f}[/]  R@1/5/10 {recalls}{best}"
+        engine = row.get("val/engine", "exact")
+        by = f"  by {engine}" if engine != "exact" else ""
+        rsum = f"[bold]epoch {row['epoch']:g}[/]  val RSUM [bold]{row['val/rsum']:.1f}[/]"
+        return f"{rsum}  R@1/5/10 {recalls}{by}{best}"
     if "train/loss" in row:
         return (
             f"step {row['step']:>6,}  epoch {row['epoch']:5.2f}  loss {row['train/loss']:.4f}  "

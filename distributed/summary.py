@@ -1,5 +1,8 @@
 """The table at the end of a run."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich import box
 from rich.table import Table
 
@@ -16,20 +19,22 @@ def summary_table(result: Result) -> Table:
     """Return one row per direction of the final evaluation, RSUM below."""
     metrics = result.metrics
     split = "test" if "test/rsum" in metrics else "val"
+    counted = _engine(metrics) == "exact"
+    shown = [name for name in SHOWN if counted or not metric_of(name).every_rank]
     table = Table(
         box=box.SIMPLE_HEAD,
         title=f"{result.run_dir.name}: retrieval on {split}",
         title_justify="left",
-        caption="\n".join([f"RSUM [bold]{metrics[f'{split}/rsum']:.1f}[/] of 600", *notes(SHOWN)]),
+        caption="\n".join([f"RSUM [bold]{metrics[f'{split}/rsum']:.1f}[/] of 600", *notes(shown)]),
         caption_justify="left",
     )
     table.add_column("", no_wrap=True)
-    for name in SHOWN:
+    for name in shown:
         table.add_column(metric_of(name).heading, justify="right")
     for way, name in (("i2t", "image → text"), ("t2i", "text → image")):
         table.add_row(
             name,
-            *(metric_of(key).format % metrics[f"{split}/{way}/{key}"] for key in SHOWN),
+            *(metric_of(key).format % metrics[f"{split}/{way}/{key}"] for key in shown),
         )
     return table
 
@@ -38,11 +43,18 @@ def summary_lines(result: Result, seconds: float) -> str:
     """Return what took how long, and where everything lies."""
     metrics, folder = result.metrics, result.run_dir
     dropped = describe_dropped(metrics)
+    engine = _engine(metrics)
     return (
         f"best epoch {metrics['val/best_epoch']:.4g} (val RSUM {metrics['val/best_rsum']:.1f}) · "
         f"training {duration(metrics['train/seconds'])}, this command {duration(seconds)}\n"
+        + (f"recalls by   {engine}\n" if engine != "exact" else "")
         + (f"dropped      {dropped}\n" if dropped else "")
         + f"report       {folder / 'report.html'}\n"
         f"checkpoints  {folder / 'checkpoints'}\n"
         f"metrics      {folder / 'metrics.jsonl'}"
     )
+
+
+def _engine(metrics: Mapping[str, Any]) -> str:
+    """Return what found the final ranks."""
+    return str(metrics.get("test/engine" if "test/rsum" in metrics else "val/engine", "exact"))

@@ -10,7 +10,9 @@
 - `ties`, `whole_ranking`: from counts to ranks, recalls, precisions and nDCG.
 - `protocols`, `subset`, `ensemble`, `measure`, `folds`: what is measured under a name, in which folds.
 - `uncertainty`: bootstrap intervals over images.
-- `shortlist`, `cross_check`, `approximate`: FAISS.
+- `report`: what an evaluation found.
+- `indexes`, `shortlist`: FAISS on GPUs and the CPU; `searched`: recalls from its lists, the engine ``faiss``.
+- `cross_check`, `approximate`: exact ranks beside a search, and what approximate search loses.
 - `rerank`: scorers.
 - `manifest`, `summary`, `exports`, `page`, `output`: the record, tables, files and reports of a measurement.
 - `run_files`: what a training run leaves; `yaml_text`: the one reader of YAML that users write.

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from retrieval_eval.evaluate import Report
 from retrieval_eval.folds import MeasuredFold, average
 from retrieval_eval.metrics import metrics_of
+from retrieval_eval.report import Report
 from retrieval_eval.uncertainty import (
     CELLS,
     RESAMPLES,

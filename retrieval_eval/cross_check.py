@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from retrieval_eval.evaluate import Report
 from retrieval_eval.folds import MeasuredFold
+from retrieval_eval.indexes.probe import Backend
 from retrieval_eval.inputs import Matrix, blocks, pair_to_rank
-from retrieval_eval.shortlist import Backend, shortlist
+from retrieval_eval.report import Report
+from retrieval_eval.shortlist import shortlist
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from allpairs.files import replacing, write_text
-from retrieval_eval.evaluate import Report
 from retrieval_eval.folds import Gallery, MeasuredFold
 from retrieval_eval.metrics import RECALLS, definitions, label, notes, number
+from retrieval_eval.report import Report
 from retrieval_eval.shortlist import Shortlist, shortlist
 from retrieval_eval.summary import half_width
 

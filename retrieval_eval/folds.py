@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from retrieval_eval.evaluate import Report
 from retrieval_eval.metrics import with_rsum
 from retrieval_eval.positives import Positives
+from retrieval_eval.report import Report
+from retrieval_eval.searched.found import Searched
 from retrieval_eval.uncertainty import Clusters
 
 
@@ -106,6 +107,12 @@ def average(reports: Sequence[Report]) -> Report:
                 for value in first.per_query[name]
             }
             for name in first.directions
+        },
+        searched={
+            name: Searched.joined(
+                [report.searched[name] for report in reports], [report.queries(name) for report in reports]
+            )
+            for name in first.searched
         },
     )
 

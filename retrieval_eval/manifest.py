@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retrieval_eval.evaluate import Report
+from retrieval_eval.folds import average
 from retrieval_eval.metrics import definitions
 from retrieval_eval.norms import Norms, similarity_note, similarity_record
+from retrieval_eval.report import Report
+from retrieval_eval.searched.agreement import agreement
 
 DEFINITION = (
     "R@k: percent of the queries with at least one positive among the k best gallery items;"
@@ -13,6 +15,7 @@ DEFINITION = (
     " RSUM: the sum of R@1, R@5 and R@10 of both directions"
 )
 PRECISION = "float32 dot products, no TF32; ranks counted over the whole gallery"
+SEARCHED = "float32 dot products; the whole gallery searched by FAISS for the best of each query"
 TIES = "expected value over all orders of tied items"
 
 
@@ -32,6 +35,7 @@ def manifest_of(
     `norms` are those of all queries and of the whole gallery, as given, over all folds.
     """
     first = reports[0]
+    searched = agreement(average(reports))
     counts = first.positives[first.directions[0]].counts
     manifest: dict[str, Any] = {
         "protocol": protocol,
@@ -49,7 +53,8 @@ def manifest_of(
         "captions_per_item": float(counts.mean()),
         "definition": DEFINITION,
         **similarity_record(*norms, cosine=first.cosine, both=len(first.directions) > 1),
-        "precision": PRECISION,
+        "engine": {"name": "exact"} if searched is None else searched.record(),
+        "precision": PRECISION if searched is None else SEARCHED,
         "ties": TIES,
         "metrics": definitions(first.metrics),
     }

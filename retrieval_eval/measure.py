@@ -1,7 +1,7 @@
 """Embeddings under a protocol: checked, cut into the folds that are measured alone, measured, and described."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +10,29 @@ import torch
 
 from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
-from retrieval_eval.evaluate import Report, evaluate
+from retrieval_eval.evaluate import evaluate
 from retrieval_eval.folds import Gallery, MeasuredFold, average, join
 from retrieval_eval.manifest import manifest_of
 from retrieval_eval.norms import Norms
 from retrieval_eval.protocols import Protocol
+from retrieval_eval.report import Report
 from retrieval_eval.subset import Subset
 from retrieval_eval.uncertainty import clusters_of
 
 
 @dataclass(frozen=True, eq=False)
 class CountingOptions:
-    """Where the counting is done: never what comes out."""
+    """Where the counting is done, which never changes what comes out, or another engine."""
 
     device: str | None = None
     shards: int | None = None
     state: Path | None = None
     progress: Callable[[int, int], None] | None = None
+    engine: str = "exact"
 
     def within(self, name: str) -> "CountingOptions":
         """Return the same with a folder of its own for the state."""
-        return CountingOptions(
-            self.device, self.shards, self.state / name if self.state is not None else None, self.progress
-        )
+        return replace(self, state=self.state / name if self.state is not None else None)
 
     def evaluate(self, asking: Gallery, answering: Gallery, **given: Any) -> Report:
         """Rank `answering` for `asking` by their ids."""
@@ -47,6 +47,7 @@ class CountingOptions:
             shards=self.shards,
             state=self.state,
             progress=self.progress,
+            engine=self.engine,
             **given,
         )
 

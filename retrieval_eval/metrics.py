@@ -29,6 +29,8 @@ class Metric:
     """The per-query value whose mean it is; None for what is combined, or a median."""
     bounded: bool = True
     """Whether a shortlist bounds it (`retrieval_eval.rerank`)."""
+    every_rank: bool = False
+    """Whether it needs the rank of every right answer, however far down: a search for the best K does not give it."""
     definition: str = ""
     """In words, where the field has more than one: it stands wherever the metric is printed or exported."""
     short: str = ""
@@ -62,8 +64,8 @@ class Metric:
 
 METRICS = (
     Metric("average_recall", "avg recall", "percent", short="avg."),
-    Metric("median_rank", "median rank", "place", bounded=False, short="median"),
-    Metric("mean_rank", "mean rank", "place", "rank", bounded=False, short="mean"),
+    Metric("median_rank", "median rank", "place", bounded=False, every_rank=True, short="median"),
+    Metric("mean_rank", "mean rank", "place", "rank", bounded=False, every_rank=True, short="mean"),
     Metric(
         "map5", "mAP@5", "fraction", "map5",
         definition="sum of the precisions at the hits in the top 5, over the hits found there (COCOS)",
@@ -72,11 +74,11 @@ METRICS = (
         "map_cut5", "mAP@5 (trec)", "fraction", "map_cut5",
         definition="sum of the precisions at the hits in the top 5, over all the query's right answers (trec_eval)",
     ),
-    Metric("mrr", "MRR", "fraction", "mrr"),
-    Metric("ndcg", "nDCG", "fraction", "ndcg"),
-    Metric("r_precision", "R-Precision", "fraction", "r_precision", short="R-Prec."),
+    Metric("mrr", "MRR", "fraction", "mrr", every_rank=True),
+    Metric("ndcg", "nDCG", "fraction", "ndcg", every_rank=True),
+    Metric("r_precision", "R-Precision", "fraction", "r_precision", every_rank=True, short="R-Prec."),
     Metric(
-        "map_r", "mAP@R", "fraction", "map_r",
+        "map_r", "mAP@R", "fraction", "map_r", every_rank=True,
         definition="sum of the precisions at the hits in the top R, over R, the query's right answers",
     ),
 )  # fmt: skip

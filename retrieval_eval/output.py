@@ -10,13 +10,14 @@ from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
 from allpairs.files import adding_to_folder, write_json
 from retrieval_eval.cross_check import verify
-from retrieval_eval.evaluate import Report
 from retrieval_eval.exports import write_exports
 from retrieval_eval.folds import MeasuredFold
 from retrieval_eval.manifest import facts_of
 from retrieval_eval.metrics import notes
 from retrieval_eval.norms import similarity_note
 from retrieval_eval.page import write_report
+from retrieval_eval.report import Report
+from retrieval_eval.searched.agreement import agreement
 from retrieval_eval.summary import table
 from retrieval_eval.uncertainty import LEVEL, RESAMPLES, SEED, Intervals, intervals
 
@@ -46,8 +47,11 @@ class EvaluationOutput:
     def finish(self, *, with_intervals: bool, export: Path | None, approximate: str | None) -> None:
         """Write the files, all of them or none, and print the table, then what was written where."""
         note = similarity_note(self.manifest)
-        checked = verify(self.folds)
-        lines = [note, str(checked)] if note is not None else [str(checked)]
+        searched = agreement(self.report)
+        # A search by FAISS is compared with the count; a count is checked by a search.
+        checked = verify(self.folds) if searched is None else None
+        lines = [note] if note is not None else []
+        lines += searched.lines() if searched is not None else [str(checked)]
         found = None
         if with_intervals:
             try:

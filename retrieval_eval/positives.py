@@ -26,6 +26,16 @@ class Positives:
         """Return the gallery indices of one query's positives."""
         return self.indices[self.offsets[query] : self.offsets[query + 1]]
 
+    def entries(self, queries: np.ndarray) -> np.ndarray:
+        """Return where in `indices` the positives of some queries are, in the order of the queries."""
+        counts = self.counts[queries]
+        offsets = _offsets(counts)
+        return np.arange(offsets[-1]) + np.repeat(self.offsets[queries] - offsets[:-1], counts)
+
+    def take(self, queries: np.ndarray) -> "Positives":
+        """Return the positives of some queries alone."""
+        return Positives(_offsets(self.counts[queries]), self.indices[self.entries(queries)], self.gallery)
+
     @property
     def counts(self) -> np.ndarray:
         """Positives per query, [Q]."""

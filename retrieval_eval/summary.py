@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from retrieval_eval.evaluate import Report
 from retrieval_eval.metrics import label, number
+from retrieval_eval.report import Report
 
 if TYPE_CHECKING:
     from rich.table import Table

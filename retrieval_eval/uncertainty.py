@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from allpairs.errors import UserError
-from retrieval_eval.evaluate import Report
 from retrieval_eval.metrics import metrics_of
 from retrieval_eval.positives import Positives
+from retrieval_eval.report import Report
 
 # Shape suffixes: N queries of a direction, C clusters, R resamples of a block.
 
@@ -122,7 +122,11 @@ def _replicates(
         for direction, per_query in report.per_query.items()
     }
     sizes = {direction: np.bincount(own, minlength=count) for direction, own in clusters.items()}
-    order = {direction: np.argsort(values["rank"], kind="stable") for direction, values in report.per_query.items()}
+    order = {
+        direction: np.argsort(values["rank"], kind="stable")
+        for direction, values in report.per_query.items()
+        if not report.searched
+    }
     widest = max(count, *(len(own) for own in clusters.values()))
     blocks = []
     for weights_RC in _draws(count, resamples, max(1, CELLS // widest), random):

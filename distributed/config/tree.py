@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from allpairs.models import CnnSpec, DualSpec, GruSpec, ModelSpec
 from distributed.config.objective import check_objective, objectives_over_sets
+from retrieval_eval.evaluate import Engine
 
 
 class Section(BaseModel):
@@ -219,6 +220,9 @@ class Eval(Section):
     """Steps between evaluations, in place of `every`: for epochs that take hours. null: at the ends of epochs."""
     batch: int = Field(256, ge=1)
     """Images encoded at a time per worker."""
+    engine: Engine = "exact"
+    """exact: every rank is counted. faiss: recalls and mAP@5 from a FAISS search for the best 100 of each query, on the
+    GPU where FAISS can; the rows say how many ranks are the counted ones, and lack what needs every rank."""
 
 
 class Tracking(Section):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from allpairs.embeddings import EmbeddingSet
-from retrieval_eval.evaluate import Report
+from retrieval_eval.report import Report
 from retrieval_eval.shortlist import shortlist
 
 SHOWN = 3
@@ -17,8 +17,8 @@ class Example:
     """One query and what came back."""
 
     direction: str
-    rank: float
-    """Expected rank of the best positive."""
+    rank: float | None
+    """Expected rank of the best positive; None where a search told only that it is beyond its depth."""
     picture: int
     """Row of the image to show: the query itself, or the first image retrieved."""
     query: str
@@ -41,7 +41,8 @@ def examples(embeddings: EmbeddingSet, report: Report, count: int) -> list[Examp
             right = gallery_names[int(report.positives[direction].of(row)[0])]
             picture = row if direction == "i2t" else retrieved[0]
             names = " | ".join(gallery_names[item] for item in retrieved)
-            chosen.append(Example(direction, float(ranks[row]), picture, query_names[row], names, right))
+            rank = float(ranks[row]) if report.depth is None or ranks[row] <= report.depth else None
+            chosen.append(Example(direction, rank, picture, query_names[row], names, right))
     return chosen
 
 

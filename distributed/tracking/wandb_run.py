@@ -102,7 +102,8 @@ class WandbRun:
             cell = None if image is None else wandb.Image(image)
             table.add_data(example.direction, example.rank, cell, example.query, example.retrieved, example.answer)
             if image is not None:
-                caption = f"{example.direction}, rank {example.rank:g}: {example.query} → {example.retrieved}"
+                rank = "beyond the search" if example.rank is None else f"rank {example.rank:g}"
+                caption = f"{example.direction}, {rank}: {example.query} → {example.retrieved}"
                 panel.append(wandb.Image(image, caption=caption))
         shown = {"examples": table} | ({"example_pictures": panel} if panel else {})
         self._tell(lambda run: run.log(shown, step=self._step, commit=True))

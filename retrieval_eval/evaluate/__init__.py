@@ -1,64 +1,22 @@
 """`evaluate`: exact retrieval metrics of two sets of embeddings, in both directions."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import fsum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
-from allpairs.errors import UserError
-from retrieval_eval.counting import Counts
+from allpairs.errors import UserError, nearest
 from retrieval_eval.inputs import Matrix, pair_where_they_lie, rows
-from retrieval_eval.metrics import metrics_of
 from retrieval_eval.positives import Positives, as_ids
+from retrieval_eval.report import Report, report_fields
+from retrieval_eval.searched.search import search
 from retrieval_eval.sharded import Problem, count
-from retrieval_eval.ties import TREATMENTS, Levels, Ranks, average_precisions
-from retrieval_eval.whole_ranking import Treatment, whole_ranking_metrics
 
-
-@dataclass(frozen=True, eq=False)
-class Report:
-    """What `evaluate` found. Directions are keyed by name, ``i2t`` and ``t2i`` by default, the forward one first."""
-
-    metrics: dict[str, float]
-    """``i2t/r1``, ``/r5``, ``/r10``, ``/average_recall``, ``/median_rank``, ``/mean_rank``, ``/map5``, ``/map_cut5``,
-    ``/mrr``, ``/ndcg``, ``/r_precision``, ``/map_r``, the same under ``t2i``, and ``rsum``.
-
-    Recalls, their average and RSUM in percent, the others but the ranks in 0..1 (`retrieval_eval.whole_ranking` defines
-    them); the expected values over all orders of tied items."""
-    ties: dict[str, dict[str, float]]
-    """The same metrics under ``optimistic``, ``expected`` (equal to `metrics`) and ``pessimistic``."""
-    ranks: dict[str, Ranks]
-    """Per direction the ranks of each query's best positive: `.optimistic`, `.expected`, `.pessimistic`, `.tied`."""
-    tied_queries: dict[str, int]
-    """Per direction how many queries' ranks depend on the order of tied items."""
-    positives: dict[str, Positives]
-    """Per direction the positives of each query."""
-    ks: tuple[int, ...]
-    """The k of the recalls."""
-    counts: dict[str, Counts]
-    """Per direction the counts of each positive pair, in the order of `positives[direction].indices`."""
-    per_query: dict[str, dict[str, np.ndarray]]
-    """Per direction the values per query, [N] float64 each, whose means `metrics` holds (`median_rank`: the median of
-    ``rank``): ``r1`` … in percent, ``rank``, ``map5``, ``map_cut5``, ``mrr``, ``ndcg``, ``r_precision``, ``map_r``."""
-    cosine: bool = False
-    """Whether the embeddings were normalised before they were ranked: what is given them later does so too."""
-
-    @property
-    def directions(self) -> tuple[str, ...]:
-        """Names of the directions, the forward one first."""
-        return tuple(self.ranks)
-
-    def queries(self, direction: str) -> int:
-        """Return how many queries a direction has."""
-        return len(self.positives[direction])
-
-    def gallery(self, direction: str) -> int:
-        """Return how many gallery items a direction has."""
-        return self.positives[direction].gallery
+Engine = Literal["exact", "faiss"]
+"""What finds the ranks: counting, or a search for the best K of every query (`retrieval_eval.searched`)."""
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
 def evaluate(
@@ -78,6 +36,7 @@ def evaluate(
     shards: int | None = None,
     state: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    engine: str = "exact",
 ) -> Report:
     """Rank the gallery [M, D] for each query [N, D] by inner product, and the queries for each gallery item, exactly.
 
@@ -95,10 +54,15 @@ def evaluate(
     one kind. `state` names a folder in which finished work is kept: a run that was killed goes on from there.
     `progress` is told how many units of work are done, and of how many.
 
+    `engine` ``faiss`` searches the gallery instead, on GPUs where FAISS can, or with `shards` in slices that Ray actors
+    hold (`retrieval_eval.searched`); `device` and `tile` then are those of the exact count that it is compared with.
+
     Raises UserError, with the rows and ids, for non-finite, empty or unequal inputs, for queries without positives, and
     for ids that are all equal.
     """
     accepted_ks = checked_ks(ks)
+    if check_engine(engine) == "faiss" and state is not None:
+        raise UserError("state keeps the finished work of a count; accepted: engine='exact', or no state")
     if query_name == gallery_name:
         raise UserError(f"query_name and gallery_name are both {query_name!r}: the directions need different names")
     if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 1):
@@ -118,39 +82,15 @@ def evaluate(
             "; accepted: ids that tell the instances apart, such as the image of each caption"
         )
 
+    if engine == "faiss":
+        found = search(
+            Q, G, sets, accepted_ks, cosine=cosine, device=where, tile=tile, shards=shards, progress=progress
+        )
+        return Report(**found, cosine=cosine)
     problem = Problem(queries, gallery, pairs, both_directions, where, tile, cosine)
     counts = dict(zip(sets, count(problem, shards=shards, state=state, progress=progress), strict=True))
     del problem  # its layout is as large as the counts
     return Report(**report_fields(counts, sets, accepted_ks), cosine=cosine)
-
-
-def report_fields(counts: dict[str, Counts], positives: dict[str, Positives], ks: tuple[int, ...]) -> dict[str, Any]:
-    """Return the fields of a `Report` on these counts per direction, whose scores need only order positives."""
-    ranks: dict[str, Ranks] = {}
-    per_query: dict[str, dict[str, np.ndarray]] = {}
-    means: dict[Treatment, dict[str, dict[str, float]]] = {treatment: {} for treatment in TREATMENTS}
-    for direction, found in counts.items():
-        levels = Levels.of(positives[direction], found)
-        ranks[direction] = Ranks.of(levels)
-        precisions = average_precisions(levels, positives[direction].counts)
-        for treatment in TREATMENTS:  # one after the other: their values are not held together
-            values = _values(
-                positives[direction], found, ranks[direction], precisions[treatment], treatment=treatment, ks=ks
-            )
-            means[treatment][direction] = _means(values)
-            if treatment == "expected":
-                per_query[direction] = values
-    ties = {treatment: metrics_of(of_directions, ks) for treatment, of_directions in means.items()}
-    return {
-        "metrics": ties["expected"],
-        "ties": ties,
-        "ranks": ranks,
-        "tied_queries": {direction: int(found.tied.sum()) for direction, found in ranks.items()},
-        "positives": positives,
-        "ks": ks,
-        "counts": counts,
-        "per_query": per_query,
-    }
 
 
 def checked_ks(ks: Any) -> tuple[int, ...]:
@@ -162,6 +102,13 @@ def checked_ks(ks: Any) -> tuple[int, ...]:
     if not given or any(isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1 for k in given):
         raise UserError(f"ks must be positive integers, as (1, 5, 10), got {ks!r}")
     return tuple(sorted({int(k) for k in given}))
+
+
+def check_engine(engine: str) -> str:
+    """Return `engine` if it is one of `ENGINES`; UserError with the nearest otherwise."""
+    if engine not in ENGINES:
+        raise UserError(f"unknown engine {engine!r}{nearest(engine, ENGINES)} (accepted: {', '.join(ENGINES)})")
+    return engine
 
 
 def _usable(device: Any) -> torch.device:
@@ -195,27 +142,3 @@ def refuse_orphans(positives: Positives, direction: str, ids: Any) -> None:
             f"{len(orphans)} of {len(positives)} {direction} queries have no positive: {rows(orphans, ids)}"
             "; accepted: at least one positive each, or one direction alone (both_directions=False, --one-way)"
         )
-
-
-def _values(
-    positives: Positives,
-    counts: Counts,
-    ranks: Ranks,
-    precisions: dict[str, np.ndarray],
-    *,
-    treatment: Treatment,
-    ks: tuple[int, ...],
-) -> dict[str, np.ndarray]:
-    """Per metric the values of the queries under one treatment of ties, [N] float64 each."""
-    return {
-        **{f"r{k}": 100.0 * ranks.hits(k)[treatment] for k in ks},
-        "rank": getattr(ranks, treatment).astype(np.float64),
-        **precisions,
-        **whole_ranking_metrics(positives, counts, treatment),
-    }
-
-
-def _means(values: dict[str, np.ndarray]) -> dict[str, float]:
-    # Sums that no order of the queries changes.
-    means = {name: fsum(each.tolist()) / len(each) for name, each in values.items()}
-    return means | {"median_rank": float(np.median(values["rank"]))}

@@ -28,9 +28,11 @@ from allpairs.embeddings import EmbeddingSet, read_matrix
 from allpairs.errors import UserError
 from allpairs.files import check_folder_to_write, existing, read_json
 from retrieval_eval.ensemble import ensemble
+from retrieval_eval.evaluate import check_engine
 from retrieval_eval.evaluate import evaluate as evaluate_matrices
 from retrieval_eval.exports import FILES as EXPORTED
 from retrieval_eval.folds import Gallery, MeasuredFold
+from retrieval_eval.indexes.probe import require_faiss
 from retrieval_eval.manifest import manifest_of
 from retrieval_eval.measure import CountingOptions, default_device, measure
 from retrieval_eval.norms import Norms
@@ -41,7 +43,7 @@ from retrieval_eval.run_files import embeddings_of, read_config, read_rows
 from retrieval_eval.subset import read_subset
 from retrieval_eval.uncertainty import clusters_of
 
-app = App(name="retrieval_eval.evaluate", help="Exact retrieval metrics and a report in one HTML file.")
+app = App(name="retrieval_eval.evaluate", help="Retrieval metrics, exact by default, and a report in one HTML file.")
 
 
 @app.default
@@ -89,7 +91,14 @@ def evaluate(
     approximate: Annotated[
         str | None, Parameter(help="Also measure an approximate index (ivf, hnsw, pq, ivfpq): its gap to exact.")
     ] = None,
-    shards: Annotated[int | None, Parameter(help="Ray actors to split the gallery over.")] = None,
+    shards: Annotated[int | None, Parameter(help="Ray actors to split the gallery over, whichever the engine.")] = None,
+    engine: Annotated[
+        str,
+        Parameter(
+            help="exact: count every rank; faiss: recalls from a search for the best of each query, on GPUs where FAISS"
+            " can, compared with the count of all queries or of a sample."
+        ),
+    ] = "exact",
     state: Annotated[
         Path | None, Parameter(help="Folder for finished work: the same command goes on there after a kill.")
     ] = None,
@@ -114,12 +123,14 @@ def evaluate(
             check_folder_to_write(flag, folder, what, overwrite=overwrite, patterns=files)
     if protocol is not None:
         find_protocol(protocol)
+    if check_engine(engine) == "faiss":
+        _check_search(export, state)
     if approximate is not None:
-        from retrieval_eval.approximate.indexes import check_kind
+        from retrieval_eval.indexes.parameters import check_kind
 
         check_kind(approximate)
-    with shown_progress("counting") as progress:
-        wanted = Wanted(cosine, out, CountingOptions(default_device(), shards, state, progress))
+    with shown_progress("counting" if engine == "exact" else "searching") as progress:
+        wanted = Wanted(cosine, out, CountingOptions(default_device(), shards, state, progress, engine))
         if run:
             split = split or "test"
             folders = [embeddings_of(folder, split) for folder in run]
@@ -135,6 +146,14 @@ def evaluate(
                 f" {', '.join(arrays)}"
             )
     output.finish(with_intervals=intervals, export=export, approximate=approximate)
+
+
+def _check_search(export: Path | None, state: Path | None) -> None:
+    """Raise UserError, before anything is read, for what the engine faiss cannot do."""
+    for flag, given in (("--export", export), ("--state", state)):
+        if given is not None:
+            raise UserError(f"{flag} is for --engine exact: it keeps what is counted for every rank")
+    require_faiss("--engine faiss")
 
 
 @dataclass(frozen=True)
@@ -202,6 +221,7 @@ def _of_matrices(queries: Path, gallery: Path, positives: Path, *, one_way: bool
         shards=wanted.options.shards,
         state=wanted.options.state,
         progress=wanted.options.progress,
+        engine=wanted.options.engine,
     )
     asking, answering = (
         Gallery(letter, matrix, np.arange(len(matrix)), np.arange(len(matrix)), [""] * len(matrix))

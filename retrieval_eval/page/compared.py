@@ -8,19 +8,18 @@ import numpy as np
 
 from allpairs.embeddings import EmbeddingSet
 from allpairs.files import write_text
-from retrieval_eval.evaluate import Report
 from retrieval_eval.metrics import is_better, metric_of, notes
 from retrieval_eval.page.assets import render
-from retrieval_eval.page.figures import compared_figures
+from retrieval_eval.page.figures import CLASSES, compared_figures
 from retrieval_eval.page.payload import Items, embedded, items_payload, pictures_payload, queries_payload
 from retrieval_eval.page.query_results import QueryResults, query_results
 from retrieval_eval.page.write import columns, script_directions, title_of
+from retrieval_eval.report import Report
 
 if TYPE_CHECKING:
     from retrieval_eval.comparison import Change, Comparison
 
 SCRIPTS = ("dom.js", "search.js", "explorer.js", "comparison.js")
-CLASSES = (1, 5, 10, 50, 100)  # upper ends of the classes of ranks; what is beyond is one more
 NAMES = ("1", "2–5", "6–10", "11–50", "51–100", "> 100")
 
 

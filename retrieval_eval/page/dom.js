@@ -36,9 +36,12 @@ const item = (isImage, place, large = false) => {
 };
 
 const score = (value) => value.toFixed(3);
+// A gallery that was searched tells ranks up to a depth.
+const rankText = (queries, rank) => queries.depth !== null && rank > queries.depth
+  ? `beyond ${number.format(queries.depth)}` : number.format(rank);
 const rankOf = (queries, query) => {
   const tied = queries.tied[query];
-  return tied ? `${number.format(tied[0])}–${number.format(tied[1])}` : number.format(queries.rank[query]);
+  return tied ? `${number.format(tied[0])}–${number.format(tied[1])}` : rankText(queries, queries.rank[query]);
 };
 const answersOf = (queries, query) => {
   const start = query * queries.width;

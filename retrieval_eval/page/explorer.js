@@ -82,7 +82,7 @@ const explorer = () => {
     const rows = node("ol", { class: "answers positives", "aria-label": "Right answers" });
     places.forEach((place, i) => {
       rows.append(node("li", {}, item(!direction.fromImages, place),
-        node("span", { class: "score" }, `rank ${number.format(queries.ranks[query][i])} · ${score(queries.similarities[query][i])}`)));
+        node("span", { class: "score" }, `rank ${rankText(queries, queries.ranks[query][i])} · ${score(queries.similarities[query][i])}`)));
     });
     const all = queries.counts[query];
     const heading = all > places.length ? `Right answers (the best ${places.length} of ${number.format(all)})` : "Right answers";

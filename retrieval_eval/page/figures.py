@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from retrieval_eval.evaluate import Report
 from retrieval_eval.page.query_results import QueryResults
+from retrieval_eval.report import Report
 
 # matplotlib wants real colours: each stands for a CSS colour of the page, put in its place in the finished SVG.
 INK, GRID = "#010101", "#010102"
@@ -26,6 +26,7 @@ SIZE = (5.0, 3.0)  # inches, at 72 units each in the viewBox
 TEXT = 10.5  # units: over 10 px where the drawing is 358 px wide, on a phone of 390
 LINE = 0.105  # of the drawing's height, from one label to the next
 BINS = 50
+CLASSES = (1, 5, 10, 50, 100)  # upper ends of the classes of ranks; what is beyond is one more
 
 History = Sequence[Mapping[str, Any]]
 
@@ -104,8 +105,11 @@ def rank_figures(report: Report) -> list[Figure]:
             _name(axes, direction, colour, place, below=len(report.directions))
         _ranks_below(axes)
 
-    limits = [1, 5, 10, 50, 100, math.inf]
-    names = ["1", "2–5", "6–10", "11–50", "51–100", "> 100"]
+    ends = [end for end in CLASSES if report.depth is None or end <= report.depth]
+    limits = [*ends, math.inf]
+    starts = [1, *(end + 1 for end in ends)]
+    names = [str(end) if end == start else f"{start}–{end}" for start, end in zip(starts, ends, strict=False)]
+    names.append(f"> {ends[-1]}")
     shares = {
         direction: np.diff([0.0, *(100.0 * np.mean(report.ranks[direction].expected <= limit) for limit in limits)])
         for direction in report.directions
@@ -207,10 +211,9 @@ def _recall_in_words(curves: Mapping[str, tuple[Report, str]], direction: str = 
     told = {}
     for name, (report, of_direction) in curves.items():
         ranks = report.ranks[of_direction].expected
-        shares = [
-            f"{100 * np.mean(ranks <= k):.1f} at {k}" for k in (1, 5, 10, 100) if k <= report.gallery(of_direction)
-        ]
-        told[name] = f"{', '.join(shares)}, 100 from {ranks.max():,.0f}"
+        deepest = report.depth or report.gallery(of_direction)
+        shares = [f"{100 * np.mean(ranks <= k):.1f} at {k}" for k in (1, 5, 10, 100) if k <= deepest]
+        told[name] = ", ".join(shares) + (f", 100 from {ranks.max():,.0f}" if report.depth is None else "")
     return _in_words(
         " ".join(["Percent of the queries answered within the first k, against k", direction]).strip(), told
     )
@@ -219,7 +222,11 @@ def _recall_in_words(curves: Mapping[str, tuple[Report, str]], direction: str = 
 def _recall_curve(axes: Any, report: Report, direction: str, colour: str) -> None:
     ranks, counts = np.unique(report.ranks[direction].expected, return_counts=True)
     share = 100.0 * np.cumsum(counts) / counts.sum()
-    axes.step(np.r_[ranks, report.gallery(direction)], np.r_[share, 100.0], where="post", color=colour, linewidth=1.8)
+    ends = report.gallery(direction), 100.0
+    if report.depth is not None:  # the curve ends where ranks are told no more
+        ranks, share = ranks[ranks <= report.depth], share[ranks <= report.depth]
+        ends = report.depth, share[-1] if len(share) else 0.0
+    axes.step(np.r_[ranks, ends[0]], np.r_[share, ends[1]], where="post", color=colour, linewidth=1.8)
 
 
 def _ranks_below(axes: Any) -> None:

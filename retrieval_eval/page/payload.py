@@ -83,6 +83,7 @@ def queries_payload(results: QueryResults, items: Items) -> dict[str, Any]:
     return {
         "rows": items.place(results.rows_Q, results.from_images),
         "rank": [int(rank) if rank == int(rank) else round(rank, 2) for rank in results.rank_Q.tolist()],
+        "depth": results.depth,
         "tied": {int(query): [int(results.first_Q[query]), int(results.last_Q[query])] for query in tied},
         "width": found.shape[1],
         "answers": items.place(found.ravel(), not results.from_images),

@@ -10,9 +10,9 @@ import numpy as np
 
 from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
-from retrieval_eval.evaluate import Report
 from retrieval_eval.inputs import as_tensor, normalised
 from retrieval_eval.positives import Positives
+from retrieval_eval.report import Report
 from retrieval_eval.shortlist import shortlist
 
 SHOWN = 5  # answers per query
@@ -41,6 +41,7 @@ class QueryResults:
     last_Q: np.ndarray  # the same, behind its ties
     rank_Q: np.ndarray  # the same, expected over the orders of the ties
     total: int  # queries that were measured
+    depth: int | None = None  # ranks beyond it are not told: they read one more
 
     @property
     def asking(self) -> str:
@@ -83,7 +84,7 @@ def _of_direction(
     total = len(rows)
     kept = np.arange(0, total, -(-total // LISTED))
     rows = rows[kept]
-    positives, entries = _subset(report.positives[direction], kept)
+    positives, entries = report.positives[direction].take(kept), report.positives[direction].entries(kept)
     ranks, counts = report.ranks[direction], report.counts[direction]
     answers = shortlist(queries[rows], gallery, DEPTH)
     right = positives.contain(answers.indices)
@@ -94,6 +95,13 @@ def _of_direction(
         for row, query in zip(scores, block, strict=True):
             row[positives.of(query)] = -np.inf
         hardest[block] = scores.max(1)
+    depth = report.depth
+    first, last, rank = ranks.optimistic[kept], ranks.pessimistic[kept], ranks.expected[kept]
+    places = counts.greater[entries] + 1
+    if depth is not None:
+        beyond = first > depth
+        first, last, rank = (np.where(beyond, depth + 1, each) for each in (first, last, rank))
+        places = np.minimum(places, depth + 1)
     return QueryResults(
         direction=direction,
         from_images=from_images,
@@ -103,22 +111,15 @@ def _of_direction(
         right_QK=right,
         positives=positives,
         positive_scores_P=counts.score[entries],
-        positive_ranks_P=counts.greater[entries] + 1,
+        positive_ranks_P=places,
         best_Q=ranks.score[kept],
         hardest_Q=hardest,
-        first_Q=ranks.optimistic[kept],
-        last_Q=ranks.pessimistic[kept],
-        rank_Q=ranks.expected[kept],
+        first_Q=first,
+        last_Q=last,
+        rank_Q=rank,
         total=total,
+        depth=depth,
     )
-
-
-def _subset(positives: Positives, kept: np.ndarray) -> tuple[Positives, np.ndarray]:
-    """Return the positives of the queries `kept`, and where their entries were."""
-    counts = positives.counts[kept]
-    offsets = np.concatenate([[0], np.cumsum(counts)])
-    entries = np.arange(offsets[-1]) + np.repeat(positives.offsets[kept] - offsets[:-1], counts)
-    return Positives(offsets, positives.indices[entries], positives.gallery), entries
 
 
 PER_KIND = 6  # queries per direction, worst and best each

@@ -10,7 +10,6 @@ import numpy as np
 from allpairs.embeddings import EmbeddingSet
 from allpairs.files import write_text
 from retrieval_eval.cross_check import CrossCheck
-from retrieval_eval.evaluate import Report
 from retrieval_eval.metrics import RECALLS, Metric, metric_of, notes, of_direction, with_rsum
 from retrieval_eval.page.assets import render
 from retrieval_eval.page.figures import rank_figures, similarity_figures, training_figures
@@ -26,6 +25,8 @@ from retrieval_eval.page.query_results import (
     worst_first,
 )
 from retrieval_eval.page.suspects import GENERAL, RULES, Suspect, Suspects, suspects
+from retrieval_eval.report import Report
+from retrieval_eval.searched.agreement import agreement
 from retrieval_eval.ties import TREATMENTS, Ranks
 
 SIDES = {"i": "image", "t": "text", "v": "video", "q": "query", "g": "gallery"}
@@ -81,7 +82,7 @@ def write_report(
         notes=notes(report.metrics),
         suspected=_suspected(found),
         general=f"Left out: {found.general:,} texts of more than {GENERAL} images." if found.general else "",
-        facts=_facts(embeddings, cross_check) | {str(key): str(value) for key, value in (facts or {}).items()},
+        facts=_facts(embeddings, report, cross_check) | {str(key): str(value) for key, value in (facts or {}).items()},
         config=yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True) if config else "",
         data=data,
         pictures=pictures,
@@ -221,7 +222,7 @@ def _chance_rsum(report: Report) -> float:
     return with_rsum(recalls, report.directions, RECALLS).get("rsum", 0.0)
 
 
-def _facts(embeddings: EmbeddingSet | None, cross_check: CrossCheck | None) -> dict[str, str]:
+def _facts(embeddings: EmbeddingSet | None, report: Report, cross_check: CrossCheck | None) -> dict[str, str]:
     facts = {}
     if embeddings is not None:
         facts = {
@@ -233,7 +234,11 @@ def _facts(embeddings: EmbeddingSet | None, cross_check: CrossCheck | None) -> d
             "Dimensions": f"{embeddings.images.shape[1]:,}",
         }
     facts["Scores"] = "float32 dot products, no TF32"
-    facts["Ranks"] = "exact, counted over the whole gallery; ties by their expected value"
+    found = agreement(report)
+    if found is None:
+        facts["Ranks"] = "exact, counted over the whole gallery; ties by their expected value"
+    else:
+        facts["Ranks"], facts["Agreement"], facts["Left out"] = found.engine, found.compared, found.missing
     if cross_check is not None:
         facts["Cross-check"] = str(cross_check)
     return facts

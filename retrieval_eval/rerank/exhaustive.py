@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from retrieval_eval.counting import Assembly, GallerySlice
-from retrieval_eval.evaluate import Report, checked_ks, refuse_orphans, report_fields
+from retrieval_eval.evaluate import checked_ks, refuse_orphans
 from retrieval_eval.positives import Positives
+from retrieval_eval.report import Report, report_fields
 from retrieval_eval.rerank.result import Reranked
 from retrieval_eval.rerank.scoring import BATCH, Form, Job, Map, Progress, Score, answers, check_form
 from retrieval_eval.tiles import TileLayout, Tiles

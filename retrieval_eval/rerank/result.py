@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from retrieval_eval.counting import Counts
-from retrieval_eval.evaluate import Report
 from retrieval_eval.positives import Positives
+from retrieval_eval.report import Report
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from allpairs.errors import UserError
-from retrieval_eval.evaluate import Report, report_fields
 from retrieval_eval.inputs import Matrix, blocks, pair_to_rank
 from retrieval_eval.metrics import metric_of
 from retrieval_eval.positives import Positives
+from retrieval_eval.report import Report, report_fields
 from retrieval_eval.rerank.exhaustive import score_all
 from retrieval_eval.rerank.result import Reranked, ordered, with_scores
 from retrieval_eval.rerank.scoring import BATCH, Form, Job, Map, Progress, Score, answers, check_form

@@ -56,7 +56,7 @@ class _Actor:
 
     def __init__(self, queries: Any, gallery: Any, facts: dict[str, Any], columns: range, threads: int) -> None:
         torch.set_num_threads(threads)  # as the driver: a product's bits may depend on it
-        Q, G = (source.open() if isinstance(source, MappedFile) else source for source in (queries, gallery))
+        Q, G = opened(queries), opened(gallery)
         self.shard = Problem(Q, G, **facts).shard(columns)
         self.taken = False
 
@@ -119,7 +119,7 @@ def actors(problem: Problem, columns: list[range]) -> Iterator[RayActors]:
                 "tile": problem.tile,
                 "cosine": problem.cosine,
             }
-            sources = [_source(values) for values in (problem.queries, problem.gallery)]
+            sources = [source(values) for values in (problem.queries, problem.gallery)]
             shared = ray.put(facts)
             for own in columns:
                 remote = ray.remote(**needs, max_restarts=RESTARTS, max_task_retries=RESTARTS)(_Actor)
@@ -130,8 +130,8 @@ def actors(problem: Problem, columns: list[range]) -> Iterator[RayActors]:
                 ray.kill(handle)
 
 
-def _source(values: Matrix) -> Any:
-    """What an actor opens the matrix from: a file, or a reference to the array that all of them share."""
+def source(values: Matrix) -> Any:
+    """Return what an actor opens the matrix from: a file, or a reference to the array that all of them share."""
     import ray
 
     mapped = MappedFile.of(values)
@@ -141,3 +141,9 @@ def _source(values: Matrix) -> Any:
         X = values.detach().cpu()
         values = (X.float() if X.dtype == torch.bfloat16 else X).numpy()  # numpy has no bfloat16
     return ray.put(np.asarray(values))
+
+
+def opened(given: Any) -> Matrix:
+    """Return the matrix that `source` stands for, in an actor, where Ray has put the array in place of a reference."""
+    matrix: Matrix = given.open() if isinstance(given, MappedFile) else given
+    return matrix

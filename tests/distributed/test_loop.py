@@ -1,6 +1,7 @@
 """The training loop in this process, without Ray: learning, resuming, refusing."""
 
 import json
+import sys
 import time
 
 import numpy as np
@@ -18,7 +19,7 @@ from distributed.launch import Result, set_up
 from distributed.loop import Training
 from distributed.progress import collapsing, line
 from distributed.run_directory import RunDirectory
-from distributed.summary import summary_lines
+from distributed.summary import summary_lines, summary_table
 from distributed.world import Stopped, World
 
 CPU = torch.device("cpu")
@@ -376,3 +377,37 @@ def test_a_row_says_where_the_time_went(tiny_config, monkeypatch):
     shown = line(steps[0] | given)
     assert shown.endswith("waiting for data 30%")
     assert "waiting" not in line(steps[0] | {"train/ms_read": 0.1, "train/ms_forward": 50.0})
+
+
+def test_recalls_by_faiss_are_the_counted_ones(tiny_config, monkeypatch):
+    """The same run with either engine: the same recalls in every row, and who found them in all that is shown."""
+    config = tiny_config("searched", train={"epochs": 1}, eval={"engine": "faiss"})
+    run, summary, reported = train(config)
+    other, _, _ = train(tiny_config("counted", train={"epochs": 1}))
+    for split in ("val", "test"):
+        for way in ("i2t", "t2i"):
+            for name in ("r1", "r5", "r10", "average_recall", "map5"):
+                key = f"{split}/{way}/{name}"
+                assert rows(run, key) == rows(other, key) != {}
+            assert rows(run, f"{split}/{way}/mrr") == {}
+            assert rows(other, f"{split}/{way}/mrr") != {}
+        assert set(rows(run, f"{split}/engine").values()) == {"faiss (faiss-cpu, flat)"}
+        assert set(rows(other, f"{split}/engine").values()) == {"exact"}
+        assert set(rows(run, f"{split}/same_rank").values()) == {100}
+    assert reported[-1]["val/engine"] == summary["test/engine"] == "faiss (faiss-cpu, flat)"
+    assert "  by faiss (faiss-cpu, flat)" in line(run.history()[-2])
+    assert "which tells ranks up to" in run.report.read_text()
+    shown = []
+    for each in (run, other):
+        result = Result(each.history()[-1] | each.read_summary(), each.root, finished=True, step=1)
+        shown.append(([column.header for column in summary_table(result).columns], summary_lines(result, 1.0)))
+    (searched, said), (counted, nothing) = shown
+    assert [name for name in counted if name not in searched] == ["median", "mean"]
+    assert "\nrecalls by   faiss (faiss-cpu, flat)\n" in said
+    assert "recalls by" not in nothing
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(
+        UserError, match=r"^eval.engine=faiss needs FAISS \(.*; install the extra faiss-cpu or faiss-gpu"
+    ):
+        set_up(tiny_config("missing", eval={"engine": "faiss"}), resume=False)
+    assert not (run.root.parent / "missing").exists()

@@ -9,10 +9,11 @@ import torch
 from rich.console import Console
 
 from allpairs.errors import UserError
+from retrieval_eval import approximate as module
 from retrieval_eval import evaluate
-from retrieval_eval.approximate import KINDS, gap_table, measure_gap
-from retrieval_eval.approximate import gap as gap_module
-from retrieval_eval.approximate.indexes import build, plan, search
+from retrieval_eval.approximate import gap_table, measure_gap
+from retrieval_eval.indexes.build import build, search
+from retrieval_eval.indexes.parameters import APPROXIMATE, plan
 from retrieval_eval.inputs import pair_where_they_lie
 
 
@@ -35,13 +36,13 @@ def report(embeddings):
     return evaluate(*embeddings)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", APPROXIMATE)
 def test_the_gap_is_what_the_index_itself_gives(embeddings, report, kind):
     images, captions, image_ids, caption_ids = embeddings
     gap = measure_gap(images, captions, report, kind)
     assert list(gap.recalls) == [f"{direction}/r{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10)]
     # Written out for the second direction: an index of the same plan, hits by ids, the exact top k by sorting.
-    found = search(build(images, plan(kind, len(images))), captions, 10)
+    found = search(build(images, plan(kind, len(images)), 10)[0], captions, 10)[1]
     order = np.argsort(-(captions.double().numpy() @ images.double().numpy().T), axis=1)
     for k in (1, 5, 10):
         at = gap.recalls[f"t2i/r{k}"]
@@ -58,7 +59,7 @@ def test_the_gap_is_what_the_index_itself_gives(embeddings, report, kind):
     assert all(index.build_seconds > 0 and index.search_seconds > 0 for index in gap.indexes.values())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", APPROXIMATE)
 def test_the_same_gap_every_time(embeddings, report, kind):
     first, second = (measure_gap(*embeddings[:2], report, kind).recalls for _ in range(2))
     assert first == second
@@ -97,15 +98,15 @@ def test_places_that_an_index_leaves_empty_are_no_hits():
     gallery += np.random.default_rng(1).normal(0, 0.01, gallery.shape).astype(np.float32)
     chosen = plan("ivf", 94)
     assert (chosen.lists, chosen.probes) == (2, 2)
-    index = build(torch.from_numpy(gallery), chosen)
+    index, _ = build(torch.from_numpy(gallery), chosen, 10)
     index.nprobe = 1
-    found = search(index, torch.tensor([[0.0, 1.0]]), 10)
+    _, found = search(index, torch.tensor([[0.0, 1.0]]), 10)
     assert sorted(found[0, :4]) == [90, 91, 92, 93]
     assert (found[0, 4:] == -1).all()
 
 
 def test_an_index_that_finds_nothing_has_no_recall(embeddings, report, monkeypatch):
-    monkeypatch.setattr(gap_module, "search", lambda index, queries, k: np.full((len(queries), k), -1))
+    monkeypatch.setattr(module, "search", lambda index, queries, k: (None, np.full((len(queries), k), -1)))
     gap = measure_gap(*embeddings[:2], report, "ivf")
     assert {(at.approximate, at.found) for at in gap.recalls.values()} == {(0, 0)}
     assert gap.recalls["i2t/r1"].difference == -report.metrics["i2t/r1"]
@@ -152,9 +153,9 @@ def test_refusals(kind, said):
 def test_dimensions_that_codes_do_not_divide():
     """Ten dimensions make three codes of four; the two zeros that fill the last one change no product."""
     images, captions, _, _ = gallery_of(700, width=10)
-    index = build(images, plan("pq", 700))
+    index, _ = build(images, plan("pq", 700), 10)
     assert index.d == 12
-    found = search(index, captions, 10)
+    _, found = search(index, captions, 10)
     exact = np.argsort(-(captions @ images.T).numpy(), axis=1)[:, :10]
     assert np.mean([len(set(a) & set(b)) for a, b in zip(found, exact, strict=True)]) > 3
 
@@ -170,4 +171,4 @@ def test_without_faiss_there_is_no_index(embeddings, report, monkeypatch):
     Q, _ = pair_where_they_lie(*embeddings[:2])
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"needs FAISS .*faiss-cpu or faiss-gpu"):
-        build(Q, plan("hnsw", len(Q)))
+        build(Q, plan("hnsw", len(Q)), 10)

@@ -7,8 +7,8 @@ import pytest
 
 from retrieval_eval import evaluate
 from retrieval_eval.comparison import _exchanged, compare
-from retrieval_eval.evaluate import Report
 from retrieval_eval.folds import MeasuredFold
+from retrieval_eval.report import Report
 from retrieval_eval.uncertainty import clusters_of
 
 

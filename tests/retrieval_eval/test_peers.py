@@ -17,7 +17,8 @@ from torchmetrics.retrieval import (
 
 from retrieval_eval import evaluate
 from retrieval_eval.cross_check import cross_check
-from retrieval_eval.shortlist import backend, shortlist
+from retrieval_eval.indexes.probe import backend
+from retrieval_eval.shortlist import shortlist
 
 
 @pytest.fixture(scope="module")

@@ -93,6 +93,16 @@ def test_the_twin_in_this_process_gives_the_same_bits(shards, both, seed):
             assert (getattr(one, name) == getattr(other, name)).all()
 
 
+@pytest.mark.parametrize("cosine", [False, True])
+def test_actors_search_slices_of_the_gallery(data, local_ray, cosine):
+    """A list of several slices is that of the whole, copies of an item in two slices included."""
+    queries, gallery, *ids = data
+    searched = evaluate(queries, gallery, *ids, cosine=cosine, engine="faiss", shards=3)
+    counted = evaluate(queries, gallery, *ids, cosine=cosine)
+    assert searched.metrics == {name: counted.metrics[name] for name in searched.metrics}
+    assert searched.searched["i2t"].by == "faiss-cpu, flat over 3 Ray actors"
+
+
 @pytest.mark.parametrize("shards", [0, 9])
 def test_refuses_more_shards_than_tile_columns(data, shards):
     with pytest.raises(UserError, match=rf"shards={shards}.* 8 tile columns of 64; accepted: 1 to 8"):

@@ -12,8 +12,12 @@ import torch
 
 from allpairs.errors import UserError
 from retrieval_eval import inputs
-from retrieval_eval import shortlist as module
-from retrieval_eval.shortlist import backend, fill_shards, search, shortlist
+from retrieval_eval.indexes import build as building
+from retrieval_eval.indexes import probe
+from retrieval_eval.indexes.build import build, fill, search
+from retrieval_eval.indexes.parameters import IndexParameters, plan
+from retrieval_eval.indexes.probe import backend
+from retrieval_eval.shortlist import shortlist
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +77,7 @@ def test_a_gallery_in_parts_keeps_its_ids(matrices, small_blocks, parts):
     for part in flat:
         index.add_shard(part)
     queries, gallery = map(torch.from_numpy, matrices)
-    fill_shards(index, gallery)
+    fill(index, gallery)
     assert index.ntotal == 257
     assert max(part.ntotal for part in flat) - min(part.ntotal for part in flat) <= 1
     scores, indices = search(index, queries, 11)
@@ -90,7 +94,7 @@ def pretend_gpus(monkeypatch, cards):
 @pytest.mark.parametrize(("cards", "named"), [(1, "this GPU"), (4, "these 4 GPUs together.*CUDA_VISIBLE_DEVICES")])
 def test_a_gpu_that_aborts_the_probe_is_left_alone(matrices, monkeypatch, caplog, cards, named):
     pretend_gpus(monkeypatch, cards)
-    monkeypatch.setattr(module, "PROBE", "import os; os.abort()")
+    monkeypatch.setattr(probe, "PROBE", "import os; os.abort()")
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             assert shortlist(*matrices, 3).backend == "faiss-cpu"
@@ -101,8 +105,8 @@ def test_a_gpu_that_aborts_the_probe_is_left_alone(matrices, monkeypatch, caplog
 
 def test_a_probe_that_hangs_is_given_up(fresh_probe, monkeypatch, caplog):
     pretend_gpus(monkeypatch, 1)
-    monkeypatch.setattr(module, "PROBE", "import time; time.sleep(60)")
-    monkeypatch.setattr(module, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(probe, "PROBE", "import time; time.sleep(60)")
+    monkeypatch.setattr(probe, "PROBE_SECONDS", 0.2)
     assert backend() == "faiss-cpu"
     assert "no answer in 0.2 s" in caplog.text
 
@@ -116,7 +120,7 @@ def test_the_probe_is_the_code_that_gpus_run(monkeypatch):
     monkeypatch.setattr(faiss, "GpuMultipleClonerOptions", SimpleNamespace, raising=False)
     monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", lambda index, options: shards, raising=False)
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 3)
-    exec(module.PROBE, {})
+    exec(probe.PROBE, {})
     assert [part.ntotal for part in parts] == [22, 21, 21]
 
 
@@ -142,7 +146,7 @@ def test_several_gpus_share_the_gallery(matrices, small_blocks, fresh_probe, mon
 def test_a_shortlist_too_deep_for_a_gpu_is_made_on_the_cpu(matrices, fresh_probe, monkeypatch, caplog):
     pretend_gpus(monkeypatch, 1)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
-    monkeypatch.setattr(module, "GPU_DEEPEST", 64)
+    monkeypatch.setattr(building, "GPU_DEEPEST", 64)
     found = shortlist(*matrices, 65)
     assert found.backend == "faiss-cpu"
     assert (found.indices == best(*matrices, 65)).all()
@@ -154,3 +158,50 @@ def test_rows_that_are_not_finite_are_named(matrices):
     broken[41, 3] = np.nan
     with pytest.raises(UserError, match=r"gallery holds NaN or infinite values in row 41"):
         shortlist(matrices[0], broken, 3)
+
+
+@pytest.mark.usefixtures("small_blocks", "fresh_probe")
+def test_clusters_on_several_gpus_find_what_one_index_finds(matrices, monkeypatch):
+    """What cards hold of clusters, here on the CPU: ids are told, and do not follow one another."""
+    shards, parts = faiss.IndexShards(24, True, False), []
+
+    def spread(index, options):
+        assert options.shard
+        for _ in range(3):
+            parts.append(faiss.clone_index(index))
+            shards.add_shard(parts[-1])
+        return shards
+
+    pretend_gpus(monkeypatch, 3)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    monkeypatch.setattr(faiss, "GpuMultipleClonerOptions", SimpleNamespace, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", spread, raising=False)
+    queries, gallery = map(torch.from_numpy, matrices)
+    chosen = IndexParameters("ivf", lists=4, probes=4)  # all of them: then it is exact
+    index, where = build(gallery, chosen, 9)
+    assert where == "faiss-gpu"
+    assert min(part.ntotal for part in parts) > 50
+    assert (search(index, queries, 9)[1] == best(*matrices, 9)).all()
+
+
+@pytest.mark.usefixtures("fresh_probe")
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("hnsw", "FAISS has no hnsw on a GPU: searching on the CPU"),
+        ("ivf", "a GPU takes no index ivf of this gallery (Error in alloc: out of memory): searching on the CPU"),
+    ],
+)
+def test_what_a_gpu_does_not_take_is_searched_on_the_cpu(matrices, monkeypatch, caplog, kind, said):
+    def full(index, options):
+        raise RuntimeError("Error in alloc:\nout of memory")
+
+    pretend_gpus(monkeypatch, 1)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    monkeypatch.setattr(faiss, "GpuMultipleClonerOptions", SimpleNamespace, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", full, raising=False)
+    queries, gallery = map(torch.from_numpy, matrices)
+    index, where = build(gallery, plan(kind, len(gallery)), 5)
+    assert where == "faiss-cpu"
+    assert (search(index, queries, 1)[1] == best(*matrices, 1)).mean() > 0.9
+    assert [record.getMessage() for record in caplog.records] == [said]

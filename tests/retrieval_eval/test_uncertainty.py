@@ -5,8 +5,8 @@ import pytest
 
 from allpairs.errors import UserError
 from retrieval_eval import evaluate
-from retrieval_eval.evaluate import Report
 from retrieval_eval.positives import Positives
+from retrieval_eval.report import Report
 from retrieval_eval.uncertainty import clusters_of, connected, intervals, replicates
 
 

@@ -1,4 +1,7 @@
-"""How far approximate search is from exact: recall against recall, and the share of the exact top k that is found."""
+"""Approximate search, for galleries too large to search exactly, and what it costs.
+
+How far it is from exact: recall against recall, and the share of the exact top k that it finds (`measure_gap`).
+"""
 
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -7,10 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from retrieval_eval.approximate.indexes import build, check_kind, plan, search
 from retrieval_eval.cross_check import rounding_bound
-from retrieval_eval.evaluate import Report
+from retrieval_eval.indexes.build import build, search
+from retrieval_eval.indexes.parameters import check_kind, plan
+from retrieval_eval.indexes.probe import Backend
 from retrieval_eval.inputs import BLOCK, Matrix, pair_to_rank
+from retrieval_eval.report import Report
 from retrieval_eval.shortlist import Shortlist, shortlist
 
 if TYPE_CHECKING:
@@ -37,6 +42,7 @@ class BuiltIndex:
     """One direction's index, in words, and its seconds; `exact_seconds` is what exact search took for the same."""
 
     parameters: str
+    backend: Backend
     build_seconds: float
     search_seconds: float
     exact_seconds: float
@@ -62,10 +68,12 @@ class Gap:
             sum(getattr(index, f"{part}_seconds") for index in self.indexes.values())
             for part in ("build", "search", "exact")
         )
+        where = " and ".join(sorted({index.backend for index in self.indexes.values()}))
         line = (
-            f"approximate ({self.kind}): gap to exact {at.difference:+.2f} points at most (at {worst}: {at.exact:.2f}"
-            f" exact, {at.approximate:.2f} approximate); finds {self.recalls[least].found:.2f} % of the exact answers"
-            f" or more (least at {least}); built in {built:.2f} s, searched in {searched:.2f} s (exact: {exact:.2f} s)"
+            f"approximate ({self.kind}, {where}): gap to exact {at.difference:+.2f} points at most (at {worst}:"
+            f" {at.exact:.2f} exact, {at.approximate:.2f} approximate); finds {self.recalls[least].found:.2f} % of the"
+            f" exact answers or more (least at {least}); built in {built:.2f} s, searched in {searched:.2f} s"
+            f" (exact: {exact:.2f} s)"
         )
         return "; ".join([line, *self.notes])
 
@@ -91,13 +99,13 @@ def measure_gap(queries: Matrix, gallery: Matrix, report: Report, kind: str) -> 
     for direction, (asking, answering) in sides.items():
         depth = min(max(report.ks), len(answering))
         times = [perf_counter()]
-        index = build(answering, parameters[direction])
+        index, where = build(answering, parameters[direction], depth)
         times.append(perf_counter())
-        found = search(index, asking, depth)
+        _, found = search(index, asking, depth)
         times.append(perf_counter())
         exact = shortlist(asking, answering, depth)
         times.append(perf_counter())
-        indexes[direction] = BuiltIndex(str(parameters[direction]), *np.diff(times).tolist())
+        indexes[direction] = BuiltIndex(str(parameters[direction]), where, *np.diff(times).tolist())
         # No item is -1: such a place holds no positive.
         is_positive = report.positives[direction].contain(np.maximum(found, 0)) & (found >= 0)
         for k in report.ks:
@@ -122,7 +130,7 @@ def gap_table(gap: Gap) -> "Table":
     for name, at in gap.recalls.items():
         shown.add_row(name, f"{at.exact:.2f}", f"{at.approximate:.2f}", f"{at.difference:+.2f}", f"{at.found:.2f} %")
     lines = [
-        f"{direction}: {index.parameters}; built in {index.build_seconds:.2f} s, searched in"
+        f"{direction}: {index.parameters}, {index.backend}; built in {index.build_seconds:.2f} s, searched in"
         f" {index.search_seconds:.2f} s (exact: {index.exact_seconds:.2f} s)"
         for direction, index in gap.indexes.items()
     ]
