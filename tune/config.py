@@ -12,7 +12,7 @@ from distributed.config.load import read
 from distributed.config.mistakes import mistakes
 from distributed.config.tree import Folder
 from retrieval_eval.yaml_text import parse
-from tune.space import Domain
+from tune.space import Domain, check_conditions
 
 SEED = "train.seed"
 RESERVED = ("run", "run.name", "run.dir")
@@ -33,8 +33,12 @@ class Search(BaseModel):
     """Configuration keys set for all trials, e.g. `train.epochs: 8`; a whole section may be given too."""
     space: dict[str, Domain] = Field(min_length=1)
     """Configuration keys (or a whole section, e.g. `objective`) and the values to try."""
-    algorithm: Literal["grid", "random", "optuna"] = "grid"
-    """grid: every combination; random: draws; optuna: draws that learn from the trials before (TPE)."""
+    references: tuple[dict[str, Any], ...] = ()
+    """Settings to compare with, each some configuration keys as in `overrides`: trained and listed like the others,
+    drawn as horizontal lines."""
+    algorithm: Literal["grid", "one_at_a_time", "random", "optuna"] = "grid"
+    """grid: every combination; one_at_a_time: each key's values, the other keys as the configuration has them; random:
+    draws; optuna: draws that learn from the trials before (TPE)."""
     trials: int | None = Field(None, ge=1)
     """Number of trials, for random and optuna."""
     metric: str = "val/rsum"
@@ -64,33 +68,62 @@ class Search(BaseModel):
                 raise ValueError(f"{key} is set by the search (from its own name and dir)")
         return keys
 
+    @field_validator("references")
+    @classmethod
+    def _references_say_something(cls, references: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        for number, reference in enumerate(references):
+            if not reference:
+                raise ValueError(f"references[{number}]: empty; accepted are configuration keys with their values")
+            cls._leaves_names_to_us(reference)
+        return references
+
     @model_validator(mode="after")
     def _algorithm_fits_space(self) -> Self:
         for key, domain in self.space.items():
-            if self.algorithm == "grid" and domain.kind != "grid":
-                raise ValueError(f"space.{key}: {domain.kind} needs algorithm random or optuna; grid takes grid only")
-            if self.algorithm != "grid" and domain.kind == "grid":
+            if self.draws and domain.kind == "grid":
                 raise ValueError(f"space.{key}: grid needs algorithm grid; {self.algorithm} takes choice for a list")
-        if self.algorithm == "grid" and self.trials is not None:
-            raise ValueError("trials: a grid has as many trials as combinations; leave it out")
-        if self.algorithm != "grid" and self.trials is None:
+            if not self.draws and domain.kind != "grid":
+                raise ValueError(
+                    f"space.{key}: {domain.kind} needs algorithm random or optuna; {self.algorithm} takes grid only"
+                )
+            if self.algorithm == "one_at_a_time" and domain.when:
+                raise ValueError(
+                    f"space.{key}.when: one_at_a_time varies no other key; accepted with grid, random, optuna"
+                )
+        check_conditions(self.space)
+        if not self.draws and self.trials is not None:
+            raise ValueError(f"trials: {self.algorithm} has as many trials as its lists make; leave it out")
+        if self.draws and self.trials is None:
             raise ValueError(f"trials: missing; {self.algorithm} needs a number of trials")
         twice = sorted(self.space.keys() & self.overrides.keys())
-        if twice:
+        if twice and self.algorithm != "one_at_a_time":
             raise ValueError(f"{twice[0]} is both searched and overridden")
+        return self
+
+    @model_validator(mode="after")
+    def _references_are_whole_runs(self) -> Self:
+        if self.references and self.algorithm == "optuna":
+            raise ValueError("references: optuna would learn from them; accepted with grid, one_at_a_time or random")
+        if self.references and self.scheduler != "none":
+            raise ValueError(f"references: {self.scheduler} would stop them early; accepted is scheduler none")
         return self
 
     @model_validator(mode="after")
     def _seeds_are_whole_settings(self) -> Self:
         if self.seeds == 1:
             return self
-        if SEED in self.space:
+        if SEED in self.space or any(SEED in reference for reference in self.references):
             raise ValueError(f"seeds: {SEED} is searched already; accepted is 1, or another key in its place")
         if self.algorithm == "optuna":
             raise ValueError("seeds: optuna learns from single trials; accepted is 1, or algorithm grid or random")
         if self.scheduler != "none":
             raise ValueError(f"seeds: {self.scheduler} would stop some seeds of a setting; accepted is scheduler none")
         return self
+
+    @property
+    def draws(self) -> bool:
+        """Whether its points are drawn, rather than all of its lists tried."""
+        return self.algorithm in ("random", "optuna")
 
     @property
     def folder(self) -> Path:
@@ -131,7 +164,7 @@ def load_search(path: Path, arguments: Sequence[str] = ()) -> Search:
             overrides[key] = value
             # A section given here replaces what the file says of its keys too.
             in_file = {other: said for other, said in in_file.items() if not str(other).startswith(f"{key}.")}
-        elif key in ("space", "overrides"):
+        elif key in ("space", "overrides") or (key == "references" and value):
             raise UserError(f"argument {argument!r}: {key} is given in the file")
         elif key in Search.model_fields:
             tree[key] = value

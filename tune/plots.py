@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from allpairs.files import replacing
 from tune.config import Search
+from tune.panels import draw_lines, draw_parameters, draw_references, is_number, metric_label, name_references
 from tune.results import ranked
 from tune.settings import Setting
-from tune.space import describe, short_key, short_value
+from tune.space import short_key, short_value
+from tune.trial import TrialPlan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,15 +35,19 @@ PANELS = (
 )
 
 
-def draw(path: Path, settings: Sequence[Setting], search: Search) -> None:
-    """Draw `search.plot` of `settings`, all measured, to `path` (PNG) and beside it as SVG."""
+def draw(path: Path, settings: Sequence[Setting], plan: TrialPlan) -> None:
+    """Draw the `plot` of a search's `settings`, all measured, to `path` (PNG) and beside it as SVG."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+
+    search = plan.search
 
     with rc_context(STYLE):
         figure = Figure(layout="constrained")
         if search.plot == "curves":
             draw_curves(figure, settings, search)
+        elif search.algorithm == "one_at_a_time":
+            draw_lines(figure, settings, search, plan.home)
         elif axes := plane(settings, search):
             draw_plane(figure, settings, search, *axes)
         else:
@@ -51,34 +57,33 @@ def draw(path: Path, settings: Sequence[Setting], search: Search) -> None:
                 figure.savefig(partial, format=file.suffix[1:], metadata=metadata)
 
 
-def metric_label(search: Search) -> str:
-    """Name the searched metric with its unit."""
-    if search.metric == "val/rsum":
-        return "best validation RSUM\n(sum of six recalls in %)"
-    unit = " (%)" if "/r" in search.metric or "recall" in search.metric else ""
-    return f"best {search.metric}{unit}"
-
-
 def plane(settings: Sequence[Setting], search: Search) -> tuple[str, str] | None:
-    """Return the two searched keys if there are two, both numbers from a grid or a list; else None."""
+    """Return the two searched keys if there are two, both numbers or both words from a grid or a list; else None."""
     keys = list(search.space)
     if len(keys) != 2 or any(search.space[key].kind not in ("grid", "choice") for key in keys):
         return None
-    return (keys[0], keys[1]) if all(_is_number(setting.values[key]) for key in keys for setting in settings) else None
+    values = [setting.values.get(key) for key in keys for setting in settings if not setting.reference]
+    alike = all(map(is_number, values)) or all(isinstance(value, str) for value in values)
+    return (keys[0], keys[1]) if values and alike else None
 
 
 def draw_plane(figure: "Figure", settings: Sequence[Setting], search: Search, key_y: str, key_x: str) -> None:
-    """Draw the best metric of two numeric keys as an annotated heat map; repeated points show their best."""
+    """Draw the best metric of two keys as an annotated heat map; repeated points show their best.
+
+    References are lines across the colour bar.
+    """
     import numpy as np
     from matplotlib.colors import Normalize
 
-    xs, ys = (sorted({float(setting.values[key]) for setting in settings}) for key in (key_x, key_y))
+    references = [setting for setting in settings if setting.reference]
+    settings = [setting for setting in settings if not setting.reference]
+    xs, ys = (_ticks(settings, search, key) for key in (key_x, key_y))
     cells = np.full((len(ys), len(xs)), np.nan)
     deviations = np.full((len(ys), len(xs)), np.nan)
     for setting in reversed(ranked(settings, search)):  # the best last, so that it is what a repeated point shows
         spread = setting.spread(search.metric, search.mode)
         assert spread is not None
-        place = ys.index(float(setting.values[key_y])), xs.index(float(setting.values[key_x]))
+        place = ys.index(setting.values[key_y]), xs.index(setting.values[key_x])
         cells[place] = spread.mean
         deviations[place] = np.nan if spread.deviation is None else spread.deviation
     figure.set_size_inches(2.2 + 1.1 * len(xs), 1.6 + 0.8 * len(ys))
@@ -93,43 +98,22 @@ def draw_plane(figure: "Figure", settings: Sequence[Setting], search: Search, ke
         deviation = deviations[row, column]
         text = f"{value:.4g}" if np.isnan(deviation) else f"{value:.4g}\n±{deviation:.2g}"
         axes.text(column, row, text, ha="center", va="center", color=colour, weight=weight)
-    axes.set_xticks(range(len(xs)), [f"{x:g}" for x in xs])
-    axes.set_yticks(range(len(ys)), [f"{y:g}" for y in ys])
+    axes.set_xticks(range(len(xs)), list(map(short_value, xs)))
+    axes.set_yticks(range(len(ys)), list(map(short_value, ys)))
     axes.set(xlabel=short_key(key_x), ylabel=short_key(key_y), title=search.name)
     axes.grid(visible=False)
-    figure.colorbar(image, ax=axes, label=metric_label(search))
+    bar = figure.colorbar(image, ax=axes, label=metric_label(search)).ax
+    levels = draw_references(bar, references, search)
+    if levels:
+        low, high = min(*levels, bar.get_ylim()[0]), max(*levels, bar.get_ylim()[1])
+        bar.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
+        name_references(figure, bar)
 
 
-def draw_parameters(figure: "Figure", settings: Sequence[Setting], search: Search) -> None:
-    """Draw the best metric of every setting against each searched key, one panel a key; the best is marked.
-
-    Bars are one standard deviation over seeds.
-    """
-    figure.set_size_inches(max(4.5, 3.6 * len(search.space)), 3.6)
-    panels = figure.subplots(1, len(search.space), sharey=True, squeeze=False)[0]
-    order = ranked(settings, search)
-    spreads = [spread for setting in order if (spread := setting.spread(search.metric, search.mode)) is not None]
-    heights = [spread.mean for spread in spreads]
-    bars = [spread.deviation or 0.0 for spread in spreads]
-    for axes, (key, domain) in zip(panels, search.space.items(), strict=True):
-        values = [setting.values[key] for setting in order]
-        if all(_is_number(value) for value in values):
-            places = [float(value) for value in values]
-            if domain.kind == "loguniform":
-                _log_axis(axes, *domain.probes)
-        else:
-            names = sorted({short_value(value) for value in values})
-            places = [float(names.index(short_value(value))) for value in values]
-            axes.set_xticks(range(len(names)), names, rotation=20, ha="right", rotation_mode="anchor")
-            axes.set_xlim(-0.5, len(names) - 0.5)
-        if any(bars):
-            axes.errorbar(places, heights, bars, fmt="none", ecolor="0.4", elinewidth=1, capsize=3)
-        axes.scatter(places, heights, s=36, color="tab:blue", alpha=0.75)
-        axes.scatter(places[:1], heights[:1], s=140, marker="*", color="tab:orange", zorder=3)
-        axes.annotate(f"{heights[0]:.4g}", (places[0], heights[0]), xytext=(8, 2), textcoords="offset points")
-        axes.set_xlabel(short_key(key) if "." in key else key)
-    panels[0].set_ylabel(metric_label(search))
-    figure.suptitle(search.name, weight="bold")
+def _ticks(settings: Sequence[Setting], search: Search, key: str) -> list[Any]:
+    """Return the values of `key` that were measured: numbers by size, words in the order of the file."""
+    found = [value for value in search.space[key].probes if any(one.values[key] == value for one in settings)]
+    return sorted(set(found)) if all(map(is_number, found)) else list(dict.fromkeys(found))
 
 
 def draw_curves(figure: "Figure", settings: Sequence[Setting], search: Search) -> None:
@@ -141,7 +125,7 @@ def draw_curves(figure: "Figure", settings: Sequence[Setting], search: Search) -
     figure.set_size_inches(13, 3.8)
     left, middle, right = figure.subplots(1, 3)
     for number, setting in enumerate(settings):
-        colour, label, history = f"C{number}", describe(setting.values), setting.history
+        colour, label, history = f"C{number}", setting.name, setting.history
         for axes, (_, _, metric) in zip((left, middle), PANELS, strict=True):
             _line(axes, history, metric, color=colour, label=label)
         _line(right, history, "val/positive_similarity", color=colour, label=label)
@@ -162,19 +146,3 @@ def draw_curves(figure: "Figure", settings: Sequence[Setting], search: Search) -
 def _line(axes: "Axes", history: Sequence[Mapping[str, float]], metric: str, **style: Any) -> None:
     points = [(row["epoch"], row[metric]) for row in history if metric in row]
     axes.plot([epoch for epoch, _ in points], [value for _, value in points], marker="o", markersize=3, **style)
-
-
-def _log_axis(axes: "Axes", low: float, high: float) -> None:
-    """Show the whole searched range in its logarithm, with few enough plain numbers to stand side by side."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.set_xscale("log")
-    pad = (high / low) ** 0.06
-    axes.set_xlim(low / pad, high * pad)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if high / low < 1e3 else (1,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -13,7 +13,8 @@ from ray.tune import Callback
 from distributed.progress import duration
 from distributed.run_directory import RunDirectory
 from tune.config import Search
-from tune.space import decode, describe
+from tune.points import Point
+from tune.space import describe
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -59,7 +60,7 @@ def note(search: Search, event: str, trial: "Trial", text: str) -> None:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "event": event,
         "trial": trial.trial_id,
-        "text": f"{trial.trial_id}  {describe(decode(trial.config))}  {text}",
+        "text": f"{trial.trial_id}  {describe(Point.decode(trial.config).values)}  {text}",
     }
     with search.events.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")

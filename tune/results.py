@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from allpairs.files import replacing
 from distributed.run_directory import RunDirectory
 from tune.config import SEED, Search
-from tune.space import short_value
+from tune.space import describe, short_value
 
 M = TypeVar("M", bound="Measured")
 
@@ -30,6 +30,8 @@ class Trial:
     """Why it failed."""
     summary: Mapping[str, float] = field(default_factory=dict)
     """The final metrics of a run that reached its end."""
+    reference: bool = False
+    """Whether it is one of `references`, whose values are of keys of their own."""
 
     def best(self, metric: str, mode: str) -> tuple[float, float] | None:
         """Return the best value of `metric` and its epoch, None where it was never measured."""
@@ -65,13 +67,23 @@ def write_csv(path: Path, trials: Sequence[Trial], search: Search) -> None:
         writer = csv.writer(file)
         best_and_last = [f"best {search.metric}", "best epoch", f"last {search.metric}", "epochs"]
         keys = [*search.space, *([SEED] if search.seeds > 1 else [])]
-        writer.writerow(["trial", "status", *keys, *best_and_last, "reason", "run"])
+        references = ["reference"] if search.references else []
+        writer.writerow(["trial", "status", *keys, *references, *best_and_last, "reason", "run"])
         for trial in ranked(trials, search):
             best = trial.best(search.metric, search.mode) or ("", "")
             last = trial.history[-1] if trial.history else {}
             measured = [*best, last.get(search.metric, ""), last.get("epoch", "")]
-            values = [
-                short_value(value) if isinstance(value, Mapping) else value
-                for value in (trial.values[key] for key in keys)
-            ]
+            values = cells(trial.values, keys, search, reference=trial.reference)
             writer.writerow([trial.id, trial.status, *values, *measured, trial.reason, trial.run_dir])
+
+
+def cells(values: Mapping[str, Any], keys: Sequence[str], search: Search, *, reference: bool) -> list[Any]:
+    """Return what a row says of `values`: one cell a key, empty where it has none; then the reference's name."""
+    own = {key: value for key, value in values.items() if key == SEED} if reference else values
+    row = [short_value(value) if isinstance(value, Mapping | list) else value for value in map(own.get, keys)]
+    return row + ([reference_name(values) if reference else None] if search.references else [])
+
+
+def reference_name(values: Mapping[str, Any]) -> str:
+    """Name a reference by what it sets, whatever its seed."""
+    return describe({key: value for key, value in values.items() if key != SEED})

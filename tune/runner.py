@@ -18,10 +18,11 @@ from distributed.run_directory import RunDirectory, refuse_job_folder
 from distributed.tracking.segments import segments
 from distributed.tracking.sync import sync
 from retrieval_eval.ray_cluster import cluster, joins_cluster
-from tune.config import SEED, Search
+from tune.config import Search
+from tune.define_by_run import DefineByRun
 from tune.following import SearchFollower
+from tune.points import POINT, Point
 from tune.results import Trial, evaluations
-from tune.space import decode
 from tune.stopping import SearchSignals
 from tune.trial import TrialPlan, run_trial
 
@@ -87,17 +88,12 @@ def run_search(
         for note in sorted({note for config in configs if (note := choose_device(config.cluster, gpus)[1])}):
             say(note)
         tuner = _tuner(plan, configs)
-        with SearchFollower(search, count_trials(search, configs), say).following():
+        with SearchFollower(search, plan.count, say).following():
             signals.call(tuner.fit)
     trials = read_trials(search)
     for trial in trials:
         _complete_tracking(trial)
     return trials
-
-
-def count_trials(search: Search, configs: list[Config]) -> int:
-    """Return how many trials `search` has, by the `configs` it may come to."""
-    return (len(configs) if search.algorithm == "grid" else search.trials or 1) * search.seeds
 
 
 def read_trials(search: Search) -> list[Trial]:
@@ -115,8 +111,9 @@ def read_trials(search: Search) -> list[Trial]:
             status = "unfinished"
         else:
             status = "stopped early" if summary is None else "finished"
-        values = decode(noted.config)
-        trials.append(Trial(noted.trial_id, values, status, run.root, evaluations(run), reason, summary or {}))  # type: ignore[arg-type]
+        point = Point.decode(noted.config)
+        measured = evaluations(run), reason, summary or {}
+        trials.append(Trial(noted.trial_id, point.values, status, run.root, *measured, point.reference))  # type: ignore[arg-type]
     return trials
 
 
@@ -147,7 +144,7 @@ def _tuner(plan: TrialPlan, configs: list[Config]) -> "ray.tune.Tuner":
     search = plan.search
 
     def trial(values: dict[str, Any]) -> None:
-        run_trial(plan, decode(values))
+        run_trial(plan, Point.decode(values).values)
 
     trainable = ray.tune.with_resources(trial, {DRIVER: 1})
     folder = search.folder / "ray"
@@ -155,11 +152,11 @@ def _tuner(plan: TrialPlan, configs: list[Config]) -> "ray.tune.Tuner":
         return ray.tune.Tuner.restore(str(folder), trainable, resume_unfinished=True, resume_errored=True)
     return ray.tune.Tuner(
         trainable,
-        param_space=param_space(search, configs[0]),
+        param_space=param_space(plan),
         tune_config=ray.tune.TuneConfig(
             metric=search.metric,
             mode=search.mode,
-            num_samples=search.trials or 1,
+            num_samples=plan.count if search.algorithm == "optuna" else 1,
             max_concurrent_trials=search.max_concurrent_trials,
             search_alg=make_searcher(search),
             scheduler=_scheduler(search, configs),
@@ -175,27 +172,25 @@ def _tuner(plan: TrialPlan, configs: list[Config]) -> "ray.tune.Tuner":
 
 
 def make_searcher(search: Search) -> Any:
-    """Return what draws the trials."""
+    """Return what hands out the trials."""
     if search.algorithm == "optuna":
         import optuna
         from ray.tune.search.optuna import OptunaSearch
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        return OptunaSearch(metric=search.metric, mode=search.mode, seed=search.seed)
+        space = DefineByRun(search.space)
+        return OptunaSearch(space, metric=search.metric, mode=search.mode, seed=search.seed)
     from ray.tune.search import BasicVariantGenerator
 
-    # What is drawn is drawn once for all seeds.
-    return BasicVariantGenerator(random_state=search.seed, constant_grid_search=True)
+    return BasicVariantGenerator()
 
 
-def param_space(search: Search, config: Config) -> dict[str, Any]:
-    """Return the values to try, for Ray Tune; with several seeds, each of them from that of `config` on."""
+def param_space(plan: TrialPlan) -> dict[str, Any]:
+    """Return the parameters of Ray Tune's trials: the points in their order; none for optuna, which makes its own."""
     import ray.tune
 
-    space = {key: domain.to_ray() for key, domain in search.space.items()}
-    if search.seeds > 1:
-        space[SEED] = ray.tune.grid_search([config.train.seed + number for number in range(search.seeds)])
-    return space
+    points = [point.encode()[POINT] for point in plan.points]
+    return {POINT: ray.tune.grid_search(points)} if points else {}
 
 
 def _scheduler(search: Search, configs: list[Config]) -> Any:

@@ -43,7 +43,7 @@ def search(*arguments: str, config: Annotated[Path, Parameter(name="--config")],
         Go on with an interrupted search of the same name: ended trials are kept, others continue their runs.
         `--resume auto` starts it if there is none yet.
     """
-    from tune.runner import count_trials, open_folder, run_search
+    from tune.runner import open_folder, run_search
     from tune.stopping import SearchSignals
 
     started = time.perf_counter()
@@ -55,7 +55,7 @@ def search(*arguments: str, config: Annotated[Path, Parameter(name="--config")],
     open_folder(settings, resume=resume)
     print(
         f"{settings.name}  {settings.algorithm} search over {', '.join(settings.space)} · "
-        f"{count_trials(settings, configs)} trials, {settings.max_concurrent_trials} at a time · {settings.folder}",
+        f"{plan.count} trials, {settings.max_concurrent_trials} at a time · {settings.folder}",
         flush=True,
     )
     signals = SearchSignals(settings, _say)
@@ -102,7 +102,7 @@ def _report(plan: TrialPlan, trials: list["Trial"], seconds: float) -> int:
         write_settings(folder, grouped, settings)
     measured = [trial for trial in trials if trial.best(settings.metric, settings.mode) is not None]
     if measured:
-        draw(folder / "search.png", settings_of(measured, settings), settings)
+        draw(folder / "search.png", settings_of(measured, settings), plan)
     console.print(
         f"\n{len(measured)} of {len(trials)} trials measured, {duration(seconds)}\nresults  {folder / 'results.csv'}\n"
         + (f"settings {folder / 'settings.csv'} (and .tex): mean ± std\n" if settings.seeds > 1 else "")

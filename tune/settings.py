@@ -12,8 +12,8 @@ from allpairs.files import replacing, write_text
 from retrieval_eval.exports import LATEX
 from retrieval_eval.metrics import RECALLS, label, metric_of
 from tune.config import SEED, Search
-from tune.results import Trial, ranked
-from tune.space import short_key, short_value
+from tune.results import Trial, cells, ranked, reference_name
+from tune.space import describe, short_key, short_value
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,6 +49,16 @@ class Setting:
 
     values: Mapping[str, Any]
     trials: Sequence[Trial]
+
+    @property
+    def reference(self) -> bool:
+        """Whether it is one of the search's references."""
+        return self.trials[0].reference
+
+    @property
+    def name(self) -> str:
+        """Its values, briefly."""
+        return reference_name(self.values) if self.reference else describe(self.values)
 
     def spread(self, metric: str, mode: str) -> Spread | None:
         """Return how the seeds' best values of `metric` spread, over the seeds that were measured."""
@@ -97,14 +107,19 @@ def settings_of(trials: Sequence[Trial], search: Search) -> list[Setting]:
     groups: dict[tuple[str, int], list[Trial]] = {}
     seen: Counter[tuple[str, Any]] = Counter()
     for trial in trials:
-        values = repr([trial.values[key] for key in search.space])
+        values = f"{trial.reference} {_without_seed(trial, search)}"
         seed = trial.values.get(SEED) if search.seeds > 1 else None
         groups.setdefault((values, seen[values, seed]), []).append(trial)
         seen[values, seed] += 1
     return [
-        Setting({key: group[0].values[key] for key in search.space}, sorted(group, key=lambda t: t.values.get(SEED, 0)))
+        Setting(_without_seed(group[0], search), sorted(group, key=lambda trial: trial.values.get(SEED, 0)))
         for group in groups.values()
     ]
+
+
+def _without_seed(trial: Trial, search: Search) -> dict[str, Any]:
+    keys = [key for key in search.space if key in trial.values] if not trial.reference else list(trial.values)
+    return {key: trial.values[key] for key in keys if search.seeds == 1 or key != SEED}
 
 
 def split_of(settings: Sequence[Setting], search: Search) -> str:
@@ -122,7 +137,7 @@ def table(settings: Sequence[Setting], search: Search) -> "Table":
     test = split_of(settings, search) == "test"
     result = Table(box=None, pad_edge=False, header_style="bold")
     result.add_column("seeds" if several else "trial", no_wrap=True)
-    for key in search.space:
+    for key in [*search.space, *(["reference"] if search.references else [])]:
         result.add_column(short_key(key), justify="right")
     result.add_column(search.metric, justify="right", no_wrap=True)
     if test:
@@ -134,7 +149,7 @@ def table(settings: Sequence[Setting], search: Search) -> "Table":
         measured = spread.seeds if spread else 0
         result.add_row(
             f"{measured} of {search.seeds}" if several else setting.trials[0].id,
-            *(escape(short_value(setting.values[key])) for key in search.space),
+            *("–" if cell is None else escape(short_value(cell)) for cell in _cells(setting, search)),
             "–" if spread is None else spread.text(3 if abs(spread.mean) < 10 else 1),
             *([setting.figures("test", search)["rsum"].text(1) if measured else "–"] if test else []),
             "–" if best is None else f"{best[1]:.3g}",
@@ -151,13 +166,14 @@ def write_settings(folder: Path, settings: Sequence[Setting], search: Search) ->
     with replacing(folder / "settings.csv") as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         names = [f"best {search.metric}", *(f"{split}/{name}" for name in FIGURES)]
-        writer.writerow([*search.space, "seeds", *(f"{name} {what}" for name in names for what in ("mean", "std"))])
+        keys = [*search.space, *(["reference"] if search.references else [])]
+        writer.writerow([*keys, "seeds", *(f"{name} {what}" for name in names for what in ("mean", "std"))])
         for setting in order:
             figures = setting.figures(split, search)
             spreads = [setting.spread(search.metric, search.mode), *(figures.get(name) for name in FIGURES)]
-            cells = [_cells(spread) for spread in spreads]
+            measured = [_pair(spread) for spread in spreads]
             seeds = spreads[0].seeds if spreads[0] else 0
-            writer.writerow([*_values(setting, search), seeds, *(cell for pair in cells for cell in pair)])
+            writer.writerow([*_cells(setting, search), seeds, *(cell for pair in measured for cell in pair)])
     write_text(folder / "settings.tex", _latex(order, search, split))
     return [folder / "settings.csv", folder / "settings.tex"]
 
@@ -174,8 +190,8 @@ def _latex(settings: Sequence[Setting], search: Search, split: str) -> str:
     ]
     for setting in settings:
         figures = setting.figures(split, search)
-        cells = [_math(figures[name], metric_of(name).decimals) if name in figures else "--" for name in FIGURES]
-        lines.append(" & ".join([*map(_escape, map(str, _values(setting, search))), *cells]) + r" \\")
+        measured = [_math(figures[name], metric_of(name).decimals) if name in figures else "--" for name in FIGURES]
+        lines.append(" & ".join([*_latex_cells(setting, search), *measured]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
@@ -192,12 +208,18 @@ def _final(trial: Trial, split: str, search: Search) -> Mapping[str, float] | No
     return (max if search.mode == "max" else min)(measured, key=lambda row: row[search.metric])
 
 
-def _values(setting: Setting, search: Search) -> list[Any]:
-    values = (setting.values[key] for key in search.space)
-    return [short_value(value) if isinstance(value, Mapping) else value for value in values]
+def _cells(setting: Setting, search: Search) -> list[Any]:
+    return cells(setting.values, list(search.space), search, reference=setting.reference)
 
 
-def _cells(spread: Spread | None) -> tuple[Any, Any]:
+def _latex_cells(setting: Setting, search: Search) -> list[str]:
+    """Return one cell per key; a reference's name over all of them."""
+    if setting.reference:
+        return [rf"\multicolumn{{{len(search.space)}}}{{l}}{{{_escape(setting.name)}}}"]
+    return ["--" if cell is None else _escape(str(cell)) for cell in _cells(setting, search)[: len(search.space)]]
+
+
+def _pair(spread: Spread | None) -> tuple[Any, Any]:
     if spread is None:
         return "", ""
     return spread.mean, "" if spread.deviation is None else spread.deviation

@@ -1,16 +1,18 @@
 """The values a search tries for one configuration key, and how tables and plots call a trial: by its values."""
 
-import itertools
-import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from allpairs.errors import nearest
+
+Kind = Literal["grid", "choice", "uniform", "loguniform", "quniform", "randint", "each"]
+
 
 class Domain(BaseModel):
-    """Exactly one of these, e.g. ``{grid: [0.1, 0.2]}`` or ``{loguniform: [1e-4, 1e-2]}``."""
+    """Exactly one of these, e.g. ``{grid: [0.1, 0.2]}`` or ``{loguniform: [1e-4, 1e-2]}``; and perhaps `when`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -23,9 +25,13 @@ class Domain(BaseModel):
     loguniform: tuple[float, float] | None = None
     """A positive number from low to high, evenly in its logarithm."""
     quniform: tuple[float, float, float] | None = None
-    """Low, high, step: a number from low to high, rounded to a multiple of the step."""
+    """Low, high, step: a multiple of the step from low to high."""
     randint: tuple[int, int] | None = None
     """A whole number from low to high, both included."""
+    each: tuple["Domain | float", ...] | None = Field(None, min_length=1)
+    """A list, such as a polynomial's coefficients: each element a number, or drawn from its own choice or range."""
+    when: dict[str, Any] | None = Field(None, min_length=1, max_length=1)
+    """A key further up in the space and the value, or list of values, under which this key has a value at all."""
 
     @field_validator("grid", "choice")
     @classmethod
@@ -34,12 +40,16 @@ class Domain(BaseModel):
 
     @model_validator(mode="after")
     def _is_one_domain(self) -> Self:
-        given = self.model_fields_set
+        given = self.model_fields_set - {"when"}
         if len(given) != 1:
-            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}")
+            raise ValueError(f"give exactly one of {', '.join(get_args(Kind))}")
         kind = self.kind
         bounds = getattr(self, kind)
-        if kind not in ("grid", "choice") and not bounds[0] < bounds[1]:
+        if kind == "each":
+            for element in self.each or ():
+                if isinstance(element, Domain) and (element.kind in ("grid", "each") or element.when):
+                    raise ValueError("each: accepted are numbers, choices and ranges")
+        elif kind not in ("grid", "choice") and not bounds[0] < bounds[1]:
             raise ValueError(f"{kind}: low {bounds[0]} must be less than high {bounds[1]}")
         if kind == "loguniform" and bounds[0] <= 0:
             raise ValueError(f"loguniform: low {bounds[0]} must be positive")
@@ -48,55 +58,46 @@ class Domain(BaseModel):
         return self
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         """Which of the fields is given."""
-        return next(iter(self.model_fields_set))
+        return next(kind for kind in get_args(Kind) if kind in self.model_fields_set)
 
     @property
     def probes(self) -> tuple[Any, ...]:
         """Values that show whether a configuration takes this domain: all of a list, the ends of a range."""
-        values = getattr(self, self.kind)
+        if self.each is not None:
+            ends = [element.probes if isinstance(element, Domain) else (element,) for element in self.each]
+            return tuple(
+                [values[min(number, len(values) - 1)] for values in ends] for number in range(max(map(len, ends)))
+            )
+        values: tuple[Any, ...] = getattr(self, self.kind)
         return values if self.kind in ("grid", "choice") else values[:2]
 
-    def to_ray(self) -> Any:
-        """Return what Ray Tune draws from; sections and lists become JSON text (see :func:`decode`)."""
-        import ray.tune
-
-        values = getattr(self, self.kind)
-        if self.kind == "grid":
-            return ray.tune.grid_search([_encode(value) for value in values])
-        if self.kind == "choice":
-            return ray.tune.choice([_encode(value) for value in values])
-        if self.kind == "randint":
-            return ray.tune.randint(values[0], values[1] + 1)
-        return getattr(ray.tune, self.kind)(*values)
+    def applies(self, values: Mapping[str, Any]) -> bool:
+        """Say whether a trial with these `values` of the keys further up has one of this key."""
+        return all(key in values and values[key] in accepted(value) for key, value in (self.when or {}).items())
 
 
-def decode(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Undo the encoding of :meth:`Domain.to_ray` in the values Ray Tune drew for a trial."""
-    return {
-        key: json.loads(value[len(_MARK) :]) if isinstance(value, str) and value.startswith(_MARK) else value
-        for key, value in values.items()
-    }
+def accepted(value: Any) -> tuple[Any, ...]:
+    """Return the values that `when` names: a list of them, or the one."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
-def combinations(space: Mapping[str, Domain]) -> list[dict[str, Any]]:
-    """Return all combinations of the probes of `space`; for a grid these are its trials."""
-    return [dict(zip(space, values, strict=True)) for values in itertools.product(*(d.probes for d in space.values()))]
-
-
-def one_at_a_time(space: Mapping[str, Domain]) -> list[dict[str, Any]]:
-    """Return combinations in which every probe of `space` occurs, without trying all of them together."""
-    first = {key: domain.probes[0] for key, domain in space.items()}
-    return [first | {key: value} for key, domain in space.items() for value in domain.probes]
-
-
-# Searchers want plain values (Optuna's categories are text and numbers), and Tune looks for domains inside of dicts.
-_MARK = "json:"
-
-
-def _encode(value: Any) -> Any:
-    return _MARK + json.dumps(value) if isinstance(value, Mapping | Sequence) and not isinstance(value, str) else value
+def check_conditions(space: Mapping[str, Domain]) -> None:
+    """Raise ValueError where a `when` names no key further up, or a value that this never has."""
+    above: dict[str, Domain] = {}
+    for key, domain in space.items():
+        for parent, wanted in (domain.when or {}).items():
+            if parent not in above:
+                hint = nearest(parent, above) if above else "; it has none"
+                raise ValueError(f"space.{key}.when: {parent} is no key further up in the space{hint}")
+            if above[parent].kind not in ("grid", "choice"):
+                raise ValueError(f"space.{key}.when: {parent} is a range; accepted is a key with a list of values")
+            for value in accepted(wanted):
+                if value not in above[parent].probes:
+                    names = [str(probe) for probe in above[parent].probes]
+                    raise ValueError(f"space.{key}.when: {parent} is never {value!r}{nearest(str(value), names)}")
+        above[key] = domain
 
 
 def _number(value: Any) -> Any:
@@ -117,6 +118,8 @@ def short_value(value: Any) -> str:
         inside = ", ".join(f"{short_key(key)}={short_value(item)}" for key, item in value.items() if key != "name")
         name = str(value.get("name", ""))
         return f"{name}({inside})" if inside else name
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(short_value, value))}]"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

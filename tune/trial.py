@@ -1,6 +1,5 @@
 """One trial: a configuration made of the base, the search's overrides and the values drawn, and the run of it."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,13 @@ from typing import Any, Self
 from allpairs.errors import UserError
 from distributed.config import Config, validate
 from distributed.config.load import apply, read
-from tune.config import Search
+from distributed.config.tree import Train
+from tune.config import SEED, Search
+from tune.points import Point, combinations, draws, one_at_a_time, probe_points, with_seeds
 from tune.results import evaluations
-from tune.space import combinations, describe, one_at_a_time
+from tune.space import describe
 
-# More combinations of a grid than this are checked value by value instead of all together.
+# More points than this are checked value by value instead of all together.
 _CHECKED_TOGETHER = 2000
 
 
@@ -39,13 +40,55 @@ class TrialPlan:
             UserError: the resulting configuration is not valid; the message names the key and the nearest valid one.
         """
         search = self.search
-        ours = {"tracking.group": search.name, "tracking.job_type": "tune"}
-        tree = apply(self.base, (ours | search.overrides).items())
-        tree = apply(tree, values.items())
+        tree = apply(self._tree, values.items())
         tree["run"] = {"name": search.run_name(trial_id), "dir": str(search.run_dir(trial_id).parent)}
         config = validate(tree, source=f"{search.base} with {describe(values)}")
         root = self.here / config.data.root.expanduser()
         return config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+
+    @property
+    def points(self) -> list[Point]:
+        """What each trial sets, the references last, one seed of all first; none for optuna, whose draws come later.
+
+        Raises:
+            UserError: one key is varied at a time, and the configuration says nothing of the others.
+        """
+        search = self.search
+        if search.algorithm == "optuna":
+            return []
+        if search.algorithm == "random":
+            found = draws(search.space, search.trials or 1, search.seed)
+        elif search.algorithm == "one_at_a_time":
+            found = one_at_a_time(search.space, self.home)
+        else:
+            found = combinations(search.space)
+        points = [Point(values) for values in found] + [Point(values, reference=True) for values in search.references]
+        if search.seeds == 1:
+            return points
+        first = _value(self._tree, SEED, default=Train().seed)
+        return with_seeds(points, SEED, range(first, first + search.seeds))
+
+    @property
+    def home(self) -> dict[str, Any]:
+        """The values of the searched keys in the configuration: what `one_at_a_time` keeps while it varies another."""
+        home = {key: _value(self._tree, key, default=None) for key in self.search.space}
+        for key, value in home.items():
+            if value is None:
+                raise UserError(
+                    f"{key}: one_at_a_time keeps it while other keys vary, and neither {self.search.base} nor overrides"
+                    " has a value"
+                )
+        return home
+
+    @property
+    def count(self) -> int:
+        """How many trials there are."""
+        return len(self.points) or self.search.trials or 1
+
+    @property
+    def _tree(self) -> dict[str, Any]:
+        ours = {"tracking.group": self.search.name, "tracking.job_type": "tune"}
+        return apply(self.base, (ours | self.search.overrides).items())
 
     def check(self) -> list[Config]:
         """Load every configuration the search may come to (for a range: at its ends), before anything starts.
@@ -54,14 +97,22 @@ class TrialPlan:
             UserError: a key or value that the configuration refuses.
         """
         search = self.search
-        count = math.prod(len(domain.probes) for domain in search.space.values())
-        together = search.algorithm == "grid" and count <= _CHECKED_TOGETHER
-        probes = combinations(search.space) if together else one_at_a_time(search.space)
-        configs = [self.config(values, "check") for values in probes]
+        points = self.points
+        few = len(points) <= _CHECKED_TOGETHER
+        probes = probe_points(search.space) if search.draws or not few else []
+        checked = [*probes, *(point.values for point in points if few or point.reference)]
+        configs = [self.config(values, "check") for values in checked]
         shortest = min(config.train.epochs if config.train.samples is None else search.grace for config in configs)
         if search.scheduler == "asha" and search.grace > shortest:
             raise UserError(f"grace={search.grace} is longer than train.epochs={shortest}; accepted: at most that many")
         return configs
+
+
+def _value(tree: Mapping[str, Any], key: str, default: Any) -> Any:
+    node: Any = tree
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return default if node is None else node
 
 
 def run_trial(plan: TrialPlan, values: Mapping[str, Any]) -> None:

@@ -15,9 +15,11 @@ from rich.console import Console
 
 from distributed.run_directory import RunDirectory
 from tune.config import Search
-from tune.plots import draw, draw_curves, draw_parameters, draw_plane, plane
+from tune.panels import draw_parameters
+from tune.plots import draw, draw_curves, draw_plane, plane
 from tune.results import Trial, evaluations, ranked, write_csv
 from tune.settings import settings_of, table, write_settings
+from tune.trial import TrialPlan
 
 
 def search(space: dict, **more: object) -> Search:
@@ -183,7 +185,7 @@ def test_curves_show_loss_rsum_and_both_similarities_of_each_trial() -> None:
 def test_figure_is_written_as_png_and_svg_and_twice_the_same(tmp_path: Path, plot: str) -> None:
     chosen = MARGIN_SCALE.model_copy(update={"plot": plot})
     for name in ("first", "second"):
-        draw(tmp_path / f"{name}.png", settings_of(GRID[:3], chosen), chosen)
+        draw(tmp_path / f"{name}.png", settings_of(GRID[:3], chosen), TrialPlan(chosen, {}, tmp_path))
     with Image.open(tmp_path / "first.png") as picture:
         assert min(picture.size) > 300
     assert ElementTree.parse(tmp_path / "first.svg").getroot().tag.endswith("svg")
