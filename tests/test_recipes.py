@@ -22,6 +22,7 @@ from tune.trial import TrialPlan
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 RECIPES = sorted((ROOT / "recipes").glob("*.sh"))
+RUNS = [path for path in CONFIGS if "run" in yaml.safe_load(path.read_text(encoding="utf-8"))]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -33,13 +34,39 @@ def test_every_shipped_config_loads(path: Path, monkeypatch: pytest.MonkeyPatch)
         assert load(path).run.name
 
 
+PAPERS = ROOT / "docs/papers.md"
+ROWS = list(dict.fromkeys(re.findall(r"`([a-z_/0-9]+\.yaml(?: [^`]+)?)`", PAPERS.read_text(encoding="utf-8"))))
+SUM = re.compile(r"([\d.]+)/([\d.]+)/([\d.]+), ([\d.]+)/([\d.]+)/([\d.]+), ([\d.]+)")
+
+
+def test_every_row_of_the_papers_is_a_configuration_as_published() -> None:
+    """What all three papers share is in every row; what a row changes has taken effect."""
+    for row in ROWS:
+        file, *overrides = shlex.split(row)
+        config = load(ROOT / "configs/papers" / file, overrides)
+        assert (config.train.global_batch, config.optimizer.clip_norm) == (128, 2.0), row
+        summed = config.objective.arguments().get("reduction") == "sum"
+        assert summed == (config.objective.name not in ("nt_xent", "smooth_ap")), row
+        assert (config.data.epoch_unit == "captions") == (config.objective.name != "smooth_ap"), row
+    files = {row.split()[0] for row in ROWS}
+    assert files == {str(path.relative_to(ROOT / "configs/papers")) for path in RUNS if path.is_relative_to(ROOT / "configs/papers")}
+
+
+def test_published_figures_add_up() -> None:
+    """Six recalls and the RSUM beside them, each rounded to one decimal by the paper."""
+    found = SUM.findall(PAPERS.read_text(encoding="utf-8"))
+    assert len(found) == 9 + 6 + 16
+    for *recalls, rsum in found:
+        assert abs(sum(map(float, recalls)) - float(rsum)) < 0.45, (recalls, rsum)
+
+
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 HUB = {
     "clip": {"text_config": SMALL, "vision_config": {**SMALL, "image_size": 32, "patch_size": 16}, "projection_dim": 8},
     "resnet": {"embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"},
     "bert": SMALL,
+    "vit": {**SMALL, "image_size": 32, "patch_size": 16},
 }
-RUNS = [path for path in CONFIGS if "run" in yaml.safe_load(path.read_text(encoding="utf-8"))]
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -47,7 +74,7 @@ def test_every_shipped_model_is_built(path: Path, monkeypatch: pytest.MonkeyPatc
     """What a hub would give is small here; what needs none takes no memory."""
 
     def configuration(name: str) -> transformers.PretrainedConfig:
-        (kind,) = (kind for kind in HUB if kind in name)
+        kind = next(kind for kind in HUB if kind in name)
         return transformers.CONFIG_MAPPING[kind](**HUB[kind])
 
     def network(name: str, config: transformers.PretrainedConfig, **_: Any) -> tuple[torch.nn.Module, dict[str, Any]]:

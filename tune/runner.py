@@ -57,6 +57,11 @@ def open_folder(search: Search, *, resume: Resume) -> None:
         ]
         if changes:
             raise UserError(f"--resume: {search.folder} was started with other settings ({'; '.join(changes)})")
+        texts = [params.read_text(encoding="utf-8").rstrip() for params in search.folder.glob("ray/*/params.json")]
+        if any(text.endswith("}") and f'"{POINT}"' not in text for text in texts):  # a kill leaves one empty or cut
+            raise UserError(
+                f"--resume: {search.folder} is of an earlier version; accepted: another name, or its version"
+            )
     elif resume is True:
         raise UserError(f"--resume: there is no search {search.folder} to resume")
     search.folder.mkdir(parents=True, exist_ok=True)

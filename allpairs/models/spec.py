@@ -201,8 +201,15 @@ class GruSpec:
     word_dropout: float = 0.0
     """Probability with which a training word is replaced by the unknown word."""
 
+    pool: Literal["auto", "gpo"] = "auto"
+    """One vector per caption: "auto", as `kind` says, or for "bigru" also "gpo", VSE∞'s learned weights of the sorted
+    values of its words."""
+
     def __post_init__(self) -> None:
         _check_kind(self)
+        _check_choice("pool", self.pool, ("auto", "gpo"))
+        if self.pool == "gpo" and self.kind == "gru":
+            raise ValueError("pool is 'gpo'; with kind: gru accepted is auto: the last state is the caption")
         _check_integer("embedding", self.embedding, 1, 65_536)
         _check_integer("layers", self.layers, 1, 8)
         _check_probability("word_dropout", self.word_dropout)

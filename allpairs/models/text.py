@@ -6,7 +6,7 @@ Shape legend: b captions, L tokens (padded), E word vector, D hidden size.
 import torch
 from torch import Tensor, nn
 
-from allpairs.models.pooling import behind, reverse
+from allpairs.models.pooling import GeneralizedPooling, behind, reverse
 from allpairs.models.spec import GruSpec
 from allpairs.models.vocabulary import PAD, UNKNOWN
 
@@ -16,7 +16,8 @@ class GruEncoder(nn.Module):
 
     "gru" returns the state after the last true token (VSE++, Faghri et al. 2018, section 3.1). "bigru" adds a second
     GRU that reads the caption backwards, takes the mean of both directions at every word (as SCAN, Lee et al. 2018)
-    and then the maximum over words, so that a caption's rare word counts wherever it stands.
+    and then the maximum over words, so that a caption's rare word counts wherever it stands; with `pool: gpo` VSE∞'s
+    pooling takes the maximum's place (Chen et al. 2021, their BiGRU rows).
     """
 
     def __init__(self, spec: GruSpec, dim: int, vocabulary_size: int) -> None:
@@ -28,6 +29,7 @@ class GruEncoder(nn.Module):
             self.words.weight[PAD].zero_()
         self.forwards = nn.GRU(spec.embedding, dim, spec.layers, batch_first=True)
         self.backwards = nn.GRU(spec.embedding, dim, spec.layers, batch_first=True) if spec.kind == "bigru" else None
+        self.pool = GeneralizedPooling() if spec.pool == "gpo" else None
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Encode `tokens` int64 `[b, L]` of `lengths` int64 `[b]` (each from 1 to L) as `[b, dim]`."""
@@ -43,4 +45,6 @@ class GruEncoder(nn.Module):
         backward_bLD, _ = self.backwards(reverse(words_bLE, lengths))
         states_bLD = (states_bLD + reverse(backward_bLD, lengths)) / 2
         padding_bL = behind(lengths, tokens.shape[1])
+        if self.pool is not None:
+            return self.pool(states_bLD, ~padding_bL)
         return states_bLD.masked_fill(padding_bL[..., None], -torch.inf).amax(dim=1)

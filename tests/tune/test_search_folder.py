@@ -42,3 +42,14 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no search"):
         open_folder(search(tmp_path), resume=True)
     assert not (tmp_path / "s").exists()
+
+
+def test_search_of_an_earlier_version_is_not_resumed(tmp_path: Path) -> None:
+    open_folder(search(tmp_path), resume=False)
+    trial = tmp_path / "s/ray/7f_00000"
+    trial.mkdir(parents=True)
+    (trial / "params.json").write_text('{"point": "json:{}"}')
+    open_folder(search(tmp_path), resume=True)
+    (trial / "params.json").write_text('{"train.seed": 0}')
+    with pytest.raises(UserError, match="is of an earlier version; accepted: another name"):
+        open_folder(search(tmp_path), resume=True)

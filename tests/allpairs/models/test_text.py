@@ -3,6 +3,7 @@ import torch
 
 from allpairs.models import GruSpec
 from allpairs.models.text import GruEncoder
+from tests.allpairs.models.test_pooling import pooled
 
 # A batch of three captions of 5, 2 and 3 tokens, padded with 0.
 TOKENS = torch.tensor([[1, 5, 6, 7, 2], [1, 2, 0, 0, 0], [1, 9, 2, 0, 0]])
@@ -43,6 +44,17 @@ def test_bigru_returns_the_maximum_over_words_of_the_mean_of_both_readings():
         words = model.words(TOKENS[row, : LENGTHS[row]])
         both = (states(model.forwards, words) + states(model.backwards, words.flip(0)).flip(0)) / 2
         torch.testing.assert_close(vectors[row], both.amax(dim=0), rtol=0, atol=1e-12)
+
+
+def test_generalised_pooling_takes_the_maximum_s_place():
+    model = encoder("bigru", pool="gpo")
+    vectors = model(TOKENS, LENGTHS)
+    for row in range(3):
+        words = model.words(TOKENS[row, : LENGTHS[row]])
+        both = (states(model.forwards, words) + states(model.backwards, words.flip(0)).flip(0)) / 2
+        torch.testing.assert_close(vectors[row], pooled(model.pool, list(both)), rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="with kind: gru accepted is auto"):
+        GruSpec(kind="gru", pool="gpo")
 
 
 @pytest.mark.parametrize("kind", ["gru", "bigru"])
