@@ -1,6 +1,6 @@
 """One step of the fused backend as a GPU would see it: what is held at once, what is launched, and that nothing waits.
 
-Tensors are torch's fakes, which have shapes and no numbers, so that the batch may be as large as on the GPU: a step that
+Tensors are torch fakes, which have shapes and no numbers, so that the batch may be as large as on the GPU: a step that
 asked for a number would raise.
 """
 
