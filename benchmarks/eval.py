@@ -1,14 +1,13 @@
 """Time and extra memory of exact retrieval evaluation on a CPU, beside the loops and packages that papers use.
 
     python -m benchmarks.eval [--images 1000 5000 20000] [--dim 512] [--threads N] [--only PEER ...]
-    python -m benchmarks.eval --gpu [--items 1000000]
 
 N images, 5N captions, unit vectors, float32. Every figure comes from a process of its own, one after the other: seconds
 are the median of a few repetitions, memory the highest resident beyond what the process held with its inputs made.
 Every peer gives R@1, R@5 and R@10 of both directions, whose sum is shown: they agree but for ties and rounding. Ours
 gives all its other metrics too. A peer that would take longer than five minutes stops early and is extrapolated from
-the share of the queries it had answered; such figures carry a ~. `--gpu` times 1M x 1M in true float32, tile by tile.
-Run it on a quiet machine.
+the share of the queries it had answered; such figures carry a ~. Run it
+on a quiet machine. A million by a million on a GPU: `benchmarks.gpu`.
 
 Peers are written out from their sources: VSE++'s evaluation.py (a sort per query; in float32 here, float64 there) and
 CLIP_benchmark's zeroshot_retrieval.py (a top-k and its one-hot per recall, batches of 64). torchmetrics' hit rate is
@@ -196,51 +195,14 @@ def in_a_process(name: str, images: int, dim: int, threads: int) -> dict[str, fl
     return found
 
 
-def on_a_gpu(items: int, dim: int) -> None:
-    """Time `items` queries against as many gallery items, one positive each, and print the fraction of the peak."""
-    from retrieval_eval import evaluate
-
-    if not torch.cuda.is_available():
-        print("error: --gpu needs an NVIDIA GPU that torch can use; there is none here", file=sys.stderr)
-        sys.exit(2)
-    generator = torch.Generator("cuda").manual_seed(0)
-    queries = torch.nn.functional.normalize(torch.randn(items, dim, device="cuda", generator=generator))
-    gallery = torch.randn(items, dim, device="cuda", generator=generator).add_(queries, alpha=4.0)
-    gallery.div_(torch.linalg.vector_norm(gallery, dim=1, keepdim=True))
-    ids = np.arange(items)
-    evaluate(queries[:8192], gallery[:8192], ids[:8192], ids[:8192])
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    held = torch.cuda.memory_allocated()
-    started = time.perf_counter()
-    report = evaluate(queries, gallery, ids, ids)
-    seconds = time.perf_counter() - started
-    extra = torch.cuda.max_memory_allocated() - held
-    flops = 2.0 * items * items * dim  # one product serves both directions
-    found = torch.cuda.get_device_properties(0)
-    asked = ["nvidia-smi", "--id=0", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits"]
-    megahertz = float(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
-    peak = found.multi_processor_count * 128 * 2 * megahertz * 1e6  # 128 multiply-adds per multiprocessor and cycle
-    print(
-        f"{items:,} x {items:,}, D={dim}, true float32 on {found.name}: {seconds:.1f} s, {flops / seconds / 1e12:.1f}"
-        f" TFLOP/s, {100 * flops / seconds / peak:.0f} % of the peak {peak / 1e12:.1f} (without tensor cores),"
-        f" {extra / 2**20:,.0f} MiB extra on the GPU, RSUM {report.metrics['rsum']:.1f}"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time retrieval evaluation.")
     parser.add_argument("--images", type=int, nargs="+", default=list(IMAGES))
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", nargs="+", default=list(PEERS), choices=list(PEERS), metavar="PEER")
-    parser.add_argument("--gpu", action="store_true", help="time a large gallery on a GPU instead")
-    parser.add_argument("--items", type=int, default=1_000_000, help="queries, and gallery items, of --gpu")
     parser.add_argument("--measure", choices=list(PEERS), help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.gpu:
-        on_a_gpu(given.items, given.dim)
-        return
     if given.measure:
         print(json.dumps(measure(given.measure, given.images[0], given.dim, given.threads)))
         return

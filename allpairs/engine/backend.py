@@ -3,7 +3,8 @@
 Shapes: bq local queries, Bc candidates of all ranks, D embedding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,6 +30,8 @@ _LARGEST_DENSE = 1 << 18
 
 _TILES = range(2048, 8192)
 """Sizes of fused backward tiles: W of the largest takes 134 MB in half precision."""
+_instead: list[tiled.TileSizes] = []
+"""What `tiling` has put in the place of what is chosen."""
 
 
 def keeps_half(backend: str, queries: Tensor, candidates: Tensor) -> bool:
@@ -116,11 +119,23 @@ def _tile_sizes(backend: str, queries: Tensor) -> tiled.TileSizes:
 
     A backward tile is as high as makes its product with the embeddings fill every multiprocessor of a GPU once.
     """
+    if _instead:
+        return _instead[-1]
     if backend == "triton":
         return tiled.TileSizes(32768, _one_wave(queries))  # 100 MB of partial results in blocks of 256 × 128
     # On a CPU, a tile of float32 is then 1 MiB: it stays in the cache.
     size = 4096 if queries.is_cuda else 512
     return tiled.TileSizes(size, size)
+
+
+@contextmanager
+def tiling(sizes: tiled.TileSizes) -> Iterator[None]:
+    """Walk in tiles of `sizes` where a call names none, whatever the device, until the context is left."""
+    _instead.append(sizes)
+    try:
+        yield
+    finally:
+        _instead.pop()
 
 
 def _one_wave(queries: Tensor) -> int:
