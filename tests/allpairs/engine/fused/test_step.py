@@ -86,8 +86,7 @@ def step(name: str, *, ids: bool = False, **arguments: object) -> Held:
     return held
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize(("normalize", "in_place"), [(True, True), (False, True), (True, False)])
 def test_65536_pairs_take_480_megabytes(normalize, in_place, hopper, monkeypatch):
     monkeypatch.setattr(products, "_adds_in_place", lambda device, dtype: in_place)
     held = step("vlc", normalize=normalize)
@@ -103,11 +102,18 @@ def test_65536_pairs_take_480_megabytes(normalize, in_place, hopper, monkeypatch
 
 
 @pytest.mark.parametrize("ids", [True, False], ids=["ids", "no_ids"])
-@pytest.mark.parametrize("name", ["vlc", "siglip"])
-def test_a_step_waits_for_no_number_but_whether_all_ids_are_equal(name, ids, hopper, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "arguments", "weights"),
+    [
+        ("vlc", {"learn_scale": True}, "soft_weights"),
+        ("siglip", {"learn_scale": True}, "sigmoid_weights"),
+        ("triplet_hn", {}, None),
+    ],
+)
+def test_a_step_waits_for_no_number_but_whether_all_ids_are_equal(name, arguments, weights, ids, hopper, monkeypatch):
     monkeypatch.setattr(products, "_adds_in_place", lambda device, dtype: True)
     monkeypatch.setattr(global_batch, "_refuse_equal", lambda ids: None)
-    held = step(name, ids=ids, learn_scale=True)
-    assert held.peak <= 480e6
-    weights = "soft_weights" if name == "vlc" else "sigmoid_weights"
-    assert hopper[f"{weights}, masked"] == (144 if ids else 12)
+    held = step(name, ids=ids, **arguments)
+    if weights is not None:
+        assert held.peak <= 480e6
+        assert hopper[f"{weights}, masked"] == (144 if ids else 12)
