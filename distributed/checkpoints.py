@@ -1,8 +1,8 @@
 """Checkpoints of a run: written whole or not at all, and never read when they are not what was written.
 
 checkpoints/
-  step-00000120/   the model (allpairs.models: weights, description, words, preprocessing), the strategy's optimiser
-                   state, objective.safetensors (learned scale), position.json, and hashes.json of all of them;
+  step-00000120/   the model (allpairs.models: weights, description, words, preprocessing), the optimiser's state
+                   (strategies.moments), objective.safetensors (learned scale), position.json, and hashes.json of all;
                    with train.ema_decay the model is the average, and trained.safetensors what training goes on with
   last -> step-00000120, previous -> step-00000100, best -> step-00000090      relative links, replaced atomically
 
@@ -13,7 +13,8 @@ times with an average.
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -22,15 +23,24 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from allpairs import models
 from allpairs.errors import UserError
 from allpairs.files import existing, replacing, unwritable
-from allpairs.hashes import Hashes, check_files, files_in, hash_files, read_hashes, write_hashes
+from allpairs.hashes import HASHES, Hashes, check_files, files_in, hash_files, read_hashes, write_hashes
 from allpairs.models import DualEncoder, ModelSpec, Tokens
 from allpairs.objectives import PairObjective
 from distributed.average import Average
 from distributed.strategies import Strategy
+from distributed.strategies.moments import (
+    Piece,
+    SavedMoments,
+    copied_weights,
+    is_moments,
+    moments_file,
+    write_moments,
+)
 from distributed.world import Stopped, World
 
 LAST, PREVIOUS, BEST = "last", "previous", "best"
@@ -54,6 +64,30 @@ class Progress:
     """Samples that could not be used, by cause; each counts every time it was to be read."""
 
 
+@dataclass(frozen=True)
+class _Copy:
+    """What a checkpoint is written from, on the CPU: training goes on with the originals."""
+
+    encoder: DualEncoder
+    """For its description alone."""
+    weights: dict[str, Tensor]
+    averaged: dict[str, Tensor] | None
+    objective: dict[str, Tensor]
+    moments: list[Piece]
+    position: str
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A checkpoint that a thread writes."""
+
+    step: int
+    temporary: Path
+    final: Path
+    best: bool
+    work: Future[Hashes]
+
+
 class Checkpoints:
     """The `checkpoints/` folder of one run; `tell` hears, on rank 0, what a person should know of them."""
 
@@ -73,42 +107,87 @@ class Checkpoints:
         self._vocabulary = vocabulary
         self._world = world
         self._tell = tell if world.rank == 0 else lambda text: None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: _Pending | None = None
 
     def save(self, strategy: Strategy, progress: Progress, *, best: bool) -> None:
-        """Write a checkpoint and move `last` (and `best`) to it. Collective.
+        """Copy what is to be kept and let a thread write it, so that training goes on; `publish` ends it. Collective.
 
-        Order: everything into a hidden folder, hashes last, flushed to disk; rename; move the links; delete what no
-        link names. A crash at any point leaves the links on complete checkpoints.
+        Order: copies on the CPU; everything into a hidden folder, each rank its part, flushed to disk and hashed; then,
+        by `publish`, the hashes; rename; move the links `last` (and `best`); delete what no link names. A crash at any
+        point leaves the links on complete checkpoints.
 
         Raises:
-            Stopped: on all ranks, where any could not write (a full disk); the checkpoints before are as they were.
+            Stopped: on all ranks, where any could not write (a full disk) this one or the one that was still being
+                written; the checkpoints before are as they were.
         """
+        self.wait()
         final = self._folder / f"step-{progress.step:08d}"
         temporary = self._folder / f".{final.name}"
-        first = self._world.rank == 0
-        try:
-            with self._writing(progress.step):
-                if first:
-                    shutil.rmtree(temporary, ignore_errors=True)
-                    temporary.mkdir(parents=True)
-            with self._writing(progress.step):
-                strategy.save(str(temporary))
-                if first:
-                    self._save_weights(strategy, temporary)
-                    text = json.dumps(asdict(progress), indent=1)
-                    (temporary / POSITION).write_text(text, encoding="utf-8")
-            hashes: Hashes = {}
-            with self._writing(progress.step):
-                hashes = hash_files(temporary, _share(files_in(temporary), self._world))
-            parts = self._world.gather(hashes)
-            with self._writing(progress.step):
-                if first:
-                    write_hashes(temporary, dict(sorted(entry for part in parts for entry in part.items())))
-                    self._publish(temporary, final, best=best)
-        except BaseException:
-            if first:
+        with self._writing(progress.step, temporary):
+            if self._world.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
-            raise
+                temporary.mkdir(parents=True)
+        write = partial(self._write, temporary, self._copy(strategy, progress))
+        self._pending = _Pending(progress.step, temporary, final, best, self._thread.submit(write))
+
+    def _copy(self, strategy: Strategy, progress: Progress) -> "_Copy":
+        """Copy all that belongs to this moment. Collective."""
+        weights, averaged = strategy.weights(), None
+        objective: dict[str, Tensor] = {}
+        if self._world.rank == 0:
+            averaged = None if self._average is None else copied_weights(self._average.encoder)
+            objective = copied_weights(strategy.step.objective)
+        position = json.dumps(asdict(progress), indent=1)
+        return _Copy(strategy.step.encoder, weights, averaged, objective, strategy.moments(), position)
+
+    def _write(self, folder: Path, copy: "_Copy") -> Hashes:
+        """Write this rank's files, have the disk hold them, and return their hashes; in a thread."""
+        write_moments(folder, copy.moments, self._world.rank)
+        if self._world.rank == 0:
+            evaluated = copy.weights if copy.averaged is None else copy.averaged
+            models.save(folder, copy.encoder, self._spec, self._vocabulary, weights=evaluated)
+            if copy.averaged is not None:
+                with replacing(folder / TRAINED) as path:
+                    save_file(copy.weights, path)
+            with replacing(folder / OBJECTIVE) as path:
+                save_file(copy.objective, path)
+            (folder / POSITION).write_text(copy.position, encoding="utf-8")
+        mine = moments_file(self._world.rank)
+        names = [name for name in files_in(folder) if name == mine or (self._world.rank == 0 and not is_moments(name))]
+        _flush([folder / name for name in names])
+        return hash_files(folder, names)
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank has written its part of a checkpoint that is to be published."""
+        return self._pending is not None and self._pending.work.done()
+
+    def wait(self) -> None:
+        """Publish what is still being written, if anything. Collective.
+
+        Raises:
+            Stopped: on all ranks, where any could not write.
+        """
+        if self._pending is not None:
+            self.publish()
+
+    def publish(self) -> None:
+        """Make the checkpoint that `save` began the last one; waits for its files. Collective.
+
+        Raises:
+            Stopped: on all ranks, where any could not write; the checkpoints before are as they were.
+        """
+        assert self._pending is not None, "nothing is being written"
+        pending, self._pending = self._pending, None
+        hashes: Hashes = {}
+        with self._writing(pending.step, pending.temporary):
+            hashes = pending.work.result()
+        parts = self._world.gather(hashes)
+        with self._writing(pending.step, pending.temporary):
+            if self._world.rank == 0:
+                write_hashes(pending.temporary, dict(sorted(entry for part in parts for entry in part.items())))
+                self._make_last(pending.temporary, pending.final, best=pending.best)
 
     def restore(self, strategy: Strategy, found: "Found") -> Progress:
         """Load what `strategy` and its objective had learned at a checkpoint; return where it stands. Collective.
@@ -120,7 +199,7 @@ class Checkpoints:
         """
         folder = found.folder
         self._world.together(lambda: load_objective(folder, strategy.step.objective))
-        self._world.together(lambda: strategy.load(str(folder)))
+        self._world.together(lambda: strategy.load_moments(SavedMoments(folder)))
         progress = self._world.together(lambda: read_progress(folder))
         if found.best_is_lost:
             progress.best_rsum = progress.best_epoch = None  # the best of those to come
@@ -149,41 +228,36 @@ class Checkpoints:
         return read_progress(self._folder / name).step
 
     @contextmanager
-    def _writing(self, step: int) -> Iterator[None]:
+    def _writing(self, step: int, temporary: Path) -> Iterator[None]:
         """Have all ranks stop together where one of them cannot write. Collective, at the block's end."""
         reason = None
         try:
-            yield
-        except (OSError, RuntimeError, SafetensorError) as error:
-            why = unwritable(error)
-            if why is None:
-                raise
-            reason = (
-                f"the checkpoint of step {step:,} cannot be written to {self._folder} ({why}); those before it are "
-                "whole: make room, and go on with --resume auto"
-            )
-        self._world.stop_together(reason)
-
-    def _save_weights(self, strategy: Strategy, folder: Path) -> None:
-        models.save(folder, self._evaluated(strategy), self._spec, self._vocabulary)
-        if self._average is not None:
-            weights = {key: value.contiguous().cpu() for key, value in strategy.step.encoder.state_dict().items()}
-            with replacing(folder / TRAINED) as path:
-                save_file(weights, path)
-        objective = {key: value.contiguous().cpu() for key, value in strategy.step.objective.state_dict().items()}
-        with replacing(folder / OBJECTIVE) as path:
-            save_file(objective, path)
+            try:
+                yield
+            except (OSError, RuntimeError, SafetensorError) as error:
+                why = unwritable(error)
+                if why is None:
+                    raise
+                reason = (
+                    f"the checkpoint of step {step:,} cannot be written to {self._folder} ({why}); those before it are "
+                    "whole: make room, and go on with --resume auto"
+                )
+            self._world.stop_together(reason)
+        except BaseException:
+            if self._world.rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
     def _load_weights(self, strategy: Strategy, folder: Path) -> None:
         encoder, _ = models.load(folder)
-        self._evaluated(strategy).load_state_dict(encoder.state_dict())
+        if self._average is None:
+            strategy.load_weights(encoder.state_dict())
+        else:
+            self._average.encoder.load_state_dict(encoder.state_dict())
         load_objective(folder, strategy.step.objective)
 
-    def _evaluated(self, strategy: Strategy) -> DualEncoder:
-        return strategy.step.encoder if self._average is None else self._average.encoder
-
-    def _publish(self, temporary: Path, final: Path, *, best: bool) -> None:
-        _flush(temporary)
+    def _make_last(self, temporary: Path, final: Path, *, best: bool) -> None:
+        _flush([temporary / HASHES, temporary])
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         before = _links(self._folder).get(LAST)
@@ -347,9 +421,9 @@ def _mistake(work: Callable[[], None]) -> str | None:
     return None
 
 
-def _flush(folder: Path) -> None:
-    """Have the disk hold every file of `folder` before a rename makes it visible."""
-    for path in [*folder.rglob("*"), folder]:
+def _flush(paths: Iterable[Path]) -> None:
+    """Have the disk hold these files and folders before a rename makes them visible."""
+    for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

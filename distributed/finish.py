@@ -46,7 +46,8 @@ def finish(training: Training) -> dict[str, float] | None:
     split = config.data.splits[-1]
     dataset = training.open_split(split)
     checkpoint = training.checkpoints.load_best(training.strategy)
-    encoded = encode(training.encoder, dataset, training.vocabulary, config, training.world)
+    with training.strategy.whole():
+        encoded = encode(training.encoder, dataset, training.vocabulary, config, training.world)
     if encoded is None:
         return None
     report = encoded.evaluate(config.eval.engine)

@@ -31,7 +31,7 @@ class Interval:
 
     @contextmanager
     def timing(self, what: str) -> Iterator[None]:
-        """Count the block's time under `what`: ``read``, ``agree``, ``forward`` or ``update``."""
+        """Count the block's time under `what`: ``read``, ``agree``, ``forward``, ``update`` or ``save``."""
         started = time.perf_counter()
         yield
         self._seconds[what] += time.perf_counter() - started
@@ -56,7 +56,8 @@ class Interval:
 
         Collective. The gradient norm is the last step's, whatever its size. Where rank 0's time went, in ms a step:
         waiting for samples (`ms_read`), for the other ranks' word (`ms_agree`), forward with the objective
-        (`ms_forward`), backward, average and optimiser (`ms_update`).
+        (`ms_forward`), backward, average and optimiser (`ms_update`), for a checkpoint's copy or the one before it
+        (`ms_save`).
         """
         assert self._last is not None, "an interval without steps"
         pairs, output = self._last

@@ -46,7 +46,7 @@ from distributed.step import Pairs, StepOutput, TrainStep
 from distributed.strategies import make_strategy
 from distributed.strategies.optimizer import learning_rate_factor
 from distributed.tracking import open_tracker
-from distributed.world import World
+from distributed.world import Stopped, World
 from retrieval_eval.indexes.probe import require_faiss
 
 ReportMetrics = Callable[[dict[str, Any]], None]
@@ -169,8 +169,17 @@ class Training:
         Raises:
             Stopped: on all ranks together, with the reason.
         """
-        while self.progress.step < self.stop_step and not self.stopping:
-            self._epoch()
+        try:
+            while self.progress.step < self.stop_step and not self.stopping:
+                self._epoch()
+        except Stopped:
+            self._finish_saving()  # what was good when it was copied is kept
+            raise
+        self._finish_saving()
+
+    def _finish_saving(self) -> None:
+        self.heartbeat(self.progress.step, "writing a checkpoint")
+        self.checkpoints.wait()
 
     def close(self, summary: dict[str, float] | None) -> None:
         """Flush what was measured; without a `summary` the run is not finished."""
@@ -209,7 +218,8 @@ class Training:
 
     def _save(self, *, best: bool) -> None:
         self.heartbeat(self.progress.step, "writing a checkpoint")
-        self.checkpoints.save(self.strategy, self.progress, best=best)
+        with self.interval.timing("save"):
+            self.checkpoints.save(self.strategy, self.progress, best=best)
         self.saved_step = self.progress.step
         self.saved_at = time.monotonic()
 
@@ -217,7 +227,8 @@ class Training:
         """Read this rank's slice; None once any rank was asked to stop.
 
         All ranks learn of a failure, of bad samples and of the request, wherever it was heard, before anyone goes on;
-        and, by rank 0's clock, that a checkpoint is due after this step.
+        by rank 0's clock, that a checkpoint is due after this step; and that all have written theirs, which is
+        published then.
         """
         batch, reason = None, None
         self.heartbeat(self.progress.step + 1, READING)
@@ -229,9 +240,19 @@ class Training:
         self.heartbeat(self.progress.step + 1, STEPPING)
         dropped = [self.reader.bad[cause] for cause in CAUSES]
         with self.interval.timing("agree"):
-            failed, seen, stop, due, *bad = self.world.sum(
-                [reason is not None, self.reader.seen, self.stop_asked(), self._due(), *dropped]
+            failed, seen, stop, due, written, *bad = self.world.sum(
+                [
+                    reason is not None,
+                    self.reader.seen,
+                    self.stop_asked(),
+                    self._due(),
+                    self.checkpoints.written,
+                    *dropped,
+                ]
             )
+        if written == self.world.size:
+            with self.interval.timing("save"):
+                self.checkpoints.publish()
         self.save_due = bool(due)
         limit = self.config.data.max_bad_fraction
         if not failed and sum(bad) > limit * max(seen, min(1000, len(self.reader.dataset))):
@@ -349,7 +370,8 @@ class Training:
         """Measure `data.val`; return its metrics (the same on all ranks) and whether this is the best epoch so far."""
         started = time.perf_counter()
         dataset = self.open_split("val")
-        encoded = encode(self.encoder, dataset, self.vocabulary, self.config, self.world)
+        with self.strategy.whole():
+            encoded = encode(self.encoder, dataset, self.vocabulary, self.config, self.world)
         metrics: dict[str, float] = {}
         engine: dict[str, Any] = {}
         if encoded is not None:

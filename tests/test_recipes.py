@@ -49,7 +49,9 @@ def test_every_row_of_the_papers_is_a_configuration_as_published() -> None:
         assert summed == (config.objective.name not in ("nt_xent", "smooth_ap")), row
         assert (config.data.epoch_unit == "captions") == (config.objective.name != "smooth_ap"), row
     files = {row.split()[0] for row in ROWS}
-    assert files == {str(path.relative_to(ROOT / "configs/papers")) for path in RUNS if path.is_relative_to(ROOT / "configs/papers")}
+    assert files == {
+        str(path.relative_to(ROOT / "configs/papers")) for path in RUNS if path.is_relative_to(ROOT / "configs/papers")
+    }
 
 
 def test_published_figures_add_up() -> None:

@@ -6,12 +6,14 @@ whole pretrained model, its image preprocessing: preprocessor_config.json.
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from allpairs.errors import UserError, nearest
 from allpairs.files import replacing, write_json
@@ -41,18 +43,26 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 _FORMAT = 1
 
 
-def save(folder: str | Path, model: DualEncoder, spec: ModelSpec, vocabulary: Tokens) -> None:
+def save(
+    folder: str | Path,
+    model: DualEncoder,
+    spec: ModelSpec,
+    vocabulary: Tokens,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write `model`, the `spec` it was built from and its `vocabulary` into `folder`, which is made if need be.
 
-    The description of transformers networks is written self-contained: loading needs no hub.
+    `weights` are saved in the place of the model's own: a copy of an earlier moment, or what ranks hold together. The
+    description of transformers networks is written self-contained: loading needs no hub.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / HASHES).unlink(missing_ok=True)  # of what was there before
     # safetensors stores plain row-major tensors; the channels-last layout is restored by loading into a fresh model.
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    tensors = model.state_dict() if weights is None else weights
     with replacing(folder / WEIGHTS) as partial:
-        save_file(weights, partial)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
     save_tokens(folder, vocabulary)
     if model.preprocessing is not None:
         model.preprocessing.save(folder)

@@ -180,8 +180,9 @@ class Train(Section):
     """Decides initial weights, order of samples, drawn captions, augmentation and dropout."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: encoders run under autocast; weights, statistics and the loss stay float32."""
-    strategy: Literal["ddp", "deepspeed"] = "ddp"
-    """How gradients and optimiser state are shared over workers."""
+    strategy: Literal["ddp", "deepspeed", "fsdp2"] = "ddp"
+    """What workers share: gradients (ddp), the optimiser's state (deepspeed, `zero_stage`), or weights as well (fsdp2).
+    A run may be resumed with another one."""
     zero_stage: Literal[1, 2] = 1
     """For `strategy: deepspeed`: shard optimiser state (1) and gradients (2)."""
     activation_checkpointing: bool = False
@@ -294,6 +295,12 @@ class Config(Section):
                 f"train.global_batch={self.train.global_batch} is too small for "
                 f"cluster.workers={self.cluster.workers}: accepted are at least 2 pairs per worker"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _an_average_needs_whole_weights(self) -> Self:
+        if self.train.strategy == "fsdp2" and self.train.ema_decay is not None:
+            raise ValueError("train.ema_decay: fsdp2 shards the weights; accepted are null, or train.strategy=ddp")
         return self
 
     @model_validator(mode="after")

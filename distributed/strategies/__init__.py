@@ -1,15 +1,19 @@
 """How the ranks share gradients and optimiser state: one class per way, chosen by `train.strategy`.
 
-- `ddp`, `deepspeed`: the ways.
+- `ddp`, `deepspeed`, `fsdp2`: the ways.
+- `moments`: the optimiser's state on disk, the same for every way.
 - `optimizer`: groups of parameters and the learning rate, whatever the way.
 """
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from torch import Tensor
 
 from distributed.config import Config
 from distributed.step import Pairs, StepOutput, TrainStep
+from distributed.strategies.moments import Piece, SavedMoments
 from distributed.world import World
 
 
@@ -17,7 +21,7 @@ class Strategy(Protocol):
     """What the training loop asks of a way to share work."""
 
     step: TrainStep
-    """The module underneath, with full weights on every rank."""
+    """The module underneath; the objective is whole on every rank, the encoder within `whole`."""
 
     def forward(self, pairs: Pairs, chunks: int = 1) -> StepOutput:
         """Run one step's forward, encoding in so many `chunks`; collective."""
@@ -25,11 +29,20 @@ class Strategy(Protocol):
     def update(self, loss: Tensor, lr_factor: float) -> float:
         """Backward, average over ranks, clip, step. Return the gradient norm before clipping. Collective."""
 
-    def save(self, folder: str) -> None:
-        """Write the optimiser's state below `folder`. Collective."""
+    def whole(self) -> AbstractContextManager[None]:
+        """Hold the encoder's weights whole on every rank within the block: for evaluations. Collective."""
 
-    def load(self, folder: str) -> None:
-        """Restore what `save` wrote. Collective."""
+    def weights(self) -> dict[str, Tensor]:
+        """Copy the encoder's weights, on the CPU; on rank 0, nothing elsewhere. Collective."""
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the encoder's `weights`, all of which every rank has."""
+
+    def moments(self) -> list[Piece]:
+        """Copy, on the CPU, the part of the optimiser's state that this rank keeps. Waits for nobody."""
+
+    def load_moments(self, saved: SavedMoments) -> None:
+        """Restore this rank's part of what any strategy and any number of ranks kept. Waits for nobody."""
 
 
 def make_strategy(config: Config, step: TrainStep, world: World) -> Strategy:
@@ -38,6 +51,10 @@ def make_strategy(config: Config, step: TrainStep, world: World) -> Strategy:
         from distributed.strategies.deepspeed import DeepSpeedZero
 
         return DeepSpeedZero(config, step, world)
+    if config.train.strategy == "fsdp2":
+        from distributed.strategies.fsdp2 import FullyShardedDataParallel
+
+        return FullyShardedDataParallel(config, step, world)
     from distributed.strategies.ddp import DataParallel
 
     return DataParallel(config, step, world)

@@ -1,17 +1,16 @@
 """DistributedDataParallel: full weights, gradients and optimiser state on every rank."""
 
-import pickle
-from contextlib import nullcontext
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from allpairs.errors import UserError
 from distributed.cached import CachedStep
 from distributed.config import Config
 from distributed.step import Pairs, StepOutput, TrainStep
+from distributed.strategies.moments import MOMENTS, Piece, SavedMoments, copied, copied_weights, state_of
 from distributed.strategies.optimizer import make_adamw, set_learning_rate
 from distributed.world import World
 
@@ -58,17 +57,31 @@ class DataParallel:
         self.step.constrain()
         return float(norm)
 
-    def save(self, folder: str) -> None:
-        """Rank 0 writes optimizer.pt: the state is the same on all ranks."""
-        if self._rank == 0:
-            with (Path(folder) / "optimizer.pt").open("wb") as file:  # torch's own file hides what the system says
-                torch.save(self._optimizer.state_dict(), file)
+    def whole(self) -> AbstractContextManager[None]:
+        """Nothing to do: every rank holds all weights."""
+        return nullcontext()
 
-    def load(self, folder: str) -> None:
-        """Read optimizer.pt; tensors and plain values only, no other object is ever constructed."""
-        path = Path(folder) / "optimizer.pt"
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(f"{path}: not a readable optimiser state ({str(error).splitlines()[0]})") from None
-        self._optimizer.load_state_dict(state)
+    def weights(self) -> dict[str, Tensor]:
+        """Copy the encoder's weights on rank 0; they are the same on all ranks."""
+        return copied_weights(self.step.encoder) if self._rank == 0 else {}
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the encoder's `weights`."""
+        self.step.encoder.load_state_dict(weights)
+
+    def moments(self) -> list[Piece]:
+        """Copy the optimiser's state on rank 0; it is the same on all ranks."""
+        pieces = []
+        for name, parameter in self.step.named_parameters() if self._rank == 0 else ():
+            if state := self._optimizer.state.get(parameter):
+                moments = {moment: copied(state[moment]).flatten() for moment in MOMENTS}
+                pieces.append(Piece(name, 0, float(state["step"]), moments))
+        return pieces
+
+    def load_moments(self, saved: SavedMoments) -> None:
+        """Read the whole state on every rank."""
+        for name, parameter in self.step.named_parameters():
+            if (moments := saved.read(name, 0, parameter.numel())) is not None:
+                state = self._optimizer.state[parameter] = state_of(parameter, saved.step(name))
+                for moment, values in moments.items():
+                    state[moment].copy_(values.view(parameter.shape))

@@ -1,18 +1,18 @@
 """DeepSpeed ZeRO stages 1 and 2: optimiser state (and gradients) sharded over the ranks."""
 
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 from torch import Tensor
 
 from allpairs.errors import UserError
-from allpairs.files import unwritable
 from distributed.cached import CachedStep
 from distributed.config import Config
 from distributed.step import Pairs, StepOutput, TrainStep
+from distributed.strategies.moments import MOMENTS, Piece, SavedMoments, copied, copied_weights, state_of
 from distributed.strategies.optimizer import make_adamw, set_learning_rate
 from distributed.world import World
-
-TAG = "zero"
 
 
 class DeepSpeedZero:
@@ -30,7 +30,7 @@ class DeepSpeedZero:
             parameter.data = parameter.data.contiguous()
         self._cached = CachedStep(self.step) if config.train.micro_batch is not None else None
         self._peak = config.optimizer.lr
-        self._world = world.size
+        self._rank, self._world = world.rank, world.size
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=self.step,
             optimizer=make_adamw(self.step, config.optimizer),
@@ -69,26 +69,48 @@ class DeepSpeedZero:
         norm = self._engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 
-    def save(self, folder: str) -> None:
-        """Every rank writes its shard, in DeepSpeed's own format.
+    def whole(self) -> AbstractContextManager[None]:
+        """Nothing to do: every rank holds all weights, in stages 1 and 2."""
+        return nullcontext()
 
-        Raises:
-            UserError: this rank cannot write. The others wait inside DeepSpeed: who watches the run must end them.
-        """
-        try:
-            self._engine.save_checkpoint(folder, tag=TAG)
-        except (OSError, RuntimeError) as error:
-            if (why := unwritable(error)) is None:
-                raise
-            raise UserError(f"{folder}: the optimiser's state cannot be written ({why})") from None
+    def weights(self) -> dict[str, Tensor]:
+        """Copy the encoder's weights on rank 0: the masters that the ranks share, in float32."""
+        return copied_weights(self.step.encoder) if self._rank == 0 else {}
 
-    def load(self, folder: str) -> None:
-        """Read this rank's shard; the number of workers must be the one that wrote it."""
-        shards = len(list((Path(folder) / TAG).glob("*zero_pp_rank_*optim_states.pt")))
-        if shards != self._world:
-            raise UserError(
-                f"{folder}: written by {shards} ZeRO workers, this run has {self._world}: "
-                f"resume with cluster.workers={shards}, or train with train.strategy=ddp"
-            )
-        # The shards are this run's own files, pickled by DeepSpeed; its loader needs torch's full unpickler.
-        self._engine.load_checkpoint(folder, tag=TAG)
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the encoder's `weights`, for an evaluation: the masters stay as they are."""
+        self.step.encoder.load_state_dict(weights)
+
+    def moments(self) -> list[Piece]:
+        """Copy what lies in this rank's partition."""
+        pieces = []
+        for name, flat, part in self._partition():
+            if state := self._optimizer.optimizer.state.get(flat):
+                here = part.hp_fragment_address
+                moments = {moment: copied(state[moment].narrow(0, here.start, here.numel)) for moment in MOMENTS}
+                pieces.append(Piece(name, part.lp_fragment_address.start, float(state["step"]), moments))
+        return pieces
+
+    def load_moments(self, saved: SavedMoments) -> None:
+        """Read what this rank's partition needs, whoever wrote it."""
+        for name, flat, part in self._partition():
+            part.update_hp()  # the objective's parameters were loaded after the masters were made of them
+            first, here = part.lp_fragment_address.start, part.hp_fragment_address
+            moments = saved.read(name, first, first + here.numel)
+            if moments is None:
+                continue
+            # A partition has one count of steps: parameters that came later, as a scale after a warm-up, follow it.
+            state = self._optimizer.optimizer.state[flat] or state_of(flat, 0)
+            state["step"].fill_(max(float(state["step"]), saved.step(name)))
+            self._optimizer.optimizer.state[flat] = state
+            for moment, values in moments.items():
+                state[moment].narrow(0, here.start, here.numel).copy_(values)
+
+    def _partition(self) -> Iterator[tuple[str, Tensor, Any]]:
+        """Yield the parameters that this rank keeps moments of: name, flat partition, place in both."""
+        names = {parameter: name for name, parameter in self.step.named_parameters()}
+        zero = self._optimizer
+        for group, flat in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+            for parameter in group:
+                if parameter._hp_mapping is not None:
+                    yield names[parameter], flat, parameter._hp_mapping

@@ -36,9 +36,9 @@ def train(config, *, resume=False):
 def state(run: RunDirectory):
     """Everything a checkpoint holds, as plain values: weights, scale, optimiser moments, position."""
     folder = run.checkpoints / "last"
-    optimizer = torch.load(folder / "optimizer.pt", weights_only=True)["state"]
-    tensors = load_file(folder / "model.safetensors") | load_file(folder / "objective.safetensors")
-    tensors |= {f"{i}.{key}": value for i, moments in optimizer.items() for key, value in moments.items()}
+    tensors = {}
+    for name in ("model", "objective", "optimizer-00000"):
+        tensors |= load_file(folder / f"{name}.safetensors")
     position = json.loads((folder / "position.json").read_text())
     position.pop("train_seconds")
     return tensors, position
@@ -153,7 +153,8 @@ def test_a_crash_between_checkpoints_repeats_no_row(tiny_config):
     training.strategy.update = failing
     with pytest.raises(RuntimeError, match="power cut"):
         training.run()
-    assert json.loads((run.checkpoints / "last" / "position.json").read_text())["step"] == 5  # epoch's end
+    # The epoch's end, or the one before where that was still being written.
+    assert json.loads((run.checkpoints / "last" / "position.json").read_text())["step"] in (4, 5)
     train(config, resume=True)
     assert_same_state(whole, run)
     steps = [row["step"] for row in run.history() if "train/loss" in row]

@@ -19,6 +19,7 @@ STRATEGIES = (
     ["train.strategy=ddp"],
     ["train.strategy=deepspeed", "train.zero_stage=1"],
     ["train.strategy=deepspeed", "train.zero_stage=2"],
+    ["train.strategy=fsdp2"],
 )
 
 

@@ -78,11 +78,12 @@ def test_the_number_of_workers_changes_nothing_but_rounding(prepared):
     assert largest_difference(one, three) < 1e-4
 
 
-def test_zero_stages_compute_what_ddp_computes_and_resume(prepared):
+def test_sharded_strategies_compute_what_ddp_computes_and_resume(prepared):
     train = PLAIN["train"] | {"strategy": "deepspeed"}
     ddp = prepared("ddp")
     zero1 = prepared("zero1", train=train | {"zero_stage": 1})
     zero2 = prepared("zero2", train=train | {"zero_stage": 2})
+    fsdp2 = prepared("fsdp2", train=PLAIN["train"] | {"strategy": "fsdp2"})
     part = prepared("part", train=train | {"zero_stage": 1, "stop_after_epochs": 1})
     # In micro-batches of 4 of each rank's 11 rows.
     in_parts = {
@@ -91,19 +92,41 @@ def test_zero_stages_compute_what_ddp_computes_and_resume(prepared):
             "ddp": {"strategy": "ddp"},
             "zero1": {"strategy": "deepspeed", "zero_stage": 1},
             "zero2": {"strategy": "deepspeed", "zero_stage": 2},
+            "fsdp2": {"strategy": "fsdp2"},
         }.items()
     }
-    torchrun(2, ddp, zero1, zero2, part, *in_parts.values())
+    torchrun(2, ddp, zero1, zero2, fsdp2, part, *in_parts.values())
     for path in in_parts.values():
         assert gradient_norms(path) == pytest.approx(gradient_norms(ddp), rel=1e-4), path
         assert largest_difference(ddp, path) < 1e-4, path
-    assert gradient_norms(zero1) == pytest.approx(gradient_norms(ddp), rel=1e-4)
-    assert gradient_norms(zero2) == pytest.approx(gradient_norms(ddp), rel=1e-4)
-    assert largest_difference(ddp, zero1) < 1e-4
-    assert largest_difference(ddp, zero2) < 1e-4
+    for path in (zero1, zero2, fsdp2):
+        assert gradient_norms(path) == pytest.approx(gradient_norms(ddp), rel=1e-4), path
+        assert largest_difference(ddp, path) < 1e-4, path
     again = prepared("part", resume=True, train=train | {"zero_stage": 1})
     torchrun(2, again)
     assert largest_difference(zero1, again) == 0
+
+
+def test_a_checkpoint_is_resumed_by_another_strategy_and_another_number_of_workers(prepared):
+    """Each way begins a run of two epochs, another goes on after the first: all end as one that nobody stopped."""
+    train = PLAIN["train"] | {"stop_after_epochs": 1}
+    ways = {
+        "ddp": {"strategy": "ddp"},
+        "zero1": {"strategy": "deepspeed", "zero_stage": 1},
+        "zero2": {"strategy": "deepspeed", "zero_stage": 2},
+        "fsdp2": {"strategy": "fsdp2"},
+    }
+    whole = prepared("undisturbed")
+    first = {name: prepared(f"{name}-first", train=train | way) for name, way in ways.items()}
+    torchrun(2, whole, *first.values())
+    then = {"ddp": "zero1", "zero1": "fsdp2", "zero2": "ddp", "fsdp2": "zero2"}
+    second = {
+        name: prepared(f"{name}-first", resume=True, train=PLAIN["train"] | ways[other]) for name, other in then.items()
+    }
+    torchrun(3, *second.values())
+    for name, path in second.items():
+        assert gradient_norms(path)[-1] == pytest.approx(gradient_norms(whole)[-1], rel=1e-3), name
+        assert largest_difference(whole, path) < 2e-4, name
 
 
 def test_one_rank_s_nan_stops_all_ranks_before_the_update(prepared):

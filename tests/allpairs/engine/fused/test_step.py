@@ -110,7 +110,9 @@ def test_65536_pairs_take_480_megabytes(normalize, in_place, hopper, monkeypatch
         ("triplet_hn", {}, None),
     ],
 )
-def test_a_step_waits_for_no_number_but_whether_all_ids_are_equal(name, arguments, weights, ids, hopper, monkeypatch):
+def test_a_step_waits_for_no_number_but_whether_all_ids_are_equal(
+    name, arguments, weights, ids, *, hopper, monkeypatch
+):
     monkeypatch.setattr(products, "_adds_in_place", lambda device, dtype: True)
     monkeypatch.setattr(global_batch, "_refuse_equal", lambda ids: None)
     held = step(name, ids=ids, **arguments)
