@@ -125,8 +125,10 @@ def _pairs(layout: RankLayout, weights: BothDirections, factors: Factors, device
     first, count = layout.own_queries.start, len(layout.own_queries)
     own_b = torch.arange(first, first + count, device=device)
     # A candidate's hardest query belongs to one rank, which alone adds this pair's part.
-    here_B = (of_columns.hardest >= first) & (of_columns.hardest < first + count)
-    columns_P = here_B.nonzero().squeeze(1)
+    columns_P = own_b
+    if layout.world_size > 1:
+        here_B = (of_columns.hardest >= first) & (of_columns.hardest < first + count)
+        columns_P = here_B.nonzero().squeeze(1)
     pull_b = -of_rows.pull - of_columns.pull[first : first + count]
     return Pairs(
         torch.cat([own_b - first, own_b - first, of_columns.hardest[columns_P] - first]),

@@ -103,19 +103,12 @@ def test_65536_pairs_take_480_megabytes(normalize, in_place, hopper, monkeypatch
 
 @pytest.mark.parametrize("ids", [True, False], ids=["ids", "no_ids"])
 @pytest.mark.parametrize(
-    ("name", "arguments", "weights"),
-    [
-        ("vlc", {"learn_scale": True}, "soft_weights"),
-        ("siglip", {"learn_scale": True}, "sigmoid_weights"),
-        ("triplet_hn", {}, None),
-    ],
+    ("kind", "weights"), [("vlc", "soft_weights"), ("siglip", "sigmoid_weights"), ("triplet_hn", None)]
 )
-def test_a_step_waits_for_no_number_but_whether_all_ids_are_equal(
-    name, arguments, weights, ids, *, hopper, monkeypatch
-):
+def test_a_step_waits_for_nothing_but_whether_all_ids_are_equal(kind, weights, ids, hopper, monkeypatch):
     monkeypatch.setattr(products, "_adds_in_place", lambda device, dtype: True)
     monkeypatch.setattr(global_batch, "_refuse_equal", lambda ids: None)
-    held = step(name, ids=ids, **arguments)
+    held = step(kind, ids=ids, **({} if weights is None else {"learn_scale": True}))
     if weights is not None:
         assert held.peak <= 480e6
         assert hopper[f"{weights}, masked"] == (144 if ids else 12)
