@@ -4,7 +4,8 @@
 - `models`: dual encoders.
 - `analysis`: which samples contribute, and by how much.
 - `embeddings`: embeddings of a split, on disk.
-- `command`, `errors`: how commands end, mistakes of users; `files`, `hashes`: files written whole and read unaltered.
+- `command`, `errors`, `terminal`: how commands end, mistakes of users, what of them a terminal shows.
+- `files`, `hashes`: files written whole and read unaltered.
 """
 
 __version__ = "0.1.0"

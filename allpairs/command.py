@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 from allpairs.errors import UserError
+from allpairs.terminal import visible
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -30,7 +31,7 @@ def run(app: "App", arguments: Sequence[str] | None = None) -> NoReturn:
     except CycloptsError:
         sys.exit(2)  # cyclopts has printed the flag, the value and the nearest flag
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

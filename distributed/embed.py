@@ -20,6 +20,7 @@ from allpairs.errors import UserError, nearest
 from allpairs.files import check_folder_to_write, existing
 from allpairs.hashes import check_files
 from allpairs.objectives import PairObjective, make
+from allpairs.terminal import visible
 from distributed.checkpoints import POSITION, load_objective, read_progress
 from distributed.config import Config
 from distributed.config.load import read, validate
@@ -139,7 +140,7 @@ def embed_split(directory: RunDirectory, config: Config, source: Source, checkpo
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)
 
 
 def _objective(config: Config, folder: Path) -> PairObjective[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from allpairs.terminal import visible
 from distributed.heartbeat import READING, STEPPING, read
 from distributed.run_directory import RunDirectory
 from retrieval_eval.run_files import read_rows
@@ -21,7 +22,7 @@ class Follower:
 
     def say(self, text: str, style: str | None = None) -> None:
         """Print one line."""
-        self._console.print(f"  {text}", style=style, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(f"  {visible(text)}", style=style, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def following(self, run: RunDirectory) -> Iterator[None]:

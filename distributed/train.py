@@ -15,6 +15,7 @@ from rich.console import Console
 
 from allpairs.command import Resume, run
 from allpairs.objectives import make
+from allpairs.terminal import visible
 from distributed.config import load
 from distributed.launch import Result, RunFailed, set_up, train_on_ray
 from distributed.progress import Follower
@@ -64,7 +65,7 @@ def train(*overrides: str, config: Annotated[Path, Parameter(name="--config")], 
         with cluster(cpus=settings.cluster.workers * settings.cluster.cpus_per_worker):
             result = signals.call(lambda: train_on_ray(settings, directory, follower=follower))
     except RunFailed as failure:
-        print(f"stopped: {failure}", file=sys.stderr)
+        print(f"stopped: {visible(failure)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         number = signals.received or signal.SIGINT

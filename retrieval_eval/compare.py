@@ -16,6 +16,7 @@ from allpairs.command import run
 from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
 from allpairs.files import adding_to_folder, check_folder_to_write, write_json
+from allpairs.terminal import visible
 from retrieval_eval.comparison import Comparison, compare
 from retrieval_eval.ensemble import check_same_queries
 from retrieval_eval.manifest import facts_of
@@ -38,8 +39,10 @@ app = App(name="retrieval_eval.compare", help="Paired comparison of two runs on 
 
 @app.default
 def main(
-    first: Annotated[str, Parameter(help="Folder of the run to compare with; a quoted pattern for several seeds.")],
-    second: Annotated[str, Parameter(help="Folder of the run that may be better or worse; or a pattern.")],
+    first: Annotated[
+        str | Path, Parameter(help="Folder of the run to compare with; a quoted pattern for several seeds.")
+    ],
+    second: Annotated[str | Path, Parameter(help="Folder of the run that may be better or worse; or a pattern.")],
     *,
     split: Annotated[str, Parameter(help="Split to read from both runs.")] = "test",
     protocol: Annotated[str | None, Parameter(help="Evaluation protocol; default: the embeddings' own.")] = None,
@@ -49,6 +52,7 @@ def main(
     overwrite: Annotated[bool, Parameter(help="Replace a comparison that is there.", negative=())] = False,
 ) -> None:
     """Compare two runs: every metric, the difference with its 95 % interval, and p."""
+    first, second = str(first), str(second)
     if out is not None:
         check_folder_to_write("--out", out, "comparisons", overwrite=overwrite, patterns=FILES)
     sides = [runs_of(first), runs_of(second)]
@@ -73,7 +77,7 @@ def main(
     _show(found, f"{first} and {second} · {split} · {chosen.name}")
     for folder, one in zip(runs, measured, strict=True):
         if (note := similarity_note(one.manifest)) is not None:
-            print(f"{folder}: {note}")
+            print(visible(f"{folder}: {note}"))
     if len({one.data_hash for one in sets}) > 1:
         print("note: the ids, keys and captions are the same, but the splits' data hashes differ")
     if out is None:
@@ -96,8 +100,14 @@ def table(comparison: Comparison, title: str | None = None) -> "Table":
     """Return a rich table: a metric per row; below it how many queries moved."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    shown = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    shown = Table(
+        title=Text(title) if title is not None else None,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+    )
     shown.add_column("")
     for heading in ("first", "second", "difference", "95 % interval", "p"):
         shown.add_column(heading, justify="right", no_wrap=True)
@@ -121,7 +131,7 @@ def table(comparison: Comparison, title: str | None = None) -> "Table":
 def _show(comparison: Comparison, title: str) -> None:
     from rich.console import Console
 
-    Console().print(table(comparison, title))
+    Console().print(table(comparison, visible(title)))
     for note in notes(comparison.changes):
         print(note)
 

@@ -9,6 +9,7 @@ from typing import Any
 from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
 from allpairs.files import adding_to_folder, write_json
+from allpairs.terminal import visible
 from retrieval_eval.cross_check import verify
 from retrieval_eval.exports import write_exports
 from retrieval_eval.folds import MeasuredFold
@@ -112,10 +113,10 @@ class EvaluationOutput:
     def _print(self, found: Intervals | None, lines: Sequence[str]) -> None:
         from rich.console import Console
 
-        Console().print(table(self.report, self.title, found))
+        Console().print(table(self.report, visible(self.title), found))
         if found is not None:
             print("± half of the 95 % interval over test images")
         for note in notes(self.report.metrics):
             print(note)
         for line in lines:
-            print(line)
+            print(visible(line))

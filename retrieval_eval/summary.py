@@ -19,8 +19,14 @@ def table(
     """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    shown = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    shown = Table(
+        title=Text(title) if title is not None else None,
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+        caption_justify="left",
+    )
     shown.add_column("")
     for direction in report.directions:
         shown.add_column(direction, justify="right", no_wrap=True)

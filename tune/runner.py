@@ -11,6 +11,7 @@ import yaml
 from allpairs.command import Resume
 from allpairs.errors import UserError
 from allpairs.files import write_text
+from allpairs.terminal import visible
 from distributed.config import Config
 from distributed.config.load import read
 from distributed.launch import choose_device
@@ -218,7 +219,7 @@ def _complete_tracking(trial: Trial) -> None:
     try:
         sync(run, failed=trial.status == "failed", over=True)
     except UserError as error:
-        print(f"{trial.id}: {error}", flush=True)
+        print(f"{trial.id}: {visible(error)}", flush=True)
 
 
 def _reason(noted: Any, run: RunDirectory) -> str:

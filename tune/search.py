@@ -15,6 +15,7 @@ from cyclopts import App, Parameter
 
 from allpairs.command import Resume, run
 from allpairs.models import reads_regions
+from allpairs.terminal import visible
 from distributed.config import Config
 from distributed.tracking.server import settle
 from tune.config import load_search
@@ -70,7 +71,7 @@ def search(*arguments: str, config: Annotated[Path, Parameter(name="--config")],
 
 
 def _say(text: str) -> None:
-    print(f"  {text}", flush=True)
+    print(f"  {visible(text)}", flush=True)
 
 
 def _check_data(configs: list[Config]) -> None:
@@ -80,7 +81,7 @@ def _check_data(configs: list[Config]) -> None:
     for config in {
         (config.data, config.train.global_batch, reads_regions(config.model)): config for config in configs
     }.values():
-        check_data(config, lambda text: print(text, flush=True))
+        check_data(config, lambda text: print(visible(text), flush=True))
 
 
 def _report(plan: TrialPlan, trials: list["Trial"], seconds: float) -> int:

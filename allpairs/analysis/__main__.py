@@ -19,7 +19,7 @@ from allpairs.analysis.variants import Variant, all_variants
 from allpairs.command import run
 from allpairs.embeddings import EmbeddingSet, Origin
 from allpairs.errors import UserError
-from allpairs.files import existing, write_json, write_text
+from allpairs.files import check_folder_to_write, existing, write_json, write_text
 
 if TYPE_CHECKING:
     from cyclopts import App
@@ -37,6 +37,7 @@ def counts(
     epsilon: float = 0.01,
     without_tau: bool = False,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> None:
     """Count contributing samples (COCOS) over the batches of a data set; writes counts.json and counts.png.
 
@@ -60,6 +61,8 @@ def counts(
         Leave 1/τ out of SmoothAP's weights, as the released counter does.
     seed
         Decides the order of images and the captions drawn.
+    overwrite
+        Replace counts that are there.
     """
     from rich.console import Console
 
@@ -68,6 +71,7 @@ def counts(
 
     if not 0 <= epsilon < 1:
         raise UserError(f"--epsilon {epsilon} is impossible; accepted: a number from 0 up to, not including, 1")
+    check_folder_to_write("--out", out, "counts", overwrite=overwrite, patterns=("counts.json", "counts.png"))
     setup = Setup(batch_size, captions, seed, epsilon, not without_tau)
     rows = []
     for path, loaded in _read_all(embeddings):
@@ -81,7 +85,7 @@ def counts(
     _say(written, figure)
 
 
-def table(*files: Path, out: Path | None = None) -> None:
+def table(*files: Path, out: Path | None = None, overwrite: bool = False) -> None:
     """Join counts into one Markdown table: printed, or written to --out.
 
     Parameters
@@ -90,9 +94,13 @@ def table(*files: Path, out: Path | None = None) -> None:
         counts.json files.
     out
         Markdown file to write.
+    overwrite
+        Replace a file that is there.
     """
     from allpairs.analysis.count_tables import markdown
 
+    if out is not None and out.exists() and not overwrite:
+        raise UserError(f"--out {out} exists already; give another, or --overwrite to replace it")
     if not files:
         raise UserError("nothing to join; accepted: one or more counts.json files")
     text = markdown([row for path in files for row in _read_counts(path)])
@@ -103,7 +111,13 @@ def table(*files: Path, out: Path | None = None) -> None:
 
 
 def gradients(
-    *, out: Path, embeddings: list[Path] | None = None, batch_size: int = 128, dim: int = 256, seed: int = 0
+    *,
+    out: Path,
+    embeddings: list[Path] | None = None,
+    batch_size: int = 128,
+    dim: int = 256,
+    seed: int = 0,
+    overwrite: bool = False,
 ) -> None:
     """Measure tangential gradient norms as similarities spread; writes gradients.json and figures.
 
@@ -119,6 +133,8 @@ def gradients(
         Embedding size of the synthetic batches.
     seed
         Decides the synthetic batches, the order of images and the captions drawn.
+    overwrite
+        Replace measurements that are there.
     """
     from rich.console import Console
 
@@ -130,6 +146,9 @@ def gradients(
     for flag, value in (("--batch-size", batch_size), ("--dim", dim)):
         if value < 3:
             raise UserError(f"{flag} {value} is impossible; accepted: a whole number from 3")
+    check_folder_to_write(
+        "--out", out, "measurements", overwrite=overwrite, patterns=("gradients.json", "gradients_*.png")
+    )
     loaded = _read_all(embeddings or [])
     console = Console()
     result: dict[str, Any] = {"batch_size": batch_size, "dim": dim, "seed": seed, "synthetic": {}, "embeddings": []}
@@ -152,7 +171,7 @@ def gradients(
     _say(write_json(out / "gradients.json", result, indent=None), *figures)
 
 
-def diagrams(*, out: Path, points: int = 60) -> None:
+def diagrams(*, out: Path, points: int = 60, overwrite: bool = False) -> None:
     """Draw triplet diagrams: weights over the plane of both similarities; writes diagrams.json and figures.
 
     Parameters
@@ -161,6 +180,8 @@ def diagrams(*, out: Path, points: int = 60) -> None:
         Folder to write to.
     points
         Grid points per axis.  60 puts none exactly on the margin of 0.2, where rounding would decide.
+    overwrite
+        Replace diagrams that are there.
     """
     from rich.console import Console
 
@@ -171,6 +192,8 @@ def diagrams(*, out: Path, points: int = 60) -> None:
 
     if not 11 <= points <= 1001:
         raise UserError(f"--points {points} is impossible; accepted: 11 to 1001")
+    files = ("diagrams.json", "triplet_weights.png", "pair_weights.png", "goal.png", "objectives.png")
+    check_folder_to_write("--out", out, "diagrams", overwrite=overwrite, patterns=files)
     drawn = all_diagrams(points)
     goal = [one for one in drawn if one.label.startswith("goal")]
     others = [one for one in drawn if not one.label.startswith("goal")]

@@ -6,11 +6,14 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from allpairs.command import run
 from allpairs.errors import UserError
 from allpairs.files import write_json
+from allpairs.terminal import visible
 from distributed.data.build_commands import app as build_app
 from distributed.data.describe import describe_folder
 from distributed.data.manifest import split_folders
@@ -65,18 +68,20 @@ def describe(folder: Path, *, json: Path | None = None) -> None:
 def _print_report(report: ValidationReport) -> None:
     console = Console()
     causes = [cause for cause in SHARD_PROBLEMS if any(shard.problems[cause] for shard in report.shards)]
-    table = Table("shard", "samples", *causes, "faults", title=report.folder, title_justify="left")
+    table = Table("shard", "samples", *causes, "faults", title=Text(visible(report.folder)), title_justify="left")
     for shard in report.shards:
         counts = (str(shard.problems[cause] or "") for cause in causes)
-        table.add_row(Path(shard.file).name, f"{shard.samples:,}", *counts, "; ".join(shard.faults))
+        faults = Text(visible("; ".join(shard.faults)))
+        table.add_row(Text(visible(Path(shard.file).name)), f"{shard.samples:,}", *counts, faults)
     console.print(table)
     for shard in report.shards:
         for cause, example in shard.examples.items():
-            console.print(f"  {cause}: first in {Path(shard.file).name}: {example}", markup=False, highlight=False)
+            said = visible(f"{cause}: first in {Path(shard.file).name}: {example}")
+            console.print(f"  {said}", markup=False, highlight=False)
     for note in report.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"note: {visible(note)}", markup=False, highlight=False, soft_wrap=True)
     for fault in report.faults:
-        console.print(f"fault: {fault}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"fault: {visible(fault)}", markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"{'ok' if report.ok else 'problems found'}: {report.samples:,} samples in {len(report.shards)} shards"
     )
@@ -84,16 +89,17 @@ def _print_report(report: ValidationReport) -> None:
 
 def _print_description(description: dict[str, Any]) -> None:
     title = f"{description['name']} / {description['split']} ({description['folder']})"
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=Text(visible(title)), title_justify="left", show_header=False)
     table.add_row("samples", f"{description['samples']:,}")
     table.add_row("captions", f"{description['captions']:,} ({description['captions_per_sample']:.2f} per sample)")
     table.add_row("shards", f"{description['shards']:,} ({description['bytes'] / 1e6:,.1f} MB)")
     lengths = ", ".join(f"{name} {value:g}" for name, value in description["words_per_caption"].items())
     table.add_row("words per caption", lengths)
-    table.add_row("vocabulary", f"{description['vocabulary']:,} words: {', '.join(description['commonest_words'])}, …")
+    words = escape(visible(", ".join(description["commonest_words"])))
+    table.add_row("vocabulary", f"{description['vocabulary']:,} words: {words}, …")
     table.add_row("sizes", ", ".join(f"{size} ({count:,})" for size, count in description["sizes"].items()))
     for example in description["examples"]:
-        table.add_row(example["key"], "\n".join(example["captions"]))
+        table.add_row(Text(visible(example["key"])), Text("\n".join(map(visible, example["captions"]))))
     Console().print(table)
 
 

@@ -12,8 +12,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from allpairs.errors import UserError
+from allpairs.terminal import visible
 from distributed.data.dataset import open_dataset
 from distributed.data.draws import Purpose, permutation
 from distributed.data.manifest import SPLIT_ORDER, Kind, Manifest, split_folders
@@ -79,7 +81,7 @@ def write_splits(
 
 def print_built(built: Built) -> None:
     """Print one row per split, what was left out, and what is odd about the pictures and captions."""
-    table = Table("split", "samples", "captions", "shards", "MB", title=readable(built.out), title_justify="left")
+    table = Table("split", "samples", "captions", "shards", "MB", title=Text(visible(built.out)), title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
     for manifest in built.manifests:
@@ -89,9 +91,9 @@ def print_built(built: Built) -> None:
     console = Console()
     console.print(table)
     for line in built.left_out:
-        console.print(f"left out: {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"left out: {visible(line)}", markup=False, highlight=False, soft_wrap=True)
     for line in _oddities(built.out):
-        console.print(f"note: {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"note: {visible(line)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _oddities(out: Path) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from allpairs.embeddings import EmbeddingSet
 from retrieval_eval import evaluate
-from retrieval_eval.compare import app
+from retrieval_eval.compare import app, main
 from retrieval_eval.folds import MeasuredFold
 from retrieval_eval.seeds import compare_seeds
 from retrieval_eval.uncertainty import clusters_of
@@ -61,6 +61,12 @@ def test_a_better_run(command, folder, tmp_path):
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert "image 7" in page
     assert str(tmp_path / "out" / "comparison.json") in out
+
+
+def test_paths_from_python(folder, capsys, tmp_path):
+    main(folder / "worse", folder / "better", out=tmp_path / "out")
+    assert f"{folder / 'worse'} and" in capsys.readouterr().out.replace("\n", "")
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["metrics"]["rsum"]["difference"] > 0
 
 
 def test_a_run_against_itself(command, folder):

@@ -128,6 +128,31 @@ def test_diagrams(command, tmp_path):
         assert_drawn(tmp_path / "d" / f"{name}.png")
 
 
+def test_nothing_that_is_there_is_overwritten(command, files, tmp_path):
+    counts = ("counts", "--embeddings", files[0], "--batch-size", 16)
+    assert command(*counts, "--out", tmp_path / "n")[0] == 0
+    table = tmp_path / "t.md"
+    table.write_text("mine")
+    gradients, diagrams = tmp_path / "g" / "gradients_twins.png", tmp_path / "d" / "goal.png"
+    for file in (gradients, diagrams):
+        file.parent.mkdir()
+        file.write_text("mine")
+    for arguments, there in (
+        ((*counts, "--out", tmp_path / "n"), tmp_path / "n" / "counts.json"),
+        (("table", tmp_path / "n" / "counts.json", "--out", table), table),
+        (("gradients", "--out", tmp_path / "g"), gradients),
+        (("diagrams", "--out", tmp_path / "d"), diagrams),
+    ):
+        before = there.read_bytes()
+        code, out, err = command(*arguments)
+        assert (code, out) == (2, "")
+        assert err == f"error: --out {there} exists already; give another, or --overwrite to replace it\n"
+        assert there.read_bytes() == before
+    assert command("table", tmp_path / "n" / "counts.json", "--out", table, "--overwrite")[0] == 0
+    assert table.read_text().startswith("| run |")
+    assert command(*counts, "--out", tmp_path / "n", "--overwrite")[0] == 0
+
+
 MISTAKES = {
     "no 'none' in": ("counts", "--embeddings", "none", "--out", "x"),
     "accepted: 2 to 50": ("counts", "--embeddings", "ONE", "--out", "x", "--batch-size", "51"),

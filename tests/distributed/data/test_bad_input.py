@@ -421,6 +421,21 @@ def test_member_names_that_are_not_utf8_are_readable_keys(command, tmp_path, tar
     assert command("describe", tmp_path / "out" / "train")[0] == 0
 
 
+def test_captions_and_keys_command_no_terminal(command, tmp_path, png):
+    """Escape sequences are shown; so are the brackets that the tables would take for styles."""
+    (tmp_path / "pairs" / "train").mkdir(parents=True)
+    name = "red\x1b[31m[bold]"
+    (tmp_path / "pairs" / "train" / f"{name}.png").write_bytes(png((1, 2, 3)))
+    (tmp_path / "pairs" / "train" / f"{name}.txt").write_text("[/red] \x1b[2J fox\n")
+    assert command("build", "folder", tmp_path / "pairs", "--out", tmp_path / "out")[0] == 0
+    for verb in ("validate", "describe"):
+        code, out, _ = command(verb, tmp_path / "out" / "train")
+        assert code == 0
+        assert "\x1b" not in out
+    assert "red\\x1b[31m[bold]" in out
+    assert "[/red] \\x1b[2J fox" in out
+
+
 # -- folders --
 
 
