@@ -365,13 +365,21 @@ def load_objective(folder: Path, objective: PairObjective[Any]) -> None:
 
 
 def checkpoint_of(folder: str) -> Path:
-    """Return the checkpoint that `model.init_from` names: a run's best one, else its last, or the folder itself."""
+    """Return the checkpoint that `model.init_from` names: a run's best one, else its last, or the folder itself.
+
+    Raises:
+        UserError: there is none, or this version cannot build its model.
+    """
     try:
         path = existing(Path(folder).expanduser())
     except UserError as error:
         raise UserError(f"model.init_from: {error}") from None
     for candidate in (path / "checkpoints/best", path / "checkpoints/last", path):
         if (candidate / models.DESCRIPTION).is_file():
+            try:
+                models.read_spec(candidate)
+            except UserError as error:
+                raise UserError(f"model.init_from: {error}") from None
             return candidate.resolve()
     raise UserError(f"model.init_from: {folder} is neither a run with a checkpoint nor a checkpoint")
 

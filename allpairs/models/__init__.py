@@ -12,7 +12,7 @@
 """
 
 from allpairs.models.build import build
-from allpairs.models.checkpoint import DESCRIPTION, WEIGHTS, load, save
+from allpairs.models.checkpoint import DESCRIPTION, WEIGHTS, load, read_spec, save
 from allpairs.models.dual import DualEncoder
 from allpairs.models.ensemble import Ensemble
 from allpairs.models.hub import recompute_activations
@@ -64,6 +64,7 @@ __all__ = [
     "load",
     "load_tokens",
     "make_tokens",
+    "read_spec",
     "reads_regions",
     "recompute_activations",
     "save",

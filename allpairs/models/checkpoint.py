@@ -40,7 +40,9 @@ from allpairs.models.tokenizer import FOLDER as TOKENIZER
 from allpairs.models.tokenizer import VOCABULARY, Tokens, load_tokens, save_tokens
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-_FORMAT = 1
+_FORMAT = 2
+_BEFORE = 1
+"""The format whose built-in CNN had batch normalisation; everything else is as it was."""
 
 
 def save(
@@ -82,7 +84,7 @@ def load(folder: str | Path) -> tuple[DualEncoder, Tokens]:
         if not (folder / name).exists():
             raise UserError(f"checkpoint {folder}: no {name} in it")
     check_files(folder, (DESCRIPTION, words, WEIGHTS, PREPROCESSING))
-    spec = _read_spec(folder / DESCRIPTION)
+    spec = read_spec(folder)
     vocabulary = load_tokens(folder, spec.member if isinstance(spec, EnsembleSpec) else spec)
     try:
         weights = load_file(folder / WEIGHTS)
@@ -100,19 +102,37 @@ def load(folder: str | Path) -> tuple[DualEncoder, Tokens]:
     return model.eval(), vocabulary
 
 
-def _read_spec(path: Path) -> SavedSpec:
+def read_spec(folder: Path) -> SavedSpec:
+    """Return the description of the model that `save` wrote into `folder`.
+
+    A UserError says what is wrong with it, or that this version cannot build that model any more.
+    """
+    path = folder / DESCRIPTION
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-        if description["format"] != _FORMAT:
-            raise UserError(f"checkpoint {path}: format {description['format']!r}; accepted: {_FORMAT}")
+        if description["format"] not in (_BEFORE, _FORMAT):
+            raise UserError(f"checkpoint {path}: format {description['format']!r}; accepted: {_BEFORE}, {_FORMAT}")
         fields = description["spec"]
         if fields.get("kind") == "ensemble":
-            return _filled(EnsembleSpec, {**fields, "member": _of_one(fields["member"])})
-        return _of_one(fields)
+            spec: SavedSpec = _filled(EnsembleSpec, {**fields, "member": _of_one(fields["member"])})
+        else:
+            spec = _of_one(fields)
+        if description["format"] == _BEFORE and _has_cnn(spec):
+            raise UserError(
+                f"checkpoint {path}: its CNN has batch normalisation (format {_BEFORE}), which this version's has not; "
+                "train it anew under another run.name, or load it with the version that wrote it (a run's "
+                "provenance.json names its git_commit)"
+            )
+        return spec
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"checkpoint {path}: not a model description ({error})") from None
+
+
+def _has_cnn(spec: SavedSpec) -> bool:
+    one = spec.member if isinstance(spec, EnsembleSpec) else spec
+    return isinstance(one, DualSpec) and isinstance(one.image, CnnSpec)
 
 
 def _of_one(fields: dict[str, Any]) -> ModelSpec:

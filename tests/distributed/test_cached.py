@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import multiprocessing as mp
 
 from allpairs.errors import UserError
-from allpairs.models import CnnSpec, DualSpec, GruSpec, RegionsSpec, build
+from allpairs.models import DualSpec, GruSpec, RegionsSpec, build
 from allpairs.objectives import make
 from distributed.cached import CachedStep, chunks_of
 from distributed.config import validate
@@ -153,12 +153,17 @@ def test_ranks_average_once_and_get_the_gradients_of_one_world(world, tmp_path):
 
 def test_batch_statistics_are_refused_by_name():
     torch.manual_seed(0)
-    encoder = build(DualSpec(image=CnnSpec(width=8, blocks=2), text=GruSpec(embedding=4), dim=4), WORDS)
-    with pytest.raises(UserError, match=r"train\.micro_batch: image\.features\.\S+ \(BatchNorm2d\).*accepted is null"):
+    image = RegionsSpec(features=6, mlp=True)
+    encoder = build(DualSpec(image=image, text=GruSpec(embedding=4), dim=4), WORDS)
+    with pytest.raises(UserError, match=r"train\.micro_batch: image\.\S+ \(BatchNorm1d\).*accepted is null"):
         CachedStep(TrainStep(encoder, make("vlc"), None, "fp32"))
 
 
-def test_a_run_in_micro_batches_takes_the_cached_way_and_stays_with_the_plain_one(tiny_config, regions, monkeypatch):
+@pytest.mark.parametrize("image", ["regions", "cnn"])
+def test_a_run_in_micro_batches_takes_the_cached_way_and_stays_with_the_plain_one(
+    image, tiny_config, tiny, regions, monkeypatch
+):
+    root, spec = (regions, {"kind": "regions", "features": 24}) if image == "regions" else (tiny, {"width": 8})
     sizes = []
     encode = TrainStep.encode
 
@@ -171,8 +176,8 @@ def test_a_run_in_micro_batches_takes_the_cached_way_and_stays_with_the_plain_on
     for name, micro in (("plain", None), ("micro", 5)):
         config = tiny_config(
             name,
-            data={"root": str(regions), "test": None},
-            model={"image": {"kind": "regions", "features": 24}, "text": {"kind": "gru", "embedding": 16}},
+            data={"root": str(root), "test": None},
+            model={"image": {"kind": image} | spec, "text": {"kind": "gru", "embedding": 16}},
             optimizer={"lr": 1e-3},
             train={"epochs": 1, "log_every": 1, "micro_batch": micro},
         )

@@ -6,20 +6,20 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing as mp
 
-from allpairs.models import CnnSpec, DualSpec, GruSpec, Vocabulary, build
+from allpairs.models import DualSpec, GruSpec, RegionsSpec, Vocabulary, build
 from distributed.config import Config, validate
 from distributed.data import open_dataset
 from distributed.evaluation import Encoded, encode
 from distributed.world import World
 
-SPEC = DualSpec(image=CnnSpec(width=8, blocks=2), text=GruSpec(embedding=8), dim=8)
-MODEL = {"dim": 8, "image": {"kind": "cnn", "width": 8, "blocks": 2}, "text": {"kind": "gru", "embedding": 8}}
+SPEC = DualSpec(image=RegionsSpec(features=24, mlp=True), text=GruSpec(embedding=8), dim=8)
+MODEL = {"dim": 8, "image": {"kind": "regions", "features": 24, "mlp": True}, "text": {"kind": "gru", "embedding": 8}}
 
 
 def encoded(data: str, rank: int) -> Encoded | None:
     """The val split by this process's share of the ranks, whose batch statistics differ."""
     config: Config = validate(
-        {"run": {"name": "x"}, "data": {"root": data, "image_size": 24}, "model": MODEL, "eval": {"batch": 8}}
+        {"run": {"name": "x"}, "data": {"root": data, "test": None}, "model": MODEL, "eval": {"batch": 8}}
     )
     words = Vocabulary.build(["a small red square"], min_count=1, max_size=100)
     torch.manual_seed(0)
@@ -41,10 +41,10 @@ def rank_main(rank: int, folder: str, data: str) -> None:
     dist.destroy_process_group()
 
 
-def test_ranks_measure_with_the_statistics_of_rank_0(tiny: Path, tmp_path: Path):
-    mp.spawn(rank_main, (str(tmp_path), str(tiny)), nprocs=2)
+def test_ranks_measure_with_the_statistics_of_rank_0(regions: Path, tmp_path: Path):
+    mp.spawn(rank_main, (str(tmp_path), str(regions)), nprocs=2)
     images, captions = torch.load(tmp_path / "found.pt", weights_only=True)
-    alone = encoded(str(tiny), 0)
+    alone = encoded(str(regions), 0)
     assert alone is not None
     torch.testing.assert_close(images, alone.images_ND, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(captions, alone.captions_CD, rtol=1e-5, atol=1e-6)

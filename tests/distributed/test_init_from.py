@@ -69,6 +69,21 @@ def test_a_resumed_run_goes_on_from_its_own_weights(two_steps):
     assert description["spec"]["init_from"] is None  # it stands on its own
 
 
+def test_a_cnn_from_before_is_one_line_to_start_from_and_to_resume(tiny_config):
+    first, _, _ = train(tiny_config("old", train={"stop_after_epochs": 1}))
+    for path in first.checkpoints.glob("step-*/model.json"):
+        path.write_text(path.read_text().replace('"format": 2', '"format": 1'))
+        (path.parent / "hashes.json").unlink()  # of the description that was there
+    line = (
+        r"checkpoint \S+model\.json: its CNN has batch normalisation .*; train it anew under another run\.name, or load"
+    )
+    model = {"init_from": str(first.root)}
+    with pytest.raises(UserError, match=rf"^model\.init_from: {line}"):
+        set_up(tiny_config("new", model=model), resume=False)
+    with pytest.raises(Stopped, match=rf"^{line}"):
+        train(tiny_config("old"), resume=True)
+
+
 def test_mistakes_are_one_clear_line(two_steps, tmp_path):
     first, config = two_steps
     with pytest.raises(UserError, match=r"model\.init_from: .*'frozn' in .*; did you mean 'frozen'"):

@@ -120,7 +120,8 @@ def test_a_pickle_is_refused_and_never_executed(tmp_path):
         (lambda d: d["spec"]["image"].update(kind="cnm"), "unknown kind 'cnm'; did you mean 'cnn'"),
         (lambda d: d["spec"]["text"].update(embedding=0), "embedding is 0"),
         (lambda d: d["spec"].pop("text"), "text"),
-        (lambda d: d.update(format=9), "format 9; accepted: 1"),
+        (lambda d: d.update(format=9), "format 9; accepted: 1, 2"),
+        (lambda d: d.update(format=1), "its CNN has batch normalisation .*; train it anew under another run.name, or"),
     ],
 )
 def test_a_description_that_does_not_fit_says_why(tmp_path, change, message):

@@ -91,6 +91,40 @@ def test_the_same_seed_builds_the_same_model():
         assert torch.equal(one, other)
 
 
+def test_a_picture_of_the_cnn_does_not_depend_on_its_batch():
+    encoder = model(CnnSpec(width=8)).image.double().train()
+    with torch.no_grad():
+        for parameter in encoder.parameters():  # a fresh residual block is the identity
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+    images = pictures(5, 3, 40, 64)
+    together = encoder(images)
+    alone = torch.cat([encoder(image[None]) for image in images])
+    torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
+    assert not [name for name, _ in encoder.named_buffers() if not name.startswith("pixels.")]
+
+
+def test_the_cnn_normalises_the_channels_of_each_position_and_pools_mean_and_maximum():
+    encoder = model(CnnSpec(width=8, blocks=1)).image.double()
+    (convolution, norm, _), residual = encoder.features
+    with torch.no_grad():
+        norm.weight.mul_(1.5)
+        norm.bias.add_(0.25)
+    images = pictures(1, 3, 8, 8)
+    map_Chw = convolution(encoder.pixels(images))[0].detach()
+    positions = []
+    for row in range(2):
+        for column in range(2):
+            values = map_Chw[:, row, column]
+            centred = values - values.sum() / 8
+            scaled = centred / ((centred**2).sum() / 8 + 1e-5).sqrt()
+            positions.append((1.5 * scaled + 0.25).clamp(min=0))
+    sets_pC = torch.stack(positions)  # the residual block adds nothing yet
+    assert not residual.branch[1].weight.any()
+    pooled = torch.cat([sets_pC.sum(0) / 4, sets_pC.max(0).values])
+    expected = encoder.embedding.weight @ pooled + encoder.embedding.bias
+    torch.testing.assert_close(encoder(images)[0], expected, rtol=1e-12, atol=1e-12)
+
+
 def test_every_later_block_of_the_cnn_halves_the_map_and_doubles_the_channels():
     encoder = model(CnnSpec(width=8, blocks=3)).image
     maps = encoder.features(encoder.pixels(pictures(2, 3, 64, 48)))
