@@ -9,8 +9,10 @@ import pytest
 import torch
 import torch.multiprocessing
 
+from allpairs.engine import chunks
 from allpairs.objectives import make
-from tests.allpairs.engine import worlds
+from benchmarks import cost
+from tests.allpairs.engine import counting, worlds
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,58 @@ def test_ties_across_ranks_go_to_the_lowest_global_index(backend, ranks):
         query_gradient, candidate_gradient = result["tied"][backend]
         assert torch.equal(query_gradient, len(ranks) * (W @ candidates)[rows])
         assert torch.equal(candidate_gradient, len(ranks) * (W.T @ queries)[rows])
+
+
+BY_HAND = {
+    # Ranks: bytes of candidates a rank sends to the others, of sums chunk by chunk, and the most it holds in backward.
+    # 40 rows of 96 numbers of 4 bytes are 15,360; W of a tile is 1,024. Held are all candidates, three times the own
+    # rows (the sums of queries and both gradients), two chunks, and a rank's part of one.
+    2: (15_360, [7_680, 7_680], 2 * 15_360 + 3 * 15_360 + 2 * 15_360 + 7_680 + 1_024),
+    3: (2 * 15_360, [2 * 5_376, 2 * 5_376, 2 * 4_608], 3 * 15_360 + 3 * 15_360 + 2 * 16_128 + 5_376 + 1_024),
+    4: (3 * 15_360, [11_520] * 4, 4 * 15_360 + 3 * 15_360 + 2 * 15_360 + 3_840 + 1_024),
+}
+
+
+@pytest.fixture
+def in_chunks(monkeypatch):
+    """Chunks as the ranks have counted them."""
+    monkeypatch.setattr(chunks, "LEAST_COLUMNS", counting.LEAST_COLUMNS)
+
+
+@pytest.mark.parametrize("name", ["vlc", "circle"])
+def test_ranks_send_each_row_once_and_hold_their_own_rows_and_two_chunks(name, ranks, in_chunks):
+    job = counting.job(len(ranks))
+    gathered, summed, held = BY_HAND[len(ranks)]
+    assert (cost.gather_bytes(job), cost.scatter_bytes(job)) == (gathered, sum(summed))
+    assert cost.held_bytes(job, counting.TILE) == held
+    copied_by_gloo = summed[0] * len(ranks) // (len(ranks) - 1)
+    for rank in ranks:
+        found = rank["exchanged"][name]
+        assert found["sent"] == {"gather": [gathered], "sum onto owners": summed}
+        # And a few numbers of each item: ids, statistics.
+        assert held <= found["held"] <= held + copied_by_gloo + 64 * job.pairs
+        assert found["same bits"]
+
+
+def test_hard_negatives_send_the_rows_that_they_touch(ranks, in_chunks):
+    job = counting.job(len(ranks))
+    queries, candidates = counting.sides(len(ranks))
+    S = (queries @ candidates.T).fill_diagonal_(-2)
+    owner = torch.arange(job.pairs) // job.batch
+    touched = [
+        {(int(owner[i]), int(j)) for i, j in enumerate(S.argmax(1)) if owner[i] != owner[j]},
+        {(int(owner[i]), j) for j, i in enumerate(S.argmax(0)) if owner[i] != owner[j]},
+    ]
+    rows = [sum(rank == sender for sender, _ in set.union(*touched)) for rank in range(len(ranks))]
+    assert sum(rows) / len(ranks) <= cost.most_touched(job)
+    for result, count in zip(ranks, rows, strict=True):
+        found = result["exchanged"]["triplet_hn"]
+        assert found["sent"].keys() == {"gather", "to each"}
+        # Each with its index, of 8 bytes.
+        assert sum(found["sent"]["to each"]) == cost.touched_bytes(job, count) - 8 * count == count * 96 * 4
+        assert found["same bits"]
+    # One rank's share of four is too large for a chunk.
+    assert len(found["sent"]["to each"]) == (4 if len(ranks) == 4 else 1)
 
 
 def test_similarity_statistics_equal_one_process(ranks):

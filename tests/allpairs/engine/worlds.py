@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from allpairs.engine import chunks, global_value, similarity_statistics
 from allpairs.errors import UserError
 from allpairs.objectives import make, names
+from tests.allpairs.engine import counting
 from tests.allpairs.objectives import cases
 
 PAIRS = 12
@@ -256,9 +257,12 @@ def everything(rank: int, world: int, directory: str) -> None:
     group = dist.group.WORLD
     usual, chunks.LEAST_COLUMNS = chunks.LEAST_COLUMNS, 1
     in_chunks = steps(world, rank, group)  # a row or a few of each rank at a time
+    chunks.LEAST_COLUMNS = counting.LEAST_COLUMNS
+    exchanged = counting.exchanged(world, rank, group)
     chunks.LEAST_COLUMNS = usual
     results = {
         "steps": in_chunks,
+        "exchanged": exchanged,
         "tied": tied(world, rank, group),
         "statistics": statistics(world, rank, group),
         "disagreements": disagreements(rank, group),
