@@ -19,6 +19,7 @@ from allpairs.models import (
     Tokens,
     VsrnSpec,
     WholeSpec,
+    check_networks,
     check_text,
     load_tokens,
     make_tokens,
@@ -106,10 +107,12 @@ def train_on_ray(
 def set_up(config: Config, *, resume: Resume, tell: Callable[[str], None] = lambda text: None) -> RunDirectory:
     """Check everything that can be checked before workers start, and lay out the run directory with its vocabulary.
 
-    `tell` hears what a person should know of the data: pictures that are in two splits, a comparison that takes time.
+    `tell` hears what a person should know of the data: pictures that are in two splits, a comparison that takes time;
+    and of a hub that is asked.
 
     Raises:
-        UserError: the run directory is taken or cannot be written, data are missing, altered or do not fit the model.
+        UserError: the run directory is taken or cannot be written, data are missing, altered or do not fit the model, a
+            network of the model is not to be had.
     """
     refuse_job_folder("run.dir", config.run.dir)
     if config.eval.engine == "faiss":
@@ -119,6 +122,7 @@ def set_up(config: Config, *, resume: Resume, tell: Callable[[str], None] = lamb
     if run.has_checkpoint:
         _refuse_other_data(run, datasets)
     else:  # a checkpoint needs neither hub nor another run
+        check_networks(config.model, tell)
         check_text(config.model, config.data.max_caption_tokens)
         if config.model.init_from is not None:
             checkpoint_of(config.model.init_from)

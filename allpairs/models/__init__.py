@@ -3,7 +3,8 @@
 - `spec`: every knob of a model.
 - `dual`: two encoders that share one space; `whole`: CLIP and its kin, both towers of one pretrained model.
 - `ensemble`: several dual encoders asked together, as one.
-- `build`: from a description to a model; `hub`: networks of the transformers library, from a hub, a folder, a type.
+- `build`: from a description to a model; `hub`: networks of the transformers library, from a hub, a folder, a type;
+  `check`: what can be said of them before anything is built.
 - `cnn`, `backbone`, `regions`, `vsrn`: image encoders; `pixels`, `preprocessing`, `patches`: what they
   expect of a picture.
 - `text`, `language`: caption encoders; `vocabulary`, `tokenizer`: their words.
@@ -12,6 +13,7 @@
 """
 
 from allpairs.models.build import build
+from allpairs.models.check import check_networks
 from allpairs.models.checkpoint import DESCRIPTION, WEIGHTS, load, read_spec, save
 from allpairs.models.dual import DualEncoder
 from allpairs.models.ensemble import Ensemble
@@ -60,6 +62,7 @@ __all__ = [
     "VsrnSpec",
     "WholeSpec",
     "build",
+    "check_networks",
     "check_text",
     "load",
     "load_tokens",

@@ -1,0 +1,47 @@
+"""What of a model's networks can be checked before anything is built, where a mistake costs a second."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from allpairs.errors import UserError
+from allpairs.models.hub import NetworkSpec, configuration, is_model_type
+from allpairs.models.spec import DualSpec, TextTransformersSpec, TransformersSpec, WholeSpec
+
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Files of which a folder of the transformers library has one."""
+
+
+def check_networks(spec: DualSpec | WholeSpec, say: Callable[[str], None] = lambda text: None) -> None:
+    """Find the configuration of every transformers network of `spec`, and in a local folder its files.
+
+    `say` hears of a hub that is asked: one that cannot be reached is asked several times, which takes half a minute.
+
+    Raises:
+        UserError: no such model type, hub id or folder, an argument that it has not, a folder without weights,
+            a hub that does not answer.
+    """
+    for key, network in _networks(spec):
+        local = Path(network.name).is_dir()
+        if not local and not is_model_type(network):
+            say(f"{key}.name: no folder {network.name!r} here, asking the hub")
+        configuration(network, key)
+        if local and network.pretrained and not any((Path(network.name) / name).exists() for name in WEIGHTS):
+            raise UserError(
+                f"{key}.name: {network.name!r} has no weights: none of {', '.join(WEIGHTS)} is in it; "
+                "with pretrained: false they are random"
+            )
+
+
+def _networks(spec: DualSpec | WholeSpec) -> Iterator[tuple[str, NetworkSpec]]:
+    """Yield the networks with their places in the configuration."""
+    if isinstance(spec, WholeSpec):
+        yield "model", spec
+        return
+    for key, tower in (("model.image", spec.image), ("model.text", spec.text)):
+        if isinstance(tower, TransformersSpec | TextTransformersSpec):
+            yield key, tower
