@@ -31,7 +31,11 @@ LAUNCHES = {
 
 
 def variants() -> dict[str, AbstractContextManager[Any]]:
-    """Return what is tried, by name: nothing of it spills (`python -m benchmarks.resources --launch …`)."""
+    """Return what is tried, by name.
+
+    What of it spills does so with masks alone, on the diagonal: soft_excess at 128 × 256 (124 bytes), soft_weights at
+    256 × 128 (216).
+    """
     chosen = TileSizes(32768, 5632)
     tried: dict[str, AbstractContextManager[Any]] = {"as chosen": launching()}
     tried |= {f"forward tile {size:,}": tiling(chosen._replace(forward=size)) for size in FORWARD}
