@@ -43,11 +43,13 @@ def open_clip(_: str) -> Loss:
 
 
 def siglip_kernel(**mode: int) -> Callable[[str], Loss]:
+    """Its own choice for half precision, or with other chunks than it chooses."""
+
     def made(device: str) -> Loss:
-        from siglip_kernel import fused_siglip_loss
+        from siglip_kernel import fused_chunked_bf16_siglip_loss
 
         log_scale, bias = (torch.tensor(value, device=device, requires_grad=True) for value in (2.302, -10.0))
-        return lambda queries, candidates: fused_siglip_loss(queries, candidates, log_scale, bias, **mode)
+        return lambda queries, candidates: fused_chunked_bf16_siglip_loss(queries, candidates, log_scale, bias, **mode)
 
     return made
 

@@ -24,7 +24,8 @@ class Record:
 
     def lost(self, section: str, name: str, error: BaseException | str) -> None:
         """Keep that a row failed, with its error in one line."""
-        text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+        # What torch and a peer's process say is a RuntimeError, whose name adds nothing.
+        text = str(error) if isinstance(error, str | RuntimeError) else f"{type(error).__name__}: {error}"
         line = " ".join(text.split())
         self._keep({"section": section, "name": name, "lost": line[:300]})
 

@@ -38,7 +38,7 @@ def test_every_section_runs_on_a_bare_machine_and_a_failing_peer_loses_its_row_a
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
     lost = {row["name"]: row["lost"] for row in rows if "lost" in row}
-    assert lost == {"Inf-CL": "RuntimeError: kernel image"}
+    assert lost == {"Inf-CL": "kernel image"}
     skipped = {row["name"]: row["skipped"] for row in rows if "skipped" in row}
     assert skipped["profile"] == skipped["all variants"] == "there is no GPU"
     assert skipped["siglip-kernel, fastest"] == "siglip_kernel is not installed, nor a wheel of it in --peers"

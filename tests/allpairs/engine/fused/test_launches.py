@@ -124,6 +124,7 @@ def test_items_of_one_id_have_one_number_the_index_of_their_first(counts):
     first = {value: index for index, value in reversed([*enumerate([*of_queries.tolist(), *of_candidates.tolist()])])}
     for side, ids in ((queries, of_queries), (candidates, of_candidates)):
         assert side.numbers.tolist() == [first[value] for value in ids.tolist()]
+        assert side.numbers.data_ptr() % 16 == 0
         for run, part in enumerate(side.numbers.split(16)):
             assert side.ranges[run].tolist() == [part.min(), part.max()]
         lowest, highest = side.ranges[run + 1 :].T
