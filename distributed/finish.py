@@ -1,6 +1,7 @@
 """The end of a run: test metrics under the best checkpoint, embeddings, report, summary."""
 
 import json
+from collections.abc import Mapping
 
 from allpairs.embeddings import EmbeddingSet
 from allpairs.files import write_text
@@ -8,6 +9,7 @@ from distributed.data import open_dataset
 from distributed.data.batch import describe_dropped, dropped_metrics, dropped_so_far
 from distributed.data.dataset import shared_pictures
 from distributed.data.sources.shuffled import note_of
+from distributed.data.texts import describe_shared
 from distributed.evaluation import embedding_set, encode, engine_columns, origin_of
 from distributed.loop import Training
 from distributed.progress import duration
@@ -60,11 +62,13 @@ def finish(training: Training) -> dict[str, float] | None:
     origin = origin_of(config, checkpoint, training.checkpoints.step_of(checkpoint), objective)
     embeddings = embedding_set(encoded, dataset, split, origin, max_image_pixels=config.data.max_image_pixels)
     embeddings.write(run.embeddings(split))
-    _write_page(training, embeddings, report)
+    shared = open_dataset(config.data.folder("train")).texts().shared().metrics("train")
+    _write_page(training, embeddings, report, shared)
     if config.tracking.examples:
         training.tracker.log_examples(embeddings, examples(embeddings, report, config.tracking.examples))
     summary = (
         metrics
+        | shared
         | dropped_so_far(run.history())
         | {
             "val/best_rsum": progress.best_rsum,
@@ -78,7 +82,7 @@ def finish(training: Training) -> dict[str, float] | None:
     return summary
 
 
-def _write_page(training: Training, embeddings: EmbeddingSet, report: Report) -> None:
+def _write_page(training: Training, embeddings: EmbeddingSet, report: Report, shared: Mapping[str, float]) -> None:
     write_report(
         training.run_dir.report,
         embeddings,
@@ -86,7 +90,7 @@ def _write_page(training: Training, embeddings: EmbeddingSet, report: Report) ->
         history=training.run_dir.history(),
         title=training.config.run.name,
         config=redact(training.config.model_dump(mode="json")),
-        facts=_facts(training) | _facts_of_data(training),
+        facts=_facts(training) | _facts_of_data(training, shared),
         cross_check=None if report.searched else cross_check(report, embeddings.images, embeddings.captions),
         intervals=intervals(report) if len(embeddings.images) > 1 else None,  # of one image nothing can be redrawn
     )
@@ -107,12 +111,15 @@ def _facts(training: Training) -> dict[str, str]:
     }
 
 
-def _facts_of_data(training: Training) -> dict[str, str]:
-    """Return what the data did to the figures: samples dropped, captions shuffled, pictures in two splits."""
+def _facts_of_data(training: Training, shared: Mapping[str, float]) -> dict[str, str]:
+    """Return what the data did to the figures: samples dropped, captions shuffled or equal, pictures in two splits."""
     data = training.config.data
     facts = {"Dropped samples": describe_dropped(dropped_so_far(training.run_dir.history())) or "none"}
     datasets = {split: open_dataset(data.folder(split)) for split in data.splits}
     if (shuffled := note_of(datasets["train"].manifest)) is not None:
         facts["Shuffled captions"] = shuffled
+    if alike := describe_shared(shared, "train"):
+        how = "negatives of each other" if data.equal_captions == "negatives" else "masked in training"
+        facts["Equal captions"] = f"{alike}; {how}"
     repeated = shared_pictures(datasets)
     return facts | ({"Pictures in two splits": "; ".join(repeated)} if repeated else {})

@@ -63,8 +63,13 @@ class Interval:
         pairs, output = self._last
         # With k captions per image the first one speaks for the image.
         captions_per_image = max(1, len(output.texts_cD) // max(1, len(output.images_bD)))
+        first = slice(None, None, captions_per_image)
         similarities = similarity_statistics(
-            output.images_bD, output.texts_cD[::captions_per_image], query_ids=pairs.image_ids_b, group=world.group
+            output.images_bD,
+            output.texts_cD[first],
+            query_ids=pairs.image_ids_b,
+            text_ids=None if pairs.text_ids_c is None else pairs.text_ids_c[first],
+            group=world.group,
         )
         return {
             "train/loss": sum(self._losses) / len(self._losses),

@@ -26,6 +26,8 @@ class Pairs(NamedTuple):
     caption_ids_c: Tensor
     margins_b: Tensor | None = None
     """One margin per pair in place of the objective's (U-Eq. 26), float32; None: the objective's own."""
+    text_ids_c: Tensor | None = None
+    """Equal for captions that say the same; None: they are each other's negatives."""
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> "Pairs":
@@ -33,16 +35,19 @@ class Pairs(NamedTuple):
         tokens_cL, lengths_c = batch.tokens
         tensors = (batch.images, tokens_cL, lengths_c, batch.image_ids, batch.caption_ids)
         pairs = cls(*(tensor.to(device, non_blocking=True) for tensor in tensors))
-        if batch.margins is None:
-            return pairs
-        return pairs._replace(margins_b=batch.margins.to(device, non_blocking=True))
+        if batch.margins is not None:
+            pairs = pairs._replace(margins_b=batch.margins.to(device, non_blocking=True))
+        if batch.text_ids is not None:
+            pairs = pairs._replace(text_ids_c=batch.text_ids.to(device, non_blocking=True))
+        return pairs
 
     def of_rows(self, images: slice, texts: slice) -> "Pairs":
         """Return some of the images with their captions."""
         tokens_cL, lengths_c = self.tokens_cL[texts], self.lengths_c[texts]
         margins_b = None if self.margins_b is None else self.margins_b[images]
+        text_ids_c = None if self.text_ids_c is None else self.text_ids_c[texts]
         ids = self.image_ids_b[images], self.caption_ids_c[texts]
-        return Pairs(self.images[images], tokens_cL, lengths_c, *ids, margins_b)
+        return Pairs(self.images[images], tokens_cL, lengths_c, *ids, margins_b, text_ids_c)
 
 
 class Chunk(NamedTuple):
@@ -107,7 +112,7 @@ class TrainStep(nn.Module):
         if self.bf16:
             # In the type that the encoders computed in: a GPU's fast products. The objective normalises in float32.
             images_bD, texts_cD = images_bD.to(torch.bfloat16), texts_cD.to(torch.bfloat16)
-        ids = {"query_ids": pairs.image_ids_b, "candidate_ids": pairs.caption_ids_c}
+        ids = {"query_ids": pairs.image_ids_b, "candidate_ids": pairs.caption_ids_c, "text_ids": pairs.text_ids_c}
         loss: Tensor = objective(images_bD, texts_cD, **ids, margins=pairs.margins_b, group=self.group)
         return loss
 

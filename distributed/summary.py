@@ -7,6 +7,7 @@ from rich import box
 from rich.table import Table
 
 from distributed.data.batch import describe_dropped
+from distributed.data.texts import describe_shared
 from distributed.launch import Result
 from distributed.progress import duration
 from retrieval_eval.metrics import RECALLS, metric_of, notes
@@ -42,13 +43,14 @@ def summary_table(result: Result) -> Table:
 def summary_lines(result: Result, seconds: float) -> str:
     """Return what took how long, and where everything lies."""
     metrics, folder = result.metrics, result.run_dir
-    dropped = describe_dropped(metrics)
+    dropped, alike = describe_dropped(metrics), describe_shared(metrics, "train")
     engine = _engine(metrics)
     return (
         f"best epoch {metrics['val/best_epoch']:.4g} (val RSUM {metrics['val/best_rsum']:.1f}) · "
         f"training {duration(metrics['train/seconds'])}, this command {duration(seconds)}\n"
         + (f"recalls by   {engine}\n" if engine != "exact" else "")
         + (f"dropped      {dropped}\n" if dropped else "")
+        + (f"same words   {alike} (data.equal_captions)\n" if alike else "")
         + f"report       {folder / 'report.html'}\n"
         f"checkpoints  {folder / 'checkpoints'}\n"
         f"metrics      {folder / 'metrics.jsonl'}"

@@ -167,6 +167,7 @@ def _settings_of(batch: LocalBatch) -> dict[str, object]:
         "bits of precision": batch.queries.element_size() * 8,
         "type of embeddings": str(batch.queries.dtype).removeprefix("torch."),
         "ids given": int(batch.ids.queries is not None),
+        "text ids given": int(batch.texts is not None),
         "margins given": int(batch.margins is not None),
     } | {
         f"gradient required of {name}": int(torch.is_grad_enabled() and side.requires_grad)

@@ -17,6 +17,7 @@ from allpairs.engine.batch import LocalBatch
 from allpairs.engine.contract import AnchorObjective
 from allpairs.engine.exchange import RankLayout
 from allpairs.engine.fused.tiles import FusedTiles
+from allpairs.engine.global_batch import GlobalBatch
 from allpairs.engine.products import HALF
 from allpairs.errors import UserError
 
@@ -66,12 +67,12 @@ def compute_loss(
             raise UserError(f"tile={tile!r} is impossible; accepted: a whole number from 1, or None")
         batch = prepared()
         if backend == "triton":
-            _check_triton(objective, batch.queries)
+            _check_triton(objective, batch)
         return batch
 
     def proposal(batch: LocalBatch) -> Proposal:
         learned = {"the scale": objective.score_scale(), "the bias": objective.score_bias()}
-        return Proposal(objective.settings(), learned, BACKENDS.index(_before_sizes(objective, backend, batch.queries)))
+        return Proposal(objective.settings(), learned, BACKENDS.index(_before_sizes(objective, backend, batch)))
 
     batch, layout, nothing, choices = agree(checked, proposal, group)
     backends = [_by_size(BACKENDS[number], layout) for number in choices]
@@ -86,11 +87,17 @@ def compute_loss(
     return loss * (1 + nothing)
 
 
-def _before_sizes(objective: AnchorObjective[Any], backend: str, queries: Tensor) -> str:
-    """Return the backend as far as this rank's own embeddings decide it."""
-    if backend == "auto" and queries.is_cuda and queries.dtype in HALF:
-        return "triton" if objective.kernel is not None and fused.usable(queries) else "tiled"
+def _before_sizes(objective: AnchorObjective[Any], backend: str, batch: LocalBatch) -> str:
+    """Return the backend as far as this rank's own rows decide it."""
+    if backend == "auto" and batch.queries.is_cuda and batch.queries.dtype in HALF:
+        fits = objective.kernel is not None and _kernels_mask(objective, batch)
+        return "triton" if fits and fused.usable(batch.queries) else "tiled"
     return backend
+
+
+def _kernels_mask(objective: AnchorObjective[Any], batch: LocalBatch) -> bool:
+    """Return whether one id per item can say what the kernels leave out: of a set, equal texts are a third kind."""
+    return batch.texts is None or objective.own_positive
 
 
 def _by_size(backend: str, layout: RankLayout) -> str:
@@ -105,13 +112,16 @@ def _tiled_loss(
 ) -> Tensor:
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise UserError(f"backend={backend!r} knows no transforms of torch.func; accepted under them: backend='dense'")
+    whole = GlobalBatch.gathered(objective, batch, layout)
+    if backend == "triton" and whole.single_ids is None:
+        backend = "tiled"  # on every rank: all know all ids
     tiles = FusedTiles if backend == "triton" else tiled.PlainTiles
     if backend == "triton" and (missing := -batch.queries.shape[1] % 16):
         # The kernels step through D by 16; zeros add nothing to a score.
         to_16 = (0, missing)
         batch = batch._replace(queries=F.pad(batch.queries, to_16), candidates=F.pad(batch.candidates, to_16))
     sizes = _tile_sizes(backend, batch.queries) if tile is None else tiled.TileSizes(tile, tile)
-    return tiled.loss(objective, batch, layout, sizes, tiles)
+    return tiled.loss(objective, batch, layout, whole, tile=sizes, tiles=tiles)
 
 
 def _tile_sizes(backend: str, queries: Tensor) -> tiled.TileSizes:
@@ -151,10 +161,12 @@ def _one_wave(queries: Tensor) -> int:
     return min(max(multiprocessors // across * 128, _TILES.start), _TILES.stop)
 
 
-def _check_triton(objective: AnchorObjective[Any], queries: Tensor) -> None:
-    name = type(objective).__name__
+def _check_triton(objective: AnchorObjective[Any], batch: LocalBatch) -> None:
+    name, queries = type(objective).__name__, batch.queries
     if objective.kernel is None:
         raise UserError(f"backend='triton': {name} has no fused kernel; accepted for it: auto, dense, tiled")
+    if not _kernels_mask(objective, batch):
+        raise UserError(f"backend='triton': {name}'s kernel takes no text_ids; accepted with them: auto, dense, tiled")
     if queries.dtype not in fused.DTYPES:
         raise UserError(
             "backend='triton': embeddings of float16, bfloat16 or float32 are accepted, not "

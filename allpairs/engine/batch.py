@@ -26,6 +26,8 @@ class LocalBatch(NamedTuple):
     ids: "Ids"
     margins: Tensor | None
     """[b]: one margin per pair."""
+    texts: Tensor | None = None
+    """[bc] int64: which candidates say the same."""
     inverses: tuple[Tensor, Tensor] | None = None
     """Of both sides 1/length of each row [b, 1], where rows of half precision are yet to be divided by it."""
 
@@ -50,6 +52,7 @@ def prepare(
     *,
     query_ids: Tensor | None = None,
     candidate_ids: Tensor | None = None,
+    text_ids: Tensor | None = None,
     margins: Tensor | None = None,
     normalize: bool = True,
     own_positive: bool = True,
@@ -66,6 +69,7 @@ def prepare(
     check_embeddings(queries, candidates)
     counts = len(queries), len(candidates)
     ids = match_ids(query_ids, candidate_ids, counts, queries.device, own_positive=own_positive)
+    texts = match_integers("text_ids", text_ids, len(candidates), queries.device)
     precision = torch.promote_types(queries.dtype, candidates.dtype)
     if not keep_half:
         precision = torch.promote_types(precision, torch.float32)
@@ -73,10 +77,10 @@ def prepare(
     margins = match_margins(margins, queries)
     if normalize and precision in HALF:
         inverses = inverse_lengths(queries), inverse_lengths(candidates)
-        return LocalBatch(queries, candidates, ids, margins, inverses)
+        return LocalBatch(queries, candidates, ids, margins, texts, inverses)
     if normalize:
         queries, candidates = unit_rows(queries), unit_rows(candidates)
-    return LocalBatch(queries, candidates, ids, margins)
+    return LocalBatch(queries, candidates, ids, margins, texts)
 
 
 def nothing_or_nan(batch: LocalBatch) -> Tensor:
@@ -173,19 +177,8 @@ def match_ids(
         UserError: ids of the wrong shape or type, sides of different lengths that nothing relates, or two ids for one
             pair of an objective whose row i must match row i.
     """
-    both: list[Tensor | None] = []
-    for name, ids, count in (("query_ids", query_ids, counts[0]), ("candidate_ids", candidate_ids, counts[1])):
-        if ids is None:
-            both.append(None)
-            continue
-        check_tensor(name, ids, f"one integer per row, [{count}],")
-        if ids.shape != (count,) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            hint = f"; {name}.long()" if ids.shape == (count,) and ids.is_floating_point() else ""
-            raise UserError(f"{name}: one integer per row, [{count}], is accepted, not {_describe(ids)}{hint}")
-        if ids.dtype == torch.uint64 and bool((ids.view(torch.int64) < 0).any()):
-            raise UserError(f"{name}: integers below 2⁶³ are accepted; a larger one would meet a negative one")
-        both.append(ids.to(device, torch.int64))
-    of_queries, of_candidates = both
+    of_queries = match_integers("query_ids", query_ids, counts[0], device)
+    of_candidates = match_integers("candidate_ids", candidate_ids, counts[1], device)
     if counts[0] != counts[1]:
         if own_positive:
             raise UserError(
@@ -207,6 +200,23 @@ def match_ids(
             "must match row i; both name the instance (for example the image), so that equal ids are never negatives"
         )
     return Ids(of_queries, of_candidates)
+
+
+def match_integers(name: str, ids: Tensor | None, count: int, device: torch.device) -> Tensor | None:
+    """Return the ids [count] called `name` as int64 on `device`; None where none are given.
+
+    Raises:
+        UserError: ids of the wrong shape or type.
+    """
+    if ids is None:
+        return None
+    check_tensor(name, ids, f"one integer per row, [{count}],")
+    if ids.shape != (count,) or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        hint = f"; {name}.long()" if ids.shape == (count,) and ids.is_floating_point() else ""
+        raise UserError(f"{name}: one integer per row, [{count}], is accepted, not {_describe(ids)}{hint}")
+    if ids.dtype == torch.uint64 and bool((ids.view(torch.int64) < 0).any()):
+        raise UserError(f"{name}: integers below 2⁶³ are accepted; a larger one would meet a negative one")
+    return ids.to(device, torch.int64)
 
 
 def match_margins(margins: Tensor | None, like: Tensor) -> Tensor | None:

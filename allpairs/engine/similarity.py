@@ -11,7 +11,7 @@ from torch import Tensor
 from allpairs.engine.agreement import Proposal, agree
 from allpairs.engine.batch import Ids, prepare
 from allpairs.engine.exchange import gather
-from allpairs.engine.global_batch import GlobalBatch, own_scores
+from allpairs.engine.global_batch import GlobalBatch, Texts, own_scores
 from allpairs.engine.products import as_given
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def similarity_statistics(
     *,
     query_ids: Tensor | None = None,
     candidate_ids: Tensor | None = None,
+    text_ids: Tensor | None = None,
     group: "dist.ProcessGroup | None" = None,
     normalize: bool = True,
     block: int = 1024,
@@ -41,19 +42,28 @@ def similarity_statistics(
     """Return the mean positive and mean hardest-negative similarity of the pairs of all ranks of `group`.
 
     `queries` and `candidates` are this process's [b, D]; `group=None` means this process alone. A collective: call it
-    on every rank or on none. Memory is O(B·D + block·B).
+    on every rank or on none. Ids as at an objective's call. Memory is O(B·D + block·B).
 
     Raises:
         UserError: as the objectives do, for pairs that cannot match.
     """
     with as_given(queries):
         batch, layout, *_ = agree(
-            lambda: prepare(queries, candidates, query_ids=query_ids, candidate_ids=candidate_ids, normalize=normalize),
+            lambda: prepare(
+                queries,
+                candidates,
+                query_ids=query_ids,
+                candidate_ids=candidate_ids,
+                text_ids=text_ids,
+                normalize=normalize,
+            ),
             lambda _: Proposal({"objective": "none, but similarity_statistics", "normalize": normalize}, {}),
             group,
         )
         ids_B = None if batch.ids.queries is None else gather(batch.ids.queries, layout.query_counts, group)
-        whole = GlobalBatch(Ids(ids_B, ids_B))
+        ids = Ids(ids_B, ids_B)
+        texts_B = None if batch.texts is None else gather(batch.texts, layout.query_counts, group)
+        whole = GlobalBatch(ids, texts=None if texts_B is None else Texts.of(ids, texts_B, own_positive=True))
         # Sums of: positives, anchors, hardest negatives, anchors that have a negative.
         sums_4 = torch.zeros(4, dtype=torch.float64, device=batch.queries.device)
         sums_4[0] = 2 * own_scores(batch.queries, batch.candidates).double().sum()

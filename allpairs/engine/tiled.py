@@ -62,11 +62,16 @@ class TiledCall(NamedTuple):
 
 
 def loss(
-    objective: AnchorObjective[Any], batch: LocalBatch, layout: RankLayout, tile: TileSizes, tiles: type["PlainTiles"]
+    objective: AnchorObjective[Any],
+    batch: LocalBatch,
+    layout: RankLayout,
+    whole: GlobalBatch,
+    *,
+    tile: TileSizes,
+    tiles: type["PlainTiles"],
 ) -> Tensor:
     """Return this rank's loss, equal to `dense.loss` in value and gradient."""
     scale, bias = objective.score_scale(), objective.score_bias()
-    whole = GlobalBatch.gathered(objective, batch, layout)
     call = TiledCall(objective, _fixed(scale), _fixed(bias), whole, layout, tile, tiles)
     value: Tensor = _Tiled.apply(batch.queries, batch.candidates, scale, bias, call, batch.inverses)
     return value
@@ -175,7 +180,7 @@ class _Tiled(torch.autograd.Function):
         scale, bias, call, inverses = given
         objective, whole, layout = call.objective, call.whole, call.layout
         with as_given(queries_bD):
-            own_rows = LocalBatch(queries_bD, candidates_bD, whole.ids, None, inverses).rows()
+            own_rows = LocalBatch(queries_bD, candidates_bD, whole.ids, None, inverses=inverses).rows()
             of_all = own_rows[1]
             if layout.world_size > 1:
                 of_all = Rows(gather(of_all[:], layout.candidate_counts, layout.group))

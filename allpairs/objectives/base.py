@@ -21,6 +21,7 @@ from allpairs.engine.batch import (
     check_embeddings,
     check_tensor,
     match_ids,
+    match_integers,
     match_margins,
     prepare,
 )
@@ -51,6 +52,7 @@ class PairObjective(AnchorObjective[StatisticT]):
         *,
         query_ids: Tensor | None = None,
         candidate_ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
         margins: Tensor | None = None,
         group: "dist.ProcessGroup | None" = None,
         backend: str = "auto",
@@ -72,6 +74,10 @@ class PairObjective(AnchorObjective[StatisticT]):
             candidates: [bc, D].
             query_ids: [bq] integers. Given alone it stands for `candidate_ids` too.
             candidate_ids: [bc], the same ids from the other side.
+            text_ids: [bc] integers, equal for candidates that say the same: the hash of a caption, say. A candidate
+                whose text is that of one of the query's positives is no negative of it, whatever the ids; nor is it a
+                positive unless by its id. With one positive per anchor a pair is so masked where either of two ids is
+                equal. Without them equal texts of different ids are negatives.
             margins: [b], one margin per pair in place of the objective's (U-Eq. 26). No gradient flows to them.
             group: the process group whose ranks share the batch. Every rank calls with its own rows (any number, 0
                 too), all items of all ranks are compared, and the gradient after DistributedDataParallel's averaging
@@ -90,7 +96,7 @@ class PairObjective(AnchorObjective[StatisticT]):
             UserError: arguments that are not a batch, or not those of this objective. With a group, on every rank:
                 what any of them refuses, and what they disagree about (objective, arguments, learned scale, backend).
         """
-        given = {"query_ids": query_ids, "candidate_ids": candidate_ids, "margins": margins}
+        given = {"query_ids": query_ids, "candidate_ids": candidate_ids, "text_ids": text_ids, "margins": margins}
         if torch.compiler.is_compiling():
             return _outside_graphs(self, queries, candidates, **given, group=group, backend=backend, tile=tile)
         return self._loss(queries, candidates, **given, group=group, backend=backend, tile=tile)
@@ -102,6 +108,7 @@ class PairObjective(AnchorObjective[StatisticT]):
         *,
         query_ids: Tensor | None,
         candidate_ids: Tensor | None,
+        text_ids: Tensor | None,
         margins: Tensor | None,
         group: "dist.ProcessGroup | None",
         backend: str,
@@ -124,6 +131,7 @@ class PairObjective(AnchorObjective[StatisticT]):
                 candidates,
                 query_ids=query_ids,
                 candidate_ids=candidate_ids,
+                text_ids=text_ids,
                 margins=margins,
                 normalize=self.normalize,
                 own_positive=self.own_positive,
@@ -141,6 +149,7 @@ class PairObjective(AnchorObjective[StatisticT]):
         *,
         query_ids: Tensor | None = None,
         candidate_ids: Tensor | None = None,
+        text_ids: Tensor | None = None,
         margins: Tensor | None = None,
         direction: Direction = "both",
     ) -> Tensor:
@@ -157,6 +166,7 @@ class PairObjective(AnchorObjective[StatisticT]):
                 candidates,
                 query_ids=query_ids,
                 candidate_ids=candidate_ids,
+                text_ids=text_ids,
                 margins=margins,
                 normalize=self.normalize,
                 own_positive=self.own_positive,
@@ -166,7 +176,15 @@ class PairObjective(AnchorObjective[StatisticT]):
                     raise UserError(f"{name}: at least one row is needed, none was given")
             scores = self.scored(batch.queries @ batch.candidates.T)
             positive = self.scored(own_scores(batch.queries, batch.candidates)) if self.own_positive else None
-            whole = GlobalBatch.of(self, batch.ids, positive, batch.margins, scores.shape, device=scores.device)
+            whole = GlobalBatch.of(
+                self,
+                batch.ids,
+                positive=positive,
+                margins=batch.margins,
+                texts=batch.texts,
+                counts=scores.shape,
+                device=scores.device,
+            )
             return self.score_scale() * dense.weights_of_scores(self, scores, whole).of(direction)
 
     def _check_margins(self, margins: Tensor | None) -> None:
@@ -209,6 +227,7 @@ def from_scores(
     *,
     query_ids: Tensor | None = None,
     candidate_ids: Tensor | None = None,
+    text_ids: Tensor | None = None,
     margins: Tensor | None = None,
 ) -> Tensor:
     """Return the same loss on a given score matrix [Bq, Bc], for scorers that have no embeddings; differentiable.
@@ -221,7 +240,14 @@ def from_scores(
         UserError: scores that are no matrix, or ids and margins that do not fit.
     """
     with as_given(scores):
-        scaled, whole = _of_scores(objective, scores, query_ids, candidate_ids, margins)
+        scaled, whole = _of_scores(
+            objective,
+            scores,
+            query_ids=query_ids,
+            candidate_ids=candidate_ids,
+            text_ids=text_ids,
+            margins=margins,
+        )
         # Mining compares, and nothing is above or below NaN: without this a broken score could be passed over.
         nothing_or_nan = torch.where(scores.detach().isnan().any(), torch.nan, scaled.new_zeros(()))
         return dense.loss_of_scores(objective, scaled, whole) + nothing_or_nan
@@ -234,6 +260,7 @@ def weights_from_scores(
     *,
     query_ids: Tensor | None = None,
     candidate_ids: Tensor | None = None,
+    text_ids: Tensor | None = None,
     margins: Tensor | None = None,
     direction: Direction = "both",
 ) -> Tensor:
@@ -243,7 +270,14 @@ def weights_from_scores(
     """
     choice("direction", direction, get_args(Direction))
     with as_given(scores):
-        scaled, whole = _of_scores(objective, scores, query_ids, candidate_ids, margins)
+        scaled, whole = _of_scores(
+            objective,
+            scores,
+            query_ids=query_ids,
+            candidate_ids=candidate_ids,
+            text_ids=text_ids,
+            margins=margins,
+        )
         return objective.score_scale() * dense.weights_of_scores(objective, scaled, whole).of(direction)
 
 
@@ -254,12 +288,15 @@ def shares_from_scores(
     *,
     query_ids: Tensor | None = None,
     candidate_ids: Tensor | None = None,
+    text_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return p_ij of the queries as anchors [Bq, Bc] and of the candidates [Bc, Bq], of the family "softmax".
 
     Arguments and errors as of `from_scores`. An anchor's shares add up to 1 with that of its positive.
     """
-    scaled, whole = _of_scores(objective, scores, query_ids, candidate_ids, None)
+    scaled, whole = _of_scores(
+        objective, scores, query_ids=query_ids, candidate_ids=candidate_ids, text_ids=text_ids, margins=None
+    )
     rows, columns = (
         objective.shares(tile, objective.statistic_of_row(tile)) for tile in dense.both_tiles(objective, scaled, whole)
     )
@@ -290,8 +327,10 @@ def _outside_graphs(objective: PairObjective[Any], *embeddings: Tensor, **given:
 def _of_scores(
     objective: PairObjective[Any],
     scores: Tensor,
+    *,
     query_ids: Tensor | None,
     candidate_ids: Tensor | None,
+    text_ids: Tensor | None,
     margins: Tensor | None,
 ) -> tuple[Tensor, GlobalBatch]:
     """Check a score matrix and return it as the objective sees it, with what is known of the batch."""
@@ -305,7 +344,14 @@ def _of_scores(
     counts = scores.shape[0], scores.shape[1]
     ids = match_ids(query_ids, candidate_ids, counts, scores.device, own_positive=objective.own_positive)
     scaled = objective.scored(scores.to(torch.promote_types(scores.dtype, torch.float32)))
+    texts = match_integers("text_ids", text_ids, counts[1], scores.device)
     positive = scaled.detach().diagonal() if objective.own_positive else None
     return scaled, GlobalBatch.of(
-        objective, ids, positive, match_margins(margins, scores), counts, device=scores.device
+        objective,
+        ids,
+        positive=positive,
+        margins=match_margins(margins, scores),
+        texts=texts,
+        counts=counts,
+        device=scores.device,
     )

@@ -64,6 +64,9 @@ class Data(Section):
     captions_per_image: int = Field(1, ge=1, le=64)
     """Captions of each image in a training batch, distinct where it has as many. More than one needs an objective over
     sets: circle, binomial_deviance, lifted, multi_similarity, siglip or smooth_ap."""
+    equal_captions: Literal["negatives", "masked"] = "negatives"
+    """In training, a caption of another image that says what the image's own says (but for white space and Unicode's
+    spelling): a negative, as published results have it, or neither negative nor positive. Evaluation goes by images."""
     max_caption_tokens: int = Field(32, ge=4, le=512)
     """Longer captions are cut; at most the positions of a transformers text model."""
     vocabulary_min_count: int = Field(1, ge=1)

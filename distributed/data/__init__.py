@@ -5,7 +5,7 @@ with `open_dataset`, `TrainReader` and `evaluation_batches`.
 
 - `manifest`, `index`, `shards`: what a data set folder holds, where each member of each sample lies, walking a tar.
 - `documents`: JSON from others, read as the shape it should have.
-- `pictures`: the same picture twice, and captions without a word.
+- `pictures`: the same picture twice, and captions without a word; `texts`: the same caption under several images.
 - `dataset`: a folder open for reading; `verify`: its shards compared with their hashes.
 - `draws`, `order`: seeded draws, and the global order of an epoch.
 - `images`: decoding and augmentation.

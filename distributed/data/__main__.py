@@ -92,6 +92,8 @@ def _print_description(description: dict[str, Any]) -> None:
     table = Table(title=Text(visible(title)), title_justify="left", show_header=False)
     table.add_row("samples", f"{description['samples']:,}")
     table.add_row("captions", f"{description['captions']:,} ({description['captions_per_sample']:.2f} per sample)")
+    shared = description["shared_captions"]
+    table.add_row("equal captions", f"{shared['texts']:,} texts, each of several images: {shared['images']:,} in all")
     table.add_row("shards", f"{description['shards']:,} ({description['bytes'] / 1e6:,.1f} MB)")
     lengths = ", ".join(f"{name} {value:g}" for name, value in description["words_per_caption"].items())
     table.add_row("words per caption", lengths)

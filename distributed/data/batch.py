@@ -38,6 +38,7 @@ class Batch:
         keys: the ``b`` sample keys, for messages and example tables.
         seen: samples read for this batch, bad ones included.
         bad: how many of them were dropped, by cause.
+        text_ids: ``[C]`` int64, equal for captions that say the same; None where such are each other's negatives.
         margins: ``[b]`` float32, one per pair where training takes margins from somewhere; None elsewhere.
     """
 
@@ -49,6 +50,7 @@ class Batch:
     keys: list[str]
     seen: int
     bad: dict[str, int]
+    text_ids: torch.Tensor | None = None
     margins: torch.Tensor | None = None
 
 

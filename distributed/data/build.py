@@ -21,6 +21,7 @@ from distributed.data.draws import Purpose, permutation
 from distributed.data.manifest import SPLIT_ORDER, Kind, Manifest, split_folders
 from distributed.data.pictures import SHOWN, Pictures, Wordless, repeated, shared
 from distributed.data.shards import readable
+from distributed.data.texts import SplitTexts
 from distributed.data.writer import Sample, new_folder, write_split
 
 
@@ -106,11 +107,12 @@ def _oddities(out: Path) -> list[str]:
         except UserError as error:
             lines.append(f"not compared with {folder.name}: {error}")
             continue
-        wordless = Wordless(dataset.manifest.split)
+        wordless, texts = Wordless(dataset.manifest.split), SplitTexts(dataset.manifest.split)
         for key, captions in dataset.captions_by_key():
             wordless.add(key, captions)
+            texts.add(captions)
         parts.append(dataset.pictures(dataset.manifest.split))
-        lines += [line for line in (repeated(parts[-1]), wordless.note()) if line]
+        lines += [line for line in (repeated(parts[-1]), wordless.note(), texts.note(dataset.key)) if line]
     return lines + shared(parts)
 
 

@@ -18,6 +18,7 @@ from distributed.data.index import read_index
 from distributed.data.manifest import INDEX, MANIFEST, Manifest, is_folder, shard_path
 from distributed.data.pictures import Pictures, shared
 from distributed.data.shards import check_name
+from distributed.data.texts import SplitTexts
 
 _OPEN_SHARDS = 64
 
@@ -136,6 +137,13 @@ class Dataset:
             columns = (batch.column(name).to_pylist() for name in ("key", "captions"))
             for key, captions in zip(*columns, strict=True):
                 yield key, captions or []
+
+    def texts(self) -> SplitTexts:
+        """Return the numbers of all captions, image by image; no shard is touched."""
+        texts = SplitTexts(self.manifest.split)
+        for _, captions in self.captions_by_key():
+            texts.add(captions)
+        return texts
 
     def read(self, row: int) -> RawSample:
         """Return one sample.

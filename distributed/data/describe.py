@@ -25,6 +25,7 @@ def describe_folder(folder: Path) -> dict[str, Any]:
         found = _WORD.findall(caption.lower())
         lengths[len(found)] += 1
         words.update(found)
+    shared = dataset.texts().shared()
     return {
         "folder": readable(folder),
         "name": dataset.manifest.name,
@@ -33,6 +34,7 @@ def describe_folder(folder: Path) -> dict[str, Any]:
         "samples": len(dataset),
         "captions": dataset.manifest.captions,
         "captions_per_sample": dataset.manifest.captions / max(1, len(dataset)),
+        "shared_captions": shared._asdict(),
         "shards": len(dataset.manifest.shards),
         "bytes": sum(shard.bytes for shard in dataset.manifest.shards),
         "words_per_caption": _quantiles(lengths),

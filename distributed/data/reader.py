@@ -21,8 +21,11 @@ from distributed.data.draws import Purpose, choose
 from distributed.data.images import Augment, augment_image, cached_side, decode_image, decode_regions
 from distributed.data.order import EpochOrder, Position, batch_sizes, rank_slice
 from distributed.data.prefetch import prefetch
+from distributed.data.texts import text_id
 
 if TYPE_CHECKING:
+    import torch
+
     from allpairs.models.preprocessing import ImagePreprocessing
 
 
@@ -162,7 +165,16 @@ class TrainReader:
                 after = Position(seed, epoch, sample) if sample < order.samples else Position(seed, epoch + 1)
                 batch = collate(self.dataset, picks, load, tokenize=self._tokenize, pool=pool)
                 refuse_too_few(self.dataset, picks, batch)
-                yield TrainBatch(**vars(batch), position=after, global_rows=size)
+                content = vars(batch) | {"text_ids": self._text_ids(batch)}
+                yield TrainBatch(**content, position=after, global_rows=size)
+
+    def _text_ids(self, batch: Batch) -> "torch.Tensor | None":
+        """Return which captions say the same, where that is to be masked."""
+        if self._data.equal_captions == "negatives":
+            return None
+        import torch
+
+        return torch.tensor([text_id(caption) for caption in batch.captions], dtype=torch.int64)
 
 
 class Loader:

@@ -17,6 +17,7 @@ from distributed.data.index import parse_captions
 from distributed.data.manifest import INDEX, MANIFEST, Manifest, Shard, shard_path
 from distributed.data.pictures import NO_PICTURE, SHOWN, Pictures, Wordless, fingerprint, repeated, shared
 from distributed.data.shards import REGION_SUFFIX, ShardSample, Span, TruncatedShardError, readable, walk_shard
+from distributed.data.texts import SplitTexts
 
 # Per shard: the column of the report and what it counts.
 SHARD_PROBLEMS = (*CAUSES, "duplicate keys")
@@ -95,15 +96,16 @@ def validate_folder(folder: Path, *, world: int, max_image_pixels: int) -> Valid
     else:
         files = [(shard_path(shard.file, folder), shard) for shard in manifest.shards]
     split = manifest.split if manifest else readable(folder.resolve().name)
-    looked = _Look(manifest, max_image_pixels, Wordless(split))
+    looked = _Look(manifest, max_image_pixels, Wordless(split), SplitTexts(split))
     shards = [looked.check_shard(file, shard) for file, shard in files]
     samples = sum(shard.samples for shard in shards)
     faults = _check_folder(folder, manifest) + looked.faults()
     if samples < world:
         faults.append(f"{samples} samples cannot feed {world} ranks")
-    pictures = Pictures(split, np.array(looked.prints, dtype=np.uint64), looked.keys.__getitem__)
+    key = looked.keys.__getitem__
+    pictures = Pictures(split, np.array(looked.prints, dtype=np.uint64), key)
     notes = [] if manifest else [f"no {MANIFEST}: contents checked, hashes not"]
-    notes += [line for line in (repeated(pictures), looked.wordless.note()) if line]
+    notes += [line for line in (repeated(pictures), looked.wordless.note(), looked.texts.note(key)) if line]
     if samples % world:
         notes.append(
             f"{samples:,} samples over {world} ranks: {samples % world} ranks read one more per epoch; the reader cuts "
@@ -128,6 +130,7 @@ class _Look:
     manifest: Manifest | None
     max_pixels: int
     wordless: Wordless
+    texts: SplitTexts
     keys: list[str] = field(default_factory=list)
     prints: array = field(default_factory=lambda: array("Q"))
     seen: dict[str, str] = field(default_factory=dict)
@@ -190,6 +193,7 @@ class _Look:
             else:
                 count, first = self.kinds.get(kind, (0, f"{shard}: {sample.key}"))
                 self.kinds[kind] = (count + 1, first)
+        captions: list[str] | None = []
         if sample.text is None:
             yield "missing text"
         else:
@@ -200,6 +204,7 @@ class _Look:
                 yield "empty captions"
             else:
                 self.wordless.add(sample.key, captions)
+        self.texts.add(captions or [])
 
 
 def _read(descriptor: int, span: Span) -> bytes:

@@ -31,7 +31,9 @@ class FusedTiles(PlainTiles):
         super().__init__(call, _aligned(queries_bD), _aligned(candidates_BD))
         from allpairs.engine.fused import instances
 
-        of_queries, of_candidates = call.whole.ids
+        single = call.whole.single_ids
+        assert single is not None, "kernels mask by one id"
+        of_queries, of_candidates = single
         self.by_ids = of_queries is not None and of_candidates is not None
         """Whether any pair may be of one instance, and not the own pairs alone."""
         if of_queries is None or of_candidates is None:

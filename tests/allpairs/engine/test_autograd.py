@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from allpairs.engine import tiled
 from allpairs.engine.batch import prepare
 from allpairs.engine.exchange import RankLayout
+from allpairs.engine.global_batch import GlobalBatch
 from allpairs.engine.tiled import PlainTiles, TileSizes
 from allpairs.errors import UserError
 from allpairs.objectives import from_scores, make
@@ -213,7 +214,9 @@ def in_half(objective: nn.Module, sides: tuple[Tensor, Tensor], incoming: float 
     """Return loss and gradients as plain tiles find them on a GPU: products of half precision, sums in float32."""
     leaves = [side.clone().requires_grad_() for side in sides]
     batch = prepare(*leaves, query_ids=IDS, own_positive=objective.own_positive, keep_half=True)
-    loss = tiled.loss(objective, batch, RankLayout([PAIRS], [PAIRS], 0, None), TileSizes(7, 5), PlainTiles)
+    layout = RankLayout([PAIRS], [PAIRS], 0, None)
+    whole = GlobalBatch.gathered(objective, batch, layout)
+    loss = tiled.loss(objective, batch, layout, whole, tile=TileSizes(7, 5), tiles=PlainTiles)
     return [loss.detach(), *torch.autograd.grad(loss * incoming, leaves)]
 
 

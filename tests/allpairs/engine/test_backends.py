@@ -124,7 +124,9 @@ def test_half_precision_on_a_gpu_is_multiplied_in_half_and_summed_in_float32(
     monkeypatch.setattr(products, "_adds_in_place", lambda device, dtype: in_place)
     chosen: list[type] = []
     original = tiled.loss
-    monkeypatch.setattr(backend.tiled, "loss", lambda *given: chosen.append(given[-1]) or original(*given))
+    monkeypatch.setattr(
+        backend.tiled, "loss", lambda *given, **how: chosen.append(how["tiles"]) or original(*given, **how)
+    )
     monkeypatch.setattr(backend, "FusedTiles", StandsInForFused)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(OnGpu, "products", [])

@@ -28,6 +28,9 @@ def test_same_instance_is_no_negative_and_anchors_without_any_are_left_out():
     # Pairs 0 and 1 are one image. Everyone's hardest is across to pair 2 or back: all at 0°, pair 2 at 60°.
     found = similarity_statistics(circle(0, 0, 60), circle(0, 0, 60), candidate_ids=torch.tensor([3, 3, 4]))
     assert found == pytest.approx((1.0, 0.5))
+    # The same of pairs whose captions say the same.
+    alike = similarity_statistics(circle(0, 0, 60), circle(0, 0, 60), text_ids=torch.tensor([3, 3, 4]))
+    assert alike == found
 
 
 @pytest.mark.parametrize("block", [1, 3, 7, 100])

@@ -21,6 +21,8 @@ from tests.allpairs.objectives import cases
 
 PAIRS = 12
 IDS = torch.tensor([0, 1, 2, 3, 0, 5, 6, 1, 8, 0, 10, 11])
+TEXTS = torch.tensor([7, 1, 2, 7, 4, 5, 2, 1, 8, 9, 7, 11])
+"""Beside the ids: 0 and 4 meet by their id, 0 and 3 by their text."""
 MARGINS = torch.linspace(-0.1, 0.4, PAIRS, dtype=torch.float64)
 OBJECTIVES = {
     cases.label(name, arguments): (name, {k: v for k, v in arguments.items() if k != "margins"}, "margins" in arguments)
@@ -39,7 +41,8 @@ CASES = [
     (objective, reduction, dtype, layout, ids, backend)
     for objective in OBJECTIVES
     for reduction, dtype in [("mean", "float64"), ("sum", "float64"), ("mean", "float32")]
-    for layout, ids, backend in itertools.product(LAYOUTS, ["no_ids", "ids"], BACKENDS)
+    for layout, ids, backend in itertools.product(LAYOUTS, ["no_ids", "ids", "texts", "ids_and_texts"], BACKENDS)
+    if "texts" not in ids or (dtype == "float64" and reduction == "mean" and layout == "ragged")
     if dtype == "float64" or (OBJECTIVES[objective][0] in GENTLE and "weighting" not in OBJECTIVES[objective][1])
     if reduction == "mean" or layout == "ragged"
 ]
@@ -88,13 +91,16 @@ def inputs(objective: str, layout: str, ids: str, world: int, rank: int) -> tupl
     rows = share(layout, world, rank)
     images, texts = batch()
     given = {"margins": MARGINS[rows]} if with_margins else {}
-    if ids == "no_ids":
-        return images[rows], texts[rows], given
+    if ids in ("no_ids", "texts"):
+        return images[rows], texts[rows], given | ({"text_ids": TEXTS[rows]} if ids == "texts" else {})
+    alike = ids == "ids_and_texts"
     if name not in cases.SETS:
+        given |= {"text_ids": TEXTS[rows]} if alike else {}
         return images[rows], texts[rows], {**given, "query_ids": IDS[rows]}
     text_rows = part([2 * count for count in reversed(LAYOUTS[layout][world])], rank)
     texts, text_ids = captions()
-    return images[rows], texts[text_rows], {"query_ids": IDS[rows], "candidate_ids": text_ids[text_rows]}
+    given |= {"text_ids": TEXTS.repeat(2)[text_rows]} if alike else {}
+    return images[rows], texts[text_rows], {**given, "query_ids": IDS[rows], "candidate_ids": text_ids[text_rows]}
 
 
 def steps(world: int, rank: int, group: dist.ProcessGroup | None, chosen: list | None = None) -> dict:
@@ -140,10 +146,10 @@ def statistics(world: int, rank: int, group: dist.ProcessGroup | None) -> dict:
     """Return the similarity statistics of the batch under each layout, with and without ids."""
     images, texts = batch()
     found = {}
-    for layout, ids in itertools.product(LAYOUTS, [None, IDS]):
+    for layout, given in itertools.product(LAYOUTS, [{}, {"query_ids": IDS}, {"query_ids": IDS, "text_ids": TEXTS}]):
         rows = share(layout, world, rank)
-        found[layout, ids is not None] = similarity_statistics(
-            images[rows, :3], texts[rows], query_ids=None if ids is None else ids[rows], group=group, block=4
+        found[layout, tuple(given)] = similarity_statistics(
+            images[rows, :3], texts[rows], **{name: ids[rows] for name, ids in given.items()}, group=group, block=4
         )
     return found
 
@@ -170,6 +176,7 @@ def disagreements(rank: int, group: dist.ProcessGroup) -> dict:
         "precision": lambda: make("vlc")(*[x.double() if zero else x] * 2, group=group),
         "gradient": lambda: make("vlc")(x.clone().requires_grad_(zero), x, group=group),
         "margins": called("unified", margins=(torch.zeros(4), None)),
+        "texts": called(text_ids=(torch.arange(4), None)),
         "nothing": lambda: make("vlc")(x[:0], x[:0], group=group),
         "objective": lambda: make("vlc" if zero else "circle")(x, x, group=group),
         "warm-up": lambda: make("triplet" if zero else "triplet_hn")(x, x, group=group),
@@ -185,6 +192,7 @@ def disagreements(rank: int, group: dist.ProcessGroup) -> dict:
         "learned": lambda: drifted(x, x, group=group),
         "shape": lambda: make("vlc")(x[0] if zero else x, x, group=group),
         "id shape": called(query_ids=(torch.arange(3), torch.arange(4))),
+        "text shape": called(text_ids=(torch.arange(3), torch.arange(4))),
         "id type": called(query_ids=(torch.full((4,), torch.nan), torch.arange(4))),
         "tile": called(tile=(0, 5)),
         "spelling": called(backend=("tilde", "tiled")),

@@ -225,10 +225,13 @@ def loss(
     query_ids: list[int] | None = None,
     candidate_ids: list[int] | None = None,
     margins: list[float] | None = None,
+    text_ids: list[int] | None = None,
     reduction: str = "mean",
     **arguments: object,
 ) -> Tensor:
-    queries, candidates = rows(S, query_ids, candidate_ids, margins)
+    queries, candidates = rows(
+        S, query_ids, candidate_ids, margins, text_ids=text_ids, by_ids=TABLE[name].positives_by_ids
+    )
     result = S.new_zeros(())
     for anchors in (queries, candidates):
         part = total(anchor_losses(name, anchors, **arguments), result)
@@ -243,12 +246,15 @@ def directed_weights(
     query_ids: list[int] | None = None,
     candidate_ids: list[int] | None = None,
     margins: list[float] | None = None,
+    text_ids: list[int] | None = None,
     reduction: str = "mean",
     **arguments: object,
 ) -> tuple[Tensor, Tensor]:
     """∂L/∂S [B, B'] (W itself of `goal`): what the queries ask for as anchors, and what the candidates do."""
     S = S.detach().requires_grad_()
-    queries, candidates = rows(S, query_ids, candidate_ids, margins)
+    queries, candidates = rows(
+        S, query_ids, candidate_ids, margins, text_ids=text_ids, by_ids=TABLE[name].positives_by_ids
+    )
     if TABLE[name].formula is None:
         asked = goal_weights(queries, **arguments), goal_weights(candidates, **arguments).T
     else:

@@ -48,8 +48,15 @@ def rows(
     query_ids: list[int] | None = None,
     candidate_ids: list[int] | None = None,
     margins: list[float] | None = None,
+    *,
+    text_ids: list[int] | None = None,
+    by_ids: bool = False,
 ) -> tuple[list[Row], list[Row]]:
-    """Anchors of both directions. Without ids row i matches row i; ids of one side then stand for the other's too."""
+    """Anchors of both directions. Without ids row i matches row i; ids of one side then stand for the other's too.
+
+    What a candidate says (`text_ids`) takes it from the negatives of the queries whose positives say it: the own pair,
+    or with `by_ids` all of the query's id.
+    """
     n_queries, n_candidates = len(S), len(S[0])
     if query_ids is None and candidate_ids is None:
         query_ids, candidate_ids = list(range(n_queries)), list(range(n_candidates))
@@ -59,15 +66,29 @@ def rows(
     assert candidate_ids is not None
     own_scores = [S[k, k] for k in range(n_queries)] if n_queries == n_candidates else []
 
-    def row(i: int, s: list[Tensor], mine: int, others: list[int]) -> Row:
-        same = [j for j in range(len(others)) if others[j] == mine]
-        different = [j for j in range(len(others)) if others[j] != mine]
-        return Row(s, i, same, different, own_scores, None if margins is None else margins[i])
+    def negative(i: int, j: int) -> bool:
+        """Whether query i and candidate j are negatives of each other."""
+        if query_ids[i] == candidate_ids[j]:
+            return False
+        positives = [k for k in range(n_candidates) if candidate_ids[k] == query_ids[i]] if by_ids else [i]
+        return text_ids is None or all(text_ids[k] != text_ids[j] for k in positives)
 
-    return (
-        [row(i, [S[i, j] for j in range(n_candidates)], query_ids[i], candidate_ids) for i in range(n_queries)],
-        [row(j, [S[i, j] for i in range(n_queries)], candidate_ids[j], query_ids) for j in range(n_candidates)],
-    )
+    def margin(i: int) -> float | None:
+        return None if margins is None else margins[i]
+
+    def of_query(i: int) -> Row:
+        others = range(n_candidates)
+        positives = [j for j in others if query_ids[i] == candidate_ids[j]]
+        negatives = [j for j in others if negative(i, j)]
+        return Row([S[i, j] for j in others], i, positives, negatives, own_scores, margin(i))
+
+    def of_candidate(j: int) -> Row:
+        others = range(n_queries)
+        positives = [i for i in others if query_ids[i] == candidate_ids[j]]
+        negatives = [i for i in others if negative(i, j)]
+        return Row([S[i, j] for i in others], j, positives, negatives, own_scores, margin(j))
+
+    return [of_query(i) for i in range(n_queries)], [of_candidate(j) for j in range(n_candidates)]
 
 
 # --- scalars ---------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ class Batch:
     candidates: int
     query_ids: tuple[int, ...] | None = None
     candidate_ids: tuple[int, ...] | None = None
+    text_ids: tuple[int, ...] | None = None
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """Candidates near a query of their id, where there is one."""
@@ -36,13 +37,17 @@ class Batch:
         return queries.requires_grad_(), candidates.requires_grad_()
 
     def ids(self) -> dict[str, Tensor]:
-        ids = {"query_ids": self.query_ids, "candidate_ids": self.candidate_ids}
-        return {side: torch.tensor(value) for side, value in ids.items() if value is not None}
+        return {name: torch.tensor(value) for name, value in self.given().items() if value is not None}
+
+    def given(self) -> dict[str, tuple[int, ...] | None]:
+        return {"query_ids": self.query_ids, "candidate_ids": self.candidate_ids, "text_ids": self.text_ids}
 
 
 PAIRS = {
     "no_ids": Batch(7, 7),
     "ids": Batch(7, 7, query_ids=(0, 1, 0, 2, 3, 1, 0)),
+    # 0 and 2 by id, 2 and 4 by text, 0 and 4 by neither: no single id says this.
+    "ids_and_texts": Batch(7, 7, query_ids=(0, 1, 0, 2, 3, 1, 5), text_ids=(7, -8, 2**62, 7, 2**62, 9, 5)),
     "two_instances": Batch(7, 7, candidate_ids=(5, 5, 5, 6, 5, 5, 5)),
 }
 SETS = {
@@ -50,6 +55,9 @@ SETS = {
     "one_instance": Batch(7, 7, candidate_ids=(5,) * 7),  # refused by who needs negatives
     "five_captions": Batch(
         4, 20, (10, 11, 12, 13), (11, 10, 13, 12, 10, 13, 12, 11, 12, 13, 10, 11, 13, 12, 11, 10, 11, 13, 10, 12)
+    ),
+    "shared_captions": Batch(
+        4, 9, (10, 11, 12, 13), (11, 10, 13, 12, 10, 13, 12, 11, 14), text_ids=(1, 2, 3, 2, 4, 1, 5, 6, 4)
     ),
     "unmatched": Batch(5, 8, (1, 2, 3, 2, 4), (2, 2, 9, 1, 4, 9, 4, 2)),  # no positive for 3 and for both 9
 }
@@ -101,8 +109,7 @@ def expected_of(case: int, layout: str, reduction: str, with_margins: bool = Fal
     batch = SETS[layout]
     embeddings, S = reference_embeddings(layout)
     given = {
-        "query_ids": batch.query_ids,
-        "candidate_ids": batch.candidate_ids,
+        **batch.given(),
         "margins": MARGINS if with_margins else None,
         "reduction": reduction,
         **arguments,
@@ -150,7 +157,7 @@ def test_from_scores(name, arguments, layout):
     batch = SETS[layout]
     S = torch.empty(batch.queries, batch.candidates, dtype=torch.float64)
     S.uniform_(-1.3, 1.3, generator=torch.Generator().manual_seed(0)).requires_grad_()  # scorers know no unit length
-    given = {"query_ids": batch.query_ids, "candidate_ids": batch.candidate_ids}
+    given = batch.given()
     actual = from_scores(make(name, **arguments), S, **batch.ids())
     close(actual, cases.loss(name, S.detach(), **given, **arguments))
     close(torch.autograd.grad(actual, S)[0], cases.pair_weights(name, S, **given, **arguments))
@@ -212,9 +219,7 @@ def test_learned_scale(layout, call):
     S = reference.scores(*map(reference.unit, embeddings))
     batch = PAIRS[layout]
     # log_scale holds one number, in a vector; .sum() takes it out
-    expected = cases.loss(
-        "vlc", S, query_ids=batch.query_ids, candidate_ids=batch.candidate_ids, scale=log_scale.exp().sum()
-    )
+    expected = cases.loss("vlc", S, **batch.given(), scale=log_scale.exp().sum())
     close(actual, expected)
     theirs = torch.autograd.grad(expected, (*embeddings, log_scale), allow_unused=True)
     for one, other in zip(torch.autograd.grad(actual, inputs), theirs, strict=True):
@@ -229,7 +234,7 @@ def test_learned_scale_on_scores(layout):
     S = reference_embeddings(layout)[1].detach().requires_grad_()
     actual = from_scores(objective, S, **batch.ids())
     log_scale = objective.log_scale.detach().clone().requires_grad_()
-    given = {"query_ids": batch.query_ids, "candidate_ids": batch.candidate_ids, "scale": log_scale.exp().sum()}
+    given = {**batch.given(), "scale": log_scale.exp().sum()}
     expected = cases.loss("vlc", S, **given)
     close(actual, expected)
     theirs = torch.autograd.grad(expected, (S, log_scale), allow_unused=True, retain_graph=True)
@@ -290,7 +295,7 @@ def test_bounds_are_strict_and_ties_go_to_the_lowest_index(name, arguments, ids,
         candidates = (torch.randint(-1, 2, (7, 3), generator=generator).double() / 4).requires_grad_()
         actual = make(name, **arguments, normalize=False)(queries, candidates, **PAIRS[ids].ids(), **call)
         S = reference.scores(queries, candidates)
-        given = {"query_ids": PAIRS[ids].query_ids, "candidate_ids": PAIRS[ids].candidate_ids, **arguments}
+        given = {**PAIRS[ids].given(), **arguments}
         close(actual, cases.loss(name, S.detach(), **given))
         expected = torch.autograd.grad(S, (queries, candidates), cases.pair_weights(name, S, **given))
         for one, other in zip(torch.autograd.grad(actual, (queries, candidates)), expected, strict=True):

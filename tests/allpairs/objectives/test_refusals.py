@@ -99,6 +99,8 @@ OF_IDS = [
     ({"query_ids": IDS[:3]}, "query_ids: one integer per row, [4], is accepted, not int64 [3]"),
     ({"query_ids": IDS[:, None]}, "query_ids: one integer per row, [4], is accepted, not int64 [4, 1]"),
     ({"query_ids": IDS > 1}, "query_ids: one integer per row, [4], is accepted, not bool [4]"),
+    ({"text_ids": NAMES}, "text_ids: a tensor of one integer per row, [4], is accepted, not list; number the names"),
+    ({"text_ids": IDS[:3]}, "text_ids: one integer per row, [4], is accepted, not int64 [3]"),
 ]
 OF_MARGINS = [
     (

@@ -10,6 +10,8 @@ import torch.multiprocessing
 from torch import Tensor
 
 from allpairs.engine import chunks, global_value
+from allpairs.engine.fused.tiles import FusedTiles
+from allpairs.errors import UserError
 from allpairs.objectives import make, names
 from tests.allpairs.objectives import cases
 
@@ -63,6 +65,34 @@ def test_value_and_gradient_are_those_of_the_dense_backend(kind, with_ids, pairs
         tolerance = TOLERANCE[dtype] * (1 if place < 3 else 2)
         # An absolute floor for what is 0 in exact arithmetic.
         assert (one.float() - other).norm() <= tolerance * other.norm() + 1e-6
+
+
+@pytest.mark.parametrize("ids", ["none", "within", "across"])
+@pytest.mark.parametrize("kind", [kind for kind, (name, _) in KINDS.items() if name not in cases.SETS])
+def test_equal_texts_are_no_negatives_of_the_kernels_either(kind, ids, monkeypatch):
+    queries, candidates, texts = embeddings(40, torch.float32)
+    order = torch.arange(40)
+    first = (texts[:, None] == texts).int().argmax(dim=1)  # the first pair of the same text
+    candidates = candidates[first]
+    # None, those that meet only within a text, and those that no single id can join with the texts.
+    given = {"none": None, "within": torch.where(order % 3 == 0, first, 40 + order), "across": order // 2}[ids]
+    fused = []
+    original = FusedTiles.statistics
+    monkeypatch.setattr(FusedTiles, "statistics", lambda *given: fused.append(1) or original(*given))
+    sides = queries.to(DEVICE), candidates.to(DEVICE)
+    call = {"text_ids": texts.to(DEVICE)}
+    given = None if given is None else given.to(DEVICE)
+    expected = step(kind, sides, given, backend="dense", **call)
+    for one, other in zip(step(kind, sides, given, backend="triton", tile=23, **call), expected, strict=True):
+        assert (one - other).norm() <= 2e-6 * other.norm() + 1e-6
+    assert bool(fused) == (ids != "across"), "what no single id can say is computed in plain tiles"
+    assert (step(kind, sides, given, backend="dense")[0] - expected[0]).abs() > 1e-3, "texts do mask something"
+
+
+def test_kernels_of_sets_refuse_equal_texts():
+    sides = [side.to(DEVICE) for side in embeddings(4, torch.float32)[:2]]
+    with pytest.raises(UserError, match="backend='triton': SigLIP's kernel takes no text_ids; accepted with them: au"):
+        make("siglip")(*sides, text_ids=torch.arange(4), backend="triton")
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
