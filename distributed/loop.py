@@ -22,7 +22,7 @@ import torch
 from allpairs.errors import UserError
 from allpairs.files import read_json
 from allpairs.models import build, load, load_tokens, recompute_activations
-from allpairs.objectives import PairObjective, make
+from allpairs.objectives import PairObjective, arguments, make
 from distributed.average import Average
 from distributed.cached import chunks_of
 from distributed.checkpoints import (
@@ -122,7 +122,8 @@ class Training:
             recompute_activations(encoder)
         step = TrainStep(encoder, objective, self.world.group, config.train.precision)
         if config.train.triplet_warmup_epochs:
-            step.warmup = make("triplet", **config.objective.arguments())
+            own = config.objective.arguments()
+            step.warmup = make("triplet", **{key: own[key] for key in arguments("triplet") if own.get(key) is not None})
         return step
 
     def open_split(self, split: str) -> Dataset:

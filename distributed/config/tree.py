@@ -13,6 +13,9 @@ from allpairs.models import CnnSpec, DualSpec, GruSpec, ModelSpec
 from distributed.config.objective import check_objective, objectives_over_sets
 from retrieval_eval.evaluate import Engine
 
+OF_THE_HARDEST = ("triplet_hn", "nt_xent_hn", "goal")
+"""Objectives that see one negative of an anchor, the hardest, and may collapse from scratch."""
+
 
 class Section(BaseModel):
     """A group of knobs: unknown keys are refused, values never change after loading."""
@@ -200,8 +203,8 @@ class Train(Section):
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Evaluate and save a moving average of the weights with this decay per step, e.g. 0.999; null: the weights."""
     triplet_warmup_epochs: int = Field(0, ge=0)
-    """Epochs of `triplet`, all negatives at the same margin, before `triplet_hn`, which may collapse from scratch; VSE∞
-    takes 1."""
+    """Epochs of `triplet`, all negatives at the same margin, before `triplet_hn`, `nt_xent_hn` or `goal`, which see the
+    hardest alone and may collapse from scratch; VSE∞ takes 1."""
     stop_after_epochs: float | None = Field(None, gt=0)
     """Stop early, with a checkpoint, after this many epochs (1.5: in the middle of the second); `--resume` goes on."""
 
@@ -309,10 +312,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _warm_up_fits_the_objective(self) -> Self:
         epochs = self.train.triplet_warmup_epochs
-        if epochs and self.objective.name != "triplet_hn":
+        if epochs and self.objective.name not in OF_THE_HARDEST:
             raise ValueError(
                 f"train.triplet_warmup_epochs={epochs}: {self.objective.name} needs no such warm-up; accepted is 0, or "
-                "objective.name=triplet_hn"
+                f"an objective of the hardest negative: {', '.join(OF_THE_HARDEST)}"
             )
         return self
 

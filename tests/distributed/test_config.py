@@ -129,7 +129,7 @@ def test_the_dump_reads_back_to_the_same_tree(file, tmp_path):
         ("data.captions_per_image=5", "data.captions_per_image=5: unified matches one caption with one image"),
         (
             "train.triplet_warmup_epochs=1",
-            "train.triplet_warmup_epochs=1: unified needs no such warm-up; accepted is 0",
+            "train.triplet_warmup_epochs=1: unified needs no such warm-up; accepted is 0, or an objective of the",
         ),
         ("train.epochs=0", "train.epochs=0 is not accepted: input should be greater than or equal to 1"),
         ("train.epochs=many", "train.epochs='many' is not accepted: input should be a valid integer"),

@@ -121,8 +121,8 @@ def test_every_encoder_trains_resumes_and_loads_alone(name, config_of, hub, tmp_
     assert loaded.encode_texts(*words.encode(["a red square"])).shape == (1, loaded.dim)
 
 
-def test_whole_models_and_towers_train_alike_at_any_world(config_of):
-    """Neither has batch statistics, and without dropout the masks of a rank are none."""
+def test_whole_models_towers_and_vsrn_train_alike_at_any_world(config_of):
+    """None has batch statistics here, and without dropout the masks of a rank are none."""
     plain = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     towers = {
         "dim": 16,
@@ -131,15 +131,17 @@ def test_whole_models_and_towers_train_alike_at_any_world(config_of):
     }
 
     def prepared(name, model, **sections):
-        config = config_of("clip", name, train={"epochs": 2, "log_every": 1} | sections)
+        config = config_of(name, f"{name}-{len(runs)}", train={"epochs": 2, "log_every": 1} | sections)
         tree = config.model_dump(mode="json") | {"model": model}
-        return set_up(type(config).model_validate(tree), resume=False).config
+        runs.append(set_up(type(config).model_validate(tree), resume=False).config)
+        return runs[-1]
 
-    zero = {"strategy": "deepspeed", "zero_stage": 2}
-    alone = [prepared("clip1", MODELS["clip"]), prepared("towers1", towers)]
+    runs, zero = [], {"strategy": "deepspeed", "zero_stage": 2}
+    kinds = {"clip": MODELS["clip"], "towers": towers, "vsrn": MODELS["vsrn"]}
+    alone = [prepared(name, model) for name, model in kinds.items()]
     torchrun(1, *alone)
-    both = [prepared("clip2", MODELS["clip"]), prepared("towers2", towers)]
-    zeros = [prepared("clip0", MODELS["clip"], **zero), prepared("towers0", towers, **zero)]
+    both = [prepared(name, model) for name, model in kinds.items()]
+    zeros = [prepared(name, model, **zero) for name, model in kinds.items()]
     torchrun(2, *both, *zeros)
     for one, *others in zip(alone, both, zeros, strict=True):
         losses = list(rows(RunDirectory(one.parent), "train/loss").values())
@@ -184,7 +186,7 @@ def test_what_cannot_recompute_says_so(config_of):
         Training(config, World.join(torch.device("cpu")), lambda _: None)
 
 
-@pytest.mark.parametrize("name", ["clip", "vse_infinity", "vsrn"])
+@pytest.mark.parametrize("name", ["clip", "towers", "vse_infinity", "vsrn"])
 def test_recall_rises_far_above_chance(name, config_of):
     _, summary, _ = train(config_of(name, train={"epochs": 14}))
     assert summary["val/best_rsum"] > 3 * 2 * 100 * (1 + 5 + 10) / 25  # three times chance: k of 25, both directions

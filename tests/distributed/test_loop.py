@@ -84,10 +84,10 @@ def test_every_kind_of_objective_trains(objective, tiny_config):
 
 
 def test_hard_negatives_warm_up_on_all_negatives(tiny_config):
-    def losses(name, epochs, warmup, **sections):
-        objective = {"name": name, "margin": 0.3}
+    def losses(name, epochs, warmup, **arguments):
+        objective = {"name": name, "margin": 0.3, **arguments}
         train_section = {"epochs": 3, "stop_after_epochs": epochs, "triplet_warmup_epochs": warmup, "log_every": 1}
-        run, _, _ = train(tiny_config(f"{name}{epochs}{warmup}", train=train_section, objective=objective, **sections))
+        run, _, _ = train(tiny_config(f"{name}{epochs}{warmup}", train=train_section, objective=objective))
         return list(rows(run, "train/loss").values())
 
     warmed, hinges, hardest = losses("triplet_hn", 2, 1), losses("triplet", 1, 0), losses("triplet_hn", 1, 0)
@@ -96,6 +96,7 @@ def test_hard_negatives_warm_up_on_all_negatives(tiny_config):
     # Of the second epoch, each loss is one hinge per anchor: no more than margin + 2 in each direction.
     assert all(loss < 2 * 2.3 for loss in warmed[len(hinges) :])
     assert max(hinges) > 2 * 2.3
+    assert losses("goal", 1, 1, pair="sig") == hinges
 
 
 def test_a_run_learns_and_leaves_everything(tiny_config):
