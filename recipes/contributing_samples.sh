@@ -14,5 +14,5 @@ train "$@" run.name=triplet_hn_1 objective.name=triplet_hn objective.margin=0.2 
 for run in unified nt_xent smooth_ap triplet triplet_hn_5 triplet_hn_1; do
     python -m distributed.embed --run "runs/$run" --split train --out "analysis/embeddings/$run" --overwrite
 done
-python -m allpairs.analysis counts --embeddings analysis/embeddings/* --out analysis
+python -m allpairs.analysis counts --embeddings analysis/embeddings/* --out analysis --overwrite
 python -m allpairs.analysis table analysis/counts.json

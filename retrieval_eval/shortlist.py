@@ -1,5 +1,6 @@
 """Top-K shortlists by FAISS, on one GPU or several where build and cards allow it, by torch where FAISS is missing."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,23 +25,32 @@ class Shortlist:
     backend: Backend
 
 
-def shortlist(queries: Matrix, gallery: Matrix, k: int, *, cosine: bool = False) -> Shortlist:
+def shortlist(
+    queries: Matrix,
+    gallery: Matrix,
+    k: int,
+    *,
+    cosine: bool = False,
+    done: Callable[[int], None] = lambda queries: None,
+) -> Shortlist:
     """Return the best k (at most all) of gallery [M, D] for each query [N, D]; UserError for unfit input.
 
     Best by inner product, with `cosine` by that of normalised copies. On several GPUs each holds one part of the
-    gallery. More than 2,048 per query are searched for on the CPU.
+    gallery. More than 2,048 per query are searched for on the CPU. FAISS tells `done` how many queries are answered.
     """
     Q, G = pair_to_rank(queries, gallery, cosine=cosine)
     k = min(k, len(G))
     if backend() == "torch":
         return Shortlist(*_by_torch(Q, G, k), "torch")
     if backend() == "faiss-cpu" and G.device.type == "cpu" and G.dtype == torch.float32 and G.is_contiguous():
-        return Shortlist(*_in_place(Q, G.numpy(), k), "faiss-cpu")
+        return Shortlist(*_in_place(Q, G.numpy(), k, done), "faiss-cpu")
     index, where = build(G, FLAT, k)
-    return Shortlist(*search(index, Q, k), where)
+    return Shortlist(*search(index, Q, k, done), where)
 
 
-def _in_place(queries: torch.Tensor, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _in_place(
+    queries: torch.Tensor, gallery: np.ndarray, k: int, done: Callable[[int], None]
+) -> tuple[np.ndarray, np.ndarray]:
     # What a flat index does with its copy of the gallery, without the copy.
     import faiss
 
@@ -48,6 +58,7 @@ def _in_place(queries: torch.Tensor, gallery: np.ndarray, k: int) -> tuple[np.nd
     for start, block in blocks(queries):
         here = slice(start, start + len(block))
         scores[here], indices[here] = faiss.knn(block, gallery, k, faiss.METRIC_INNER_PRODUCT)
+        done(here.stop)
     return scores, indices
 
 

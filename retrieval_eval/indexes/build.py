@@ -4,7 +4,7 @@ Both sides are fed in blocks: a memory-mapped matrix is never copied whole, exce
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -56,15 +56,19 @@ def build(gallery: torch.Tensor, chosen: IndexParameters, k: int) -> tuple[Any, 
     return index, "faiss-cpu"
 
 
-def search(index: Any, queries: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+def search(
+    index: Any, queries: torch.Tensor, k: int, done: Callable[[int], None] = lambda queries: None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return scores [N, k] and indices [N, k] that a FAISS index finds for `queries` [N, D], best first, fed in blocks.
 
-    An index that finds no more than some leaves -1 in the places behind them.
+    An index that finds no more than some leaves -1 in the places behind them. `done` is told after each block how many
+    queries are answered.
     """
     scores, indices = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
     for start, block in blocks(queries):
         here = slice(start, start + len(block))
         scores[here], indices[here] = index.search(_padded(block, index.d), k)
+        done(here.stop)
     return scores, indices
 
 

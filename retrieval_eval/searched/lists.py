@@ -1,7 +1,7 @@
 """The best K gallery items of each query: from one index, or from gallery slices that Ray actors hold."""
 
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,66 +17,83 @@ from retrieval_eval.shortlist import FLAT, Shortlist, shortlist
 
 ASKED = 1 << 13  # queries that all actors answer before the next ones are asked
 
+Sides = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
+"""Per direction the queries [N, D] and the gallery [M, D]."""
+Done = Callable[[int], None]
+"""Told how many queries of a direction are answered."""
 
-def best(asking: torch.Tensor, answering: torch.Tensor, k: int, *, shards: int | None = None) -> Shortlist:
-    """Return the best `k` (at most all) of `answering` [M, D] for each of `asking` [N, D], by FAISS.
 
-    `shards` cuts the gallery into slices, each in a flat index that a Ray actor holds, on a GPU where the cluster has
-    some that FAISS can use. UserError where FAISS is missing, or there are more slices than items.
+@contextmanager
+def lists(sides: Sides, k: int, *, shards: int | None = None) -> Iterator[Callable[[str, Done], Shortlist]]:
+    """Give a function that returns a direction's best `k` (at most all) gallery items per query, by FAISS.
+
+    `shards` cuts the galleries into slices, each in a flat index that a Ray actor holds, on a GPU where the cluster has
+    some that FAISS can use; an actor holds its slice of one direction's gallery at a time. UserError where FAISS is
+    missing, or a gallery has fewer items than there are slices.
     """
     require_faiss("the engine faiss")
     if shards is None:
-        return shortlist(asking, answering, k)
-    if not isinstance(shards, int) or not 1 <= shards <= len(answering):
-        raise UserError(f"shards={shards!r}: the gallery has {len(answering)} items; accepted: 1 to {len(answering)}")
+        yield lambda direction, done: shortlist(*sides[direction], k, done=done)
+        return
+    least = min(len(answering) for _, answering in sides.values())
+    if not isinstance(shards, int) or not 1 <= shards <= least:
+        raise UserError(f"shards={shards!r}: the smaller gallery has {least} items; accepted: 1 to {least}")
     import ray
 
-    k = min(k, len(answering))
-    edges = [len(answering) * n // shards for n in range(shards + 1)]
+    order = list(sides)
     with cluster(shards):
         require_cpus(shards, "shards")
         handles: list[Any] = []
         try:
-            gallery = source(answering)
-            for first, last in pairwise(edges):
-                remote = ray.remote(
-                    num_cpus=1, num_gpus=gpu_share(shards), max_restarts=RESTARTS, max_task_retries=RESTARTS
-                )(_Slice)
-                handles.append(remote.remote(gallery, first, last, k, torch.get_num_threads()))
-            where = sorted({result(handle.backend.remote()) for handle in handles})
-            answers = list(_answers(handles, asking, k))
+            galleries = [source(answering) for _, answering in sides.values()]
+            needs: dict[str, Any] = {"num_cpus": 1, "num_gpus": gpu_share(shards)}
+            remote = ray.remote(**needs, max_restarts=RESTARTS, max_task_retries=RESTARTS)(_Slice)
+            for part in range(shards):
+                handles.append(remote.remote(part, shards, k, torch.get_num_threads(), *galleries))
+            yield lambda direction, done: _ask(handles, order.index(direction), sides[direction][0], k, done)
         finally:
             for handle in handles:
                 ray.kill(handle)
-    scores, indices = (np.concatenate(parts) for parts in zip(*answers, strict=True))
-    return Shortlist(scores, indices, where[0])
 
 
 class _Slice:
-    """Holds rows `first` to `last` of the gallery in an index, in a process of its own."""
+    """Holds part number `part` of `parts` of a gallery in an index, in a process of its own."""
 
-    def __init__(self, gallery: Any, first: int, last: int, k: int, threads: int) -> None:
+    def __init__(self, part: int, parts: int, k: int, threads: int, *galleries: Any) -> None:
         require_faiss("the engine faiss").omp_set_num_threads(threads)
-        self.first, self.k = first, min(k, last - first)
-        self.index, self.where = build(as_tensor(opened(gallery))[first:last], FLAT, self.k)
+        self.part, self.parts, self.k = part, parts, k
+        self.galleries = [as_tensor(opened(given)) for given in galleries]
+        self.held: tuple[int, int, Any, Backend] | None = None
 
-    def backend(self) -> Backend:
-        """Return what searches here."""
-        return self.where
+    def search(self, number: int, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray, Backend]:
+        """Return scores and rows of gallery `number`, [N, k] each, and what searched; the first call builds the index.
 
-    def search(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return scores and the gallery's own rows, [N, k] each."""
-        scores, indices = search(self.index, torch.from_numpy(queries), self.k)
-        return scores, indices + self.first
+        An actor that died and was started anew builds it again.
+        """
+        if self.held is None or self.held[0] != number:
+            self.held = None  # its memory is free before the next one is built
+            gallery = self.galleries[number]
+            first, last = (len(gallery) * edge // self.parts for edge in (self.part, self.part + 1))
+            self.held = (number, first, *build(gallery[first:last], FLAT, min(self.k, last - first)))
+        _, first, index, where = self.held
+        scores, indices = search(index, torch.from_numpy(queries), min(self.k, index.ntotal))
+        return scores, indices + first, where
 
 
-def _answers(handles: list[Any], asking: torch.Tensor, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _ask(handles: list[Any], number: int, asking: torch.Tensor, k: int, done: Done) -> Shortlist:
     """Ask all slices, some queries at a time, and merge what they find: equal scores in the gallery's order."""
     import ray
 
+    merged: list[tuple[np.ndarray, np.ndarray]] = []
+    backends: set[Backend] = set()
     for start in range(0, len(asking), ASKED):
         block = ray.put(asking[start : start + ASKED].to("cpu", torch.float32).numpy())
-        found = [result(reference) for reference in [handle.search.remote(block) for handle in handles]]
-        scores, indices = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        found = [result(each) for each in [handle.search.remote(number, block) for handle in handles]]
+        scores, indices = (np.concatenate([each[place] for each in found], axis=1) for place in (0, 1))
+        backends |= {where for *_, where in found}
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        yield np.take_along_axis(scores, order, 1), np.take_along_axis(indices, order, 1)
+        done(min(start + ASKED, len(asking)))
+        merged.append((np.take_along_axis(scores, order, 1), np.take_along_axis(indices, order, 1)))
+    scores, indices = (np.concatenate(parts) for parts in zip(*merged, strict=True))
+    # Where cards differ, the slower kind is named.
+    return Shortlist(scores, indices, min(backends))

@@ -13,7 +13,7 @@ from retrieval_eval.positives import Positives
 from retrieval_eval.report import report_fields
 from retrieval_eval.searched.agreement import sample
 from retrieval_eval.searched.found import Searched
-from retrieval_eval.searched.lists import best
+from retrieval_eval.searched.lists import lists
 from retrieval_eval.searched.placing import level, place, twins_of
 from retrieval_eval.sharded import Problem, count
 from retrieval_eval.ties import LEVELS, Ranks
@@ -40,48 +40,61 @@ def search(
     Q, G = (normalised(queries), normalised(gallery)) if cosine else (queries, gallery)
     forward, *backward = positives
     sides = {forward: (Q, G), **dict.fromkeys(backward, (G, Q))}
-    steps, done = 2 * len(sides), 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, steps)
-
+    rows = {direction: sample(len(asking), len(answering)) for direction, (asking, answering) in sides.items()}
+    told = _Told(progress, sum(len(positives[direction]) + len(rows[direction]) for direction in sides))
     counts: dict[str, Counts] = {}
     known: dict[str, np.ndarray] = {}
     found_by: dict[str, tuple[str, int]] = {}
-    for direction, (asking, answering) in sides.items():
-        found = best(asking, answering, max(DEPTH, *ks) + 1, shards=shards)
-        lists = level(found.indices, found.scores, twins_of(answering))
-        placed = place(asking, answering, positives[direction], *lists)
-        over = f" over {shards} Ray actors" if shards is not None else ""
-        open_ = np.flatnonzero(placed.known < min(max(LEVELS, *ks), len(answering)))
-        counts[direction], known[direction] = placed.counts, placed.known
-        if len(open_):
-            some = _counted(asking, answering, positives[direction], open_, device=device, tile=tile)
-            counts[direction] = _with(placed.counts, some, positives[direction], open_)
-            known[direction][open_] = len(answering)
-        found_by[direction] = f"{found.backend}, flat{over}", len(open_)
-        step()
+    with lists(sides, max(DEPTH, *ks) + 1, shards=shards) as best:
+        for direction, (asking, answering) in sides.items():
+            found = best(direction, told.part(len(asking)))
+            placed = place(
+                asking, answering, positives[direction], *level(found.indices, found.scores, twins_of(answering))
+            )
+            counts[direction], known[direction] = placed.counts, placed.known
+            ties = np.flatnonzero(placed.known < min(max(LEVELS, *ks), len(answering)))
+            if len(ties):
+                some = _counted(asking, answering, positives[direction], ties, device=device, tile=tile)
+                counts[direction] = _with(placed.counts, some, positives[direction], ties)
+                known[direction][ties] = len(answering)
+            over = f" over {shards} Ray actors" if shards is not None else ""
+            found_by[direction] = f"{found.backend}, flat{over}", len(ties)
     fields = report_fields(counts, dict(positives), ks, whole=False)
     searched = {}
     for direction, (asking, answering) in sides.items():
-        rows = sample(len(asking), len(answering))
-        own = positives[direction].take(rows)
-        exact = _counted(asking, answering, positives[direction], rows, device=device, tile=tile)
+        some_rows = rows[direction]
+        part = told.part(len(some_rows))
+        exact = _counted(asking, answering, positives[direction], some_rows, device=device, tile=tile, done=part)
+        own = positives[direction].take(some_rows)
         counted = report_fields({direction: exact}, {direction: own}, ks, whole=False)
-        by, ties = found_by[direction]
         searched[direction] = Searched(
-            by,
+            found_by[direction][0],
             min(max(DEPTH, *ks), int(known[direction].min())),
-            ties,
-            rows,
+            found_by[direction][1],
+            some_rows,
             counted["per_query"][direction],
-            _same(fields["ranks"][direction], counted["ranks"][direction], known[direction], rows),
+            _same(fields["ranks"][direction], counted["ranks"][direction], known[direction], some_rows),
         )
-        step()
     return {**fields, "searched": searched}
+
+
+class _Told:
+    """Progress over parts of different kinds, in queries: searched for, then counted."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None, total: int) -> None:
+        self.progress, self.total, self.before = progress, total, 0
+
+    def part(self, size: int) -> Callable[[int], None]:
+        """Return what to tell of the next `size` queries: how many of them are done."""
+        before = self.before
+        self.before += size
+
+        def done(queries: int) -> None:
+            if self.progress is not None:
+                self.progress(before + queries, self.total)
+
+        done(0)
+        return done
 
 
 def _same(searched: Ranks, counted: Ranks, known: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -97,10 +110,12 @@ def _counted(
     *,
     device: torch.device,
     tile: int | None,
+    done: Callable[[int], None] = lambda queries: None,
 ) -> Counts:
-    """Count some queries, exactly."""
+    """Count some queries, exactly; `done` is told how many of them."""
     chosen = asking if len(rows) == len(asking) else asking[torch.from_numpy(rows).to(asking.device)]
-    (found,) = count(Problem(chosen, answering, positives.take(rows), False, device, tile))
+    problem = Problem(chosen, answering, positives.take(rows), False, device, tile)
+    (found,) = count(problem, progress=lambda units, total: done(len(rows) * units // total))
     return found
 
 

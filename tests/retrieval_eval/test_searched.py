@@ -12,7 +12,7 @@ import torch
 
 from allpairs.embeddings import EmbeddingSet
 from allpairs.errors import UserError
-from retrieval_eval import evaluate
+from retrieval_eval import evaluate, inputs
 from retrieval_eval.indexes import probe
 from retrieval_eval.measure import CountingOptions, measure
 from retrieval_eval.metrics import METRICS
@@ -20,6 +20,7 @@ from retrieval_eval.page import write_report
 from retrieval_eval.positives import Positives
 from retrieval_eval.protocols import Protocol
 from retrieval_eval.searched import agreement as agreement_module
+from retrieval_eval.searched import lists as lists_module
 from retrieval_eval.searched import search as search_module
 from retrieval_eval.searched.agreement import agreement
 from retrieval_eval.searched.placing import level, place, twins_of
@@ -124,11 +125,11 @@ def test_one_vector_has_one_score():
 def test_a_search_that_is_wrong_is_told(monkeypatch):
     given = pairs()
 
-    def careless(asking, answering, k, *, shards=None):
+    def careless(asking, answering, k, *, done):
         order = np.argsort(-(asking @ answering.T).numpy(), axis=1)[:, 1 : k + 1]  # never the best one
         return Shortlist(np.take_along_axis((asking @ answering.T).numpy(), order, 1), order, "faiss-cpu")
 
-    monkeypatch.setattr(search_module, "best", careless)
+    monkeypatch.setattr(lists_module, "shortlist", careless)
     searched, counted = evaluate(*given, engine="faiss"), evaluate(*given)
     found = agreement(searched)
     for name, difference in found.differences.items():
@@ -153,6 +154,19 @@ def test_of_many_queries_a_seeded_sample_is_counted(monkeypatch):
     rows = searched.searched["t2i"].compared
     assert (rows == evaluate(*given, engine="faiss").searched["t2i"].compared).all()
     assert len(set(rows.tolist())) == 60
+
+
+def test_progress_counts_queries_up_to_the_end(monkeypatch):
+    monkeypatch.setattr(inputs, "BLOCK", 12 * 50)
+    heard = []
+    given = pairs()
+    evaluate(*given, engine="faiss", progress=lambda done, total: heard.append((done, total)))
+    queries = 2 * (150 + len(given[1]))
+    assert {total for _, total in heard} == {queries}
+    assert [done for done, _ in heard] == sorted(done for done, _ in heard)
+    assert heard[0] == (0, queries)
+    assert heard[-1] == (queries, queries)
+    assert len({done for done, _ in heard}) > 10  # within the directions too
 
 
 def embedding_set(images=150):
@@ -221,7 +235,7 @@ def test_the_command_says_what_searched_and_how_it_agrees(command, run, tmp_path
         (["--engine", "fiass"], "unknown engine 'fiass'; did you mean 'faiss'? (accepted: exact, faiss)"),
         (["--engine", "faiss", "--export", "x"], "--export is for --engine exact: it keeps what is counted"),
         (["--engine", "faiss", "--state", "x"], "--state is for --engine exact: it keeps what is counted"),
-        (["--engine", "faiss", "--shards", "0"], "shards=0: the gallery has"),
+        (["--engine", "faiss", "--shards", "0"], "shards=0: the smaller gallery has"),
     ],
 )
 def test_mistakes_are_one_line(command, run, tmp_path, monkeypatch, arguments, said):  # noqa: PLR0917 -- fixtures

@@ -93,14 +93,13 @@ def test_the_twin_in_this_process_gives_the_same_bits(shards, both, seed):
             assert (getattr(one, name) == getattr(other, name)).all()
 
 
-@pytest.mark.parametrize("cosine", [False, True])
-def test_actors_search_slices_of_the_gallery(data, local_ray, cosine):
+def test_actors_search_slices_of_the_gallery(data, local_ray):
     """A list of several slices is that of the whole, copies of an item in two slices included."""
     queries, gallery, *ids = data
-    searched = evaluate(queries, gallery, *ids, cosine=cosine, engine="faiss", shards=3)
-    counted = evaluate(queries, gallery, *ids, cosine=cosine)
+    searched = evaluate(queries, gallery, *ids, cosine=True, engine="faiss", shards=2)
+    counted = evaluate(queries, gallery, *ids, cosine=True)
     assert searched.metrics == {name: counted.metrics[name] for name in searched.metrics}
-    assert searched.searched["i2t"].by == "faiss-cpu, flat over 3 Ray actors"
+    assert searched.searched["t2i"].by == "faiss-cpu, flat over 2 Ray actors"
 
 
 @pytest.mark.parametrize("shards", [0, 9])
