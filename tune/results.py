@@ -42,8 +42,15 @@ class Trial:
 
 
 def evaluations(run: RunDirectory) -> list[dict[str, float]]:
-    """Return the rows of `run` that evaluations during training wrote (the final one measures the best epoch again)."""
-    return [row for row in run.history() if "val/best_rsum" in row]
+    """Return the figures of the rows of `run` that evaluations during training wrote.
+
+    The final one measures the best epoch again.
+    """
+    return [
+        {name: value for name, value in row.items() if isinstance(value, int | float)}  # `val/engine` is a word
+        for row in run.history()
+        if "val/best_rsum" in row
+    ]
 
 
 class Measured(Protocol):
