@@ -60,6 +60,8 @@ class Progress:
     """Time inside training steps, waiting for data included, evaluation and checkpoints not."""
     best_rsum: float | None = None
     best_epoch: float | None = None
+    certificate: str = ""
+    """The chain over the samples of all steps so far (`distributed.certificate`)."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Samples that could not be used, by cause; each counts every time it was to be read."""
 

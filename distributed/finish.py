@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from allpairs.embeddings import EmbeddingSet
 from allpairs.files import write_text
@@ -18,10 +19,11 @@ from distributed.tracking.redact import redact
 from retrieval_eval.cross_check import cross_check
 from retrieval_eval.page import write_report
 from retrieval_eval.report import Report
+from retrieval_eval.run_files import read_rows
 from retrieval_eval.uncertainty import intervals
 
 
-def complete(training: Training) -> dict[str, float] | None:
+def complete(training: Training) -> dict[str, Any] | None:
     """Train to the end and finish; return the final metrics on rank 0 of a run that reached its end, else None.
 
     Collective.
@@ -39,7 +41,7 @@ def complete(training: Training) -> dict[str, float] | None:
     return summary
 
 
-def finish(training: Training) -> dict[str, float] | None:
+def finish(training: Training) -> dict[str, Any] | None:
     """Evaluate the best checkpoint on `data.test` (without one: on `data.val`) and write what a person looks at.
 
     Collective; returns the final metrics on rank 0, None elsewhere. The summary is written last: it says "finished".
@@ -76,6 +78,7 @@ def finish(training: Training) -> dict[str, float] | None:
             "train/seconds": progress.train_seconds,
             "samples_seen": progress.samples_seen,
             "step": progress.step,
+            "certificate": progress.certificate,
         }
     )
     write_text(run.summary, json.dumps(summary, indent=1))
@@ -105,10 +108,19 @@ def _facts(training: Training) -> dict[str, str]:
         "Commit": f"{origin['git_commit'] or 'unknown'}{' with local changes' if origin['git_dirty'] else ''}",
         "Workers": f"{training.world.size} on {training.world.device.type}",
         "Strategy": f"{config.train.strategy}, {config.train.precision}",
+        "Samples": _samples(training),
         "Training time": duration(training.progress.train_seconds),
         "Best epoch": f"{training.progress.best_epoch:.4g} of {training.where()['epoch']:.4g}",
         "Versions": ", ".join(f"{name} {origin['packages'][name]}" for name in ("torch", "ray")),
     }
+
+
+def _samples(training: Training) -> str:
+    """Say what the run was trained on in a form that compares: the same chain, the same negatives in every step."""
+    starts = sum(event["event"] == "placed" for event in read_rows(training.run_dir.events))
+    again = f", gone on with {starts - 1} times" if starts > 1 else ""
+    chain = training.progress.certificate
+    return f"{training.progress.samples_seen:,} in {training.progress.step:,} steps{again}; certificate {chain}"
 
 
 def _facts_of_data(training: Training, shared: Mapping[str, float]) -> dict[str, str]:

@@ -25,6 +25,7 @@ from allpairs.models import build, load, load_tokens, recompute_activations
 from allpairs.objectives import PairObjective, arguments, make
 from distributed.average import Average
 from distributed.cached import chunks_of
+from distributed.certificate import digest, extend
 from distributed.checkpoints import (
     Checkpoints,
     Progress,
@@ -291,7 +292,9 @@ class Training:
         finite = value - value == 0
         # The mean over ranks of what each rank contributes is the loss of the global batch.
         with self.interval.timing("agree"):
-            loss, broken = self.world.sum([value / self.world.size if finite else 0.0, not finite])
+            loss, broken, *digests = self.world.sum(
+                [value / self.world.size if finite else 0.0, not finite, *digest(batch.keys, batch.captions)]
+            )
         if broken:
             self.world.raise_reasons(None if finite else self._explain(value, output, batch))
         with self.interval.timing("update"):
@@ -300,6 +303,7 @@ class Training:
                 self.average.update(self.strategy.step.encoder)
         progress.step += 1
         progress.samples_seen += batch.global_rows
+        progress.certificate = extend(progress.certificate, progress.step, digests)
         self.interval.add(loss, norm, batch.global_rows, pairs, output)
 
     def _learning_rate_factor(self, step: int) -> float:
@@ -335,6 +339,7 @@ class Training:
             | {f"train/{name}": value for name, value in self.strategy.step.objective.learned().items()}
             | dropped_metrics("train", progress.dropped)
             | {"train/learning_rate": self.config.optimizer.lr * self._learning_rate_factor(progress.step - 1)}
+            | {"train/certificate": progress.certificate}
             | {"train/seconds": progress.train_seconds, "train/eta_seconds": remaining}
         )
 

@@ -57,6 +57,10 @@ def largest_difference(one: Path, other: Path) -> float:
     return max(float((ours[key] - theirs[key]).abs().max()) for key in ours)
 
 
+def certificate(path: Path) -> str:
+    return json.loads((path.parent / "checkpoints/last/position.json").read_text())["certificate"]
+
+
 def gradient_norms(path: Path) -> list[float]:
     """AdamW hides constant factors in the gradients, so weights alone would not show a wrong average: the norms do."""
     rows = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
@@ -68,6 +72,7 @@ def test_the_number_of_workers_changes_nothing_but_rounding(prepared):
     for world, path in ((1, one), (2, two), (3, three)):
         torchrun(world, path)
     assert len(gradient_norms(one)) >= 3
+    assert certificate(one) == certificate(two) == certificate(three) != ""
     assert gradient_norms(two) == pytest.approx(gradient_norms(one), rel=1e-4)
     assert gradient_norms(three) == pytest.approx(gradient_norms(one), rel=1e-4)
     start = prepared("untrained", train={"epochs": 1, "global_batch": 22, "stop_after_epochs": 0.4})
@@ -127,6 +132,7 @@ def test_a_checkpoint_is_resumed_by_another_strategy_and_another_number_of_worke
     for name, path in second.items():
         assert gradient_norms(path)[-1] == pytest.approx(gradient_norms(whole)[-1], rel=1e-3), name
         assert largest_difference(whole, path) < 2e-4, name
+        assert certificate(path) == certificate(whole), name
 
 
 def test_one_rank_s_nan_stops_all_ranks_before_the_update(prepared):
