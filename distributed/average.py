@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from allpairs.models import DualEncoder
+from distributed.world import local
 
 
 class Average:
@@ -21,7 +22,9 @@ class Average:
 
         def blend(averages: Any, weights: Any, count: Tensor | int) -> None:
             n = int(count) - 1
-            torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (10 + n)))
+            # Of sharded weights each rank averages its own rows.
+            rows = [local(average) for average in averages]
+            torch._foreach_lerp_(rows, [local(w) for w in weights], 1 - min(decay, (1 + n) / (10 + n)))
 
         self._averaged = AveragedModel(encoder, multi_avg_fn=blend)
         self._averaged.n_averaged.fill_(steps + 1)  # at 0 it would copy the weights after the first step

@@ -135,11 +135,9 @@ class Checkpoints:
 
     def _copy(self, strategy: Strategy, progress: Progress) -> "_Copy":
         """Copy all that belongs to this moment. Collective."""
-        weights, averaged = strategy.weights(), None
-        objective: dict[str, Tensor] = {}
-        if self._world.rank == 0:
-            averaged = None if self._average is None else copied_weights(self._average.encoder)
-            objective = copied_weights(strategy.step.objective)
+        weights = strategy.weights(strategy.step.encoder)
+        averaged = None if self._average is None else strategy.weights(self._average.encoder)
+        objective = copied_weights(strategy.step.objective)
         position = json.dumps(asdict(progress), indent=1)
         return _Copy(strategy.step.encoder, weights, averaged, objective, strategy.moments(), position)
 
@@ -252,10 +250,8 @@ class Checkpoints:
 
     def _load_weights(self, strategy: Strategy, folder: Path) -> None:
         encoder, _ = models.load(folder)
-        if self._average is None:
-            strategy.load_weights(encoder.state_dict())
-        else:
-            self._average.encoder.load_state_dict(encoder.state_dict())
+        evaluated = strategy.step.encoder if self._average is None else self._average.encoder
+        strategy.load_weights(evaluated, encoder.state_dict())
         load_objective(folder, strategy.step.objective)
 
     def _make_last(self, temporary: Path, final: Path, *, best: bool) -> None:

@@ -50,7 +50,7 @@ def finish(training: Training) -> dict[str, Any] | None:
     split = config.data.splits[-1]
     dataset = training.open_split(split)
     checkpoint = training.checkpoints.load_best(training.strategy)
-    with training.strategy.whole():
+    with training.strategy.whole(training.encoder):
         encoded = encode(training.encoder, dataset, training.vocabulary, config, training.world)
     if encoded is None:
         return None

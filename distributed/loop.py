@@ -80,6 +80,8 @@ class Training:
         self.encoder = step.encoder if self.average is None else self.average.encoder.to(world.device)
         self.reader = world.together(self._open_reader)
         self.strategy = make_strategy(config, step, world)
+        if self.average is not None:
+            self.strategy.place(self.encoder)
         folder, average = self.run_dir.checkpoints, self.average
         self.checkpoints = Checkpoints(folder, config.model, self.vocabulary, world, tell=self._say, average=average)
         self.progress = self.checkpoints.restore(self.strategy, self.found) if self.found else Progress()
@@ -376,7 +378,7 @@ class Training:
         """Measure `data.val`; return its metrics (the same on all ranks) and whether this is the best epoch so far."""
         started = time.perf_counter()
         dataset = self.open_split("val")
-        with self.strategy.whole():
+        with self.strategy.whole(self.encoder):
             encoded = encode(self.encoder, dataset, self.vocabulary, self.config, self.world)
         metrics: dict[str, float] = {}
         engine: dict[str, Any] = {}

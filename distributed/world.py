@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -122,3 +122,9 @@ class World:
         """Wait for all ranks."""
         if self.control is not None:
             dist.barrier(group=self.control)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return this rank's rows of a tensor that ranks share (torch's DTensor), any other as it is."""
+    shared: Any = tensor
+    return shared.to_local() if hasattr(shared, "to_local") else tensor

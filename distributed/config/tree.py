@@ -304,12 +304,6 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _an_average_needs_whole_weights(self) -> Self:
-        if self.train.strategy == "fsdp2" and self.train.ema_decay is not None:
-            raise ValueError("train.ema_decay: fsdp2 shards the weights; accepted are null, or train.strategy=ddp")
-        return self
-
-    @model_validator(mode="after")
     def _warm_up_fits_the_objective(self) -> Self:
         epochs = self.train.triplet_warmup_epochs
         if epochs and self.objective.name not in OF_THE_HARDEST:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from distributed.config import Config
 from distributed.step import Pairs, StepOutput, TrainStep
@@ -29,14 +29,17 @@ class Strategy(Protocol):
     def update(self, loss: Tensor, lr_factor: float) -> float:
         """Backward, average over ranks, clip, step. Return the gradient norm before clipping. Collective."""
 
-    def whole(self) -> AbstractContextManager[None]:
-        """Hold the encoder's weights whole on every rank within the block: for evaluations. Collective."""
+    def place(self, encoder: nn.Module) -> None:
+        """Lay out another encoder (an average) as the trained one is laid out. Collective."""
 
-    def weights(self) -> dict[str, Tensor]:
-        """Copy the encoder's weights, on the CPU; on rank 0, nothing elsewhere. Collective."""
+    def whole(self, encoder: nn.Module) -> AbstractContextManager[None]:
+        """Hold an encoder's weights whole on every rank within the block: for evaluations. Collective."""
 
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the encoder's `weights`, all of which every rank has."""
+    def weights(self, encoder: nn.Module) -> dict[str, Tensor]:
+        """Copy an encoder's weights, on the CPU; on rank 0, nothing elsewhere. Collective."""
+
+    def load_weights(self, encoder: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Have an encoder take `weights`, all of which every rank has."""
 
     def moments(self) -> list[Piece]:
         """Copy, on the CPU, the part of the optimiser's state that this rank keeps. Waits for nobody."""

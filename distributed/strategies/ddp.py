@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from distributed.cached import CachedStep
@@ -57,17 +57,20 @@ class DataParallel:
         self.step.constrain()
         return float(norm)
 
-    def whole(self) -> AbstractContextManager[None]:
+    def place(self, encoder: nn.Module) -> None:
+        """Leave another encoder as it is."""
+
+    def whole(self, encoder: nn.Module) -> AbstractContextManager[None]:
         """Nothing to do: every rank holds all weights."""
         return nullcontext()
 
-    def weights(self) -> dict[str, Tensor]:
-        """Copy the encoder's weights on rank 0; they are the same on all ranks."""
-        return copied_weights(self.step.encoder) if self._rank == 0 else {}
+    def weights(self, encoder: nn.Module) -> dict[str, Tensor]:
+        """Copy an encoder's weights on rank 0; they are the same on all ranks."""
+        return copied_weights(encoder) if self._rank == 0 else {}
 
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the encoder's `weights`."""
-        self.step.encoder.load_state_dict(weights)
+    def load_weights(self, encoder: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Take an encoder's `weights`."""
+        encoder.load_state_dict(weights)
 
     def moments(self) -> list[Piece]:
         """Copy the optimiser's state on rank 0; it is the same on all ranks."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from allpairs.errors import UserError
 from distributed.cached import CachedStep
@@ -69,17 +69,20 @@ class DeepSpeedZero:
         norm = self._engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 
-    def whole(self) -> AbstractContextManager[None]:
+    def place(self, encoder: nn.Module) -> None:
+        """Leave another encoder as it is."""
+
+    def whole(self, encoder: nn.Module) -> AbstractContextManager[None]:
         """Nothing to do: every rank holds all weights, in stages 1 and 2."""
         return nullcontext()
 
-    def weights(self) -> dict[str, Tensor]:
-        """Copy the encoder's weights on rank 0: the masters that the ranks share, in float32."""
-        return copied_weights(self.step.encoder) if self._rank == 0 else {}
+    def weights(self, encoder: nn.Module) -> dict[str, Tensor]:
+        """Copy an encoder's weights on rank 0: the masters that the ranks share, in float32."""
+        return copied_weights(encoder) if self._rank == 0 else {}
 
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the encoder's `weights`, for an evaluation: the masters stay as they are."""
-        self.step.encoder.load_state_dict(weights)
+    def load_weights(self, encoder: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Take an encoder's `weights`, for an evaluation: the masters stay as they are."""
+        encoder.load_state_dict(weights)
 
     def moments(self) -> list[Piece]:
         """Copy what lies in this rank's partition."""

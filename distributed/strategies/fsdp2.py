@@ -20,7 +20,7 @@ from distributed.config import Config
 from distributed.step import Pairs, StepOutput, TrainStep
 from distributed.strategies.moments import MOMENTS, Piece, SavedMoments, copied, state_of
 from distributed.strategies.optimizer import make_adamw, set_learning_rate
-from distributed.world import World
+from distributed.world import World, local
 
 
 class FullyShardedDataParallel:
@@ -31,8 +31,6 @@ class FullyShardedDataParallel:
         self._world = world
         self._peak = config.optimizer.lr
         self._clip = config.optimizer.clip_norm
-        for parameter in self.step.parameters():  # fully_shard takes row-major parameters alone
-            parameter.data = parameter.data.contiguous()
         if world.size > 1:
             _shard(self.step.encoder, world, bf16=step.bf16)
         self._optimizer = make_adamw(self.step, config.optimizer)
@@ -79,7 +77,7 @@ class FullyShardedDataParallel:
     def _clip_gradients(self) -> float:
         """Scale the gradients down to `clip_norm` where they are longer; return their length before."""
         gradients = [(p.grad, isinstance(p, DTensor)) for p in self.step.parameters() if p.grad is not None]
-        shards = [_local(gradient) for gradient, sharded in gradients if sharded]
+        shards = [local(gradient) for gradient, sharded in gradients if sharded]
         whole = [gradient for gradient, sharded in gradients if not sharded]
         squares = torch.zeros((), dtype=torch.float32, device=self._world.device)
         for gradient in shards:
@@ -94,10 +92,15 @@ class FullyShardedDataParallel:
             torch._foreach_mul_([*shards, *whole], factor)
         return float(norm)
 
+    def place(self, encoder: nn.Module) -> None:
+        """Shard another encoder's weights as the trained one's are."""
+        if self._world.size > 1:
+            _shard(encoder, self._world, bf16=False)
+
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def whole(self, encoder: nn.Module) -> Iterator[None]:
         """Hold all weights on every rank, so that ranks may encode different numbers of batches."""
-        layers = [module for module in self.step.encoder.modules() if isinstance(module, FSDPModule)]
+        layers = [module for module in encoder.modules() if isinstance(module, FSDPModule)]
         for layer in layers:
             layer.set_reshard_after_forward(False, recurse=False)
             layer.unshard()
@@ -106,20 +109,20 @@ class FullyShardedDataParallel:
         finally:
             for layer in layers:
                 layer.reshard()
-                layer.set_reshard_after_forward(layer is not self.step.encoder, recurse=False)
+                layer.set_reshard_after_forward(layer is not encoder, recurse=False)
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return the encoder's weights on rank 0, copied to the CPU one after the other; nothing elsewhere."""
+    def weights(self, encoder: nn.Module) -> dict[str, Tensor]:
+        """Return an encoder's weights on rank 0, copied to the CPU one after the other; nothing elsewhere."""
         gathered = {}
-        for name, value in self.step.encoder.state_dict().items():
+        for name, value in encoder.state_dict().items():
             full = value.full_tensor() if isinstance(value, DTensor) else value
             if self._world.rank == 0:
                 gathered[name] = copied(full)
         return gathered
 
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take this rank's rows of the encoder's `weights`, which every rank has."""
-        for name, value in self.step.encoder.state_dict().items():
+    def load_weights(self, encoder: nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """Take this rank's rows of an encoder's `weights`, which every rank has."""
+        for name, value in encoder.state_dict().items():
             full = weights[name].to(self._world.device)
             if isinstance(value, DTensor):
                 full = distribute_tensor(full, value.device_mesh, value.placements, src_data_rank=None)
@@ -132,7 +135,7 @@ class FullyShardedDataParallel:
             state = self._optimizer.state.get(parameter)
             mine = isinstance(parameter, DTensor) or self._world.rank == 0
             if state and mine and start < stop:
-                moments = {moment: copied(_local(state[moment]).flatten()) for moment in MOMENTS}
+                moments = {moment: copied(local(state[moment]).flatten()) for moment in MOMENTS}
                 pieces.append(Piece(name, start, float(state["step"]), moments))
         return pieces
 
@@ -143,8 +146,8 @@ class FullyShardedDataParallel:
             if moments is not None:
                 state = self._optimizer.state[parameter] = state_of(parameter, saved.step(name))
                 for moment, values in moments.items():
-                    local = _local(state[moment])
-                    local.copy_(values.view(local.shape))
+                    rows = local(state[moment])
+                    rows.copy_(values.view(rows.shape))
 
     def _held(self) -> Iterator[tuple[str, nn.Parameter, int, int]]:
         """Yield each trainable parameter with the range of its flattened elements that this rank holds."""
@@ -167,6 +170,8 @@ def _shard(encoder: nn.Module, world: World, *, bf16: bool) -> None:
     scalars = {parameter for parameter in encoder.parameters() if parameter.ndim == 0}
     if scalars:
         options["ignored_params"] = scalars
+    for parameter in encoder.parameters():  # fully_shard takes row-major parameters alone
+        parameter.data = parameter.data.contiguous()
     for module in encoder.modules():
         if isinstance(module, nn.ModuleList):
             for layer in module:
@@ -174,7 +179,3 @@ def _shard(encoder: nn.Module, world: World, *, bf16: bool) -> None:
     fully_shard(encoder, reshard_after_forward=False, **options)
     for method in ("encode_images", "encode_texts"):
         register_fsdp_forward_method(encoder, method)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

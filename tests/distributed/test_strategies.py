@@ -89,6 +89,10 @@ def test_sharded_strategies_compute_what_ddp_computes_and_resume(prepared):
     zero1 = prepared("zero1", train=train | {"zero_stage": 1})
     zero2 = prepared("zero2", train=train | {"zero_stage": 2})
     fsdp2 = prepared("fsdp2", train=PLAIN["train"] | {"strategy": "fsdp2"})
+    averages = [
+        prepared(f"average-{way}", train=PLAIN["train"] | {"strategy": way, "ema_decay": 0.9})
+        for way in ("ddp", "fsdp2")
+    ]
     part = prepared("part", train=train | {"zero_stage": 1, "stop_after_epochs": 1})
     # In micro-batches of 4 of each rank's 11 rows.
     in_parts = {
@@ -100,7 +104,9 @@ def test_sharded_strategies_compute_what_ddp_computes_and_resume(prepared):
             "fsdp2": {"strategy": "fsdp2"},
         }.items()
     }
-    torchrun(2, ddp, zero1, zero2, fsdp2, part, *in_parts.values())
+    torchrun(2, ddp, zero1, zero2, fsdp2, part, *averages, *in_parts.values())
+    assert largest_difference(*averages) < 1e-4
+    assert largest_difference(averages[0], ddp) > 1e-3
     for path in in_parts.values():
         assert gradient_norms(path) == pytest.approx(gradient_norms(ddp), rel=1e-4), path
         assert largest_difference(ddp, path) < 1e-4, path
