@@ -269,7 +269,7 @@ def test_data_that_do_not_fit_are_refused_before_anything_starts(tiny_config, ti
 def test_a_run_whose_embeddings_fall_together_is_called_collapsing_and_one_that_learns_is_not(tiny_config):
     schedule = {"warmup_epochs": 0, "schedule": "constant"}
     hard = {"name": "triplet_hn", "margin": 0.2}
-    falls, *_ = train(tiny_config("falls", objective=hard, optimizer=schedule | {"lr": 0.05}, train={"epochs": 3}))
+    falls, *_ = train(tiny_config("falls", objective=hard, optimizer=schedule | {"lr": 0.1}, train={"epochs": 3}))
     called = [row for row in falls.history() if "val/collapsing" in row]
     assert [row["epoch"] for row in called] == [2, 3]
     assert "hardest negatives stayed above the positives" in collapsing(called[0])
