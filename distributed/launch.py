@@ -32,6 +32,7 @@ from distributed.config.tree import Cluster
 from distributed.data import Dataset, open_split
 from distributed.data.dataset import BadSampleError, shared_pictures
 from distributed.data.images import decode_regions
+from distributed.data.margins import check_column
 from distributed.data.sources.shuffled import note_of
 from distributed.data.verify import write_stamps
 from distributed.progress import Follower
@@ -224,6 +225,8 @@ def check_data(config: Config, say: Callable[[str], None] = lambda text: None) -
             f"train.global_batch={config.train.global_batch} is larger than data.train, which has "
             f"{len(datasets['train'])} images; accepted: at most that many"
         )
+    if config.margins.column is not None:
+        check_column(datasets["train"], config.margins.column)
     for line in (note_of(datasets["train"].manifest), *shared_pictures(datasets)):
         if line is not None:
             say(f"data: {line}")

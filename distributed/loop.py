@@ -39,6 +39,7 @@ from distributed.config import Config
 from distributed.data import Dataset, Position, TrainBatch, TrainReader, open_split
 from distributed.data.batch import dropped_metrics
 from distributed.data.dataset import CAUSES
+from distributed.data.margins import margin_source
 from distributed.evaluation import encode, engine_columns, loss_and_similarities
 from distributed.heartbeat import READING, STEPPING
 from distributed.interval import Collapse, Interval
@@ -124,6 +125,8 @@ class Training:
         if config.train.activation_checkpointing:
             recompute_activations(encoder)
         step = TrainStep(encoder, objective, self.world.group, config.train.precision)
+        if config.margins.source == "sam":
+            step.margin_weight = config.margins.weight
         if config.train.triplet_warmup_epochs:
             own = config.objective.arguments()
             step.warmup = make("triplet", **{key: own[key] for key in arguments("triplet") if own.get(key) is not None})
@@ -140,8 +143,9 @@ class Training:
 
     def _open_reader(self) -> TrainReader:
         data = self.config.data
+        dataset = open_split(data, "train", known=self.run_dir.verified("train"), say=self._say)
         return TrainReader(
-            open_split(data, "train", known=self.run_dir.verified("train"), say=self._say),
+            dataset,
             data,
             global_batch=self.config.train.global_batch,
             seed=self.config.train.seed,
@@ -149,6 +153,7 @@ class Training:
             world=self.world.size,
             tokenize=lambda texts: self.vocabulary.encode(texts, data.max_caption_tokens),
             preprocessing=self.encoder.preprocessing,
+            margins=margin_source(self.config.margins, dataset, self._say),
         )
 
     @cached_property

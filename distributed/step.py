@@ -83,6 +83,9 @@ class TrainStep(nn.Module):
         self.warmup: PairObjective[Any] | None = None
         """The objective while `warming_up`."""
         self.warming_up = False
+        self.margin_weight: float | None = None
+        """With margins per pair: None puts them in the place of the objective's, a number adds so much of the loss with
+        them to the loss without (`margins.source: sam`)."""
         self.group = group
         self.bf16 = precision == "bf16"
 
@@ -114,6 +117,8 @@ class TrainStep(nn.Module):
             images_bD, texts_cD = images_bD.to(torch.bfloat16), texts_cD.to(torch.bfloat16)
         ids = {"query_ids": pairs.image_ids_b, "candidate_ids": pairs.caption_ids_c, "text_ids": pairs.text_ids_c}
         loss: Tensor = objective(images_bD, texts_cD, **ids, margins=pairs.margins_b, group=self.group)
+        if self.margin_weight is not None:
+            loss = objective(images_bD, texts_cD, **ids, group=self.group) + self.margin_weight * loss
         return loss
 
     def _carry(self, chunk: Chunk) -> Tensor:

@@ -15,6 +15,11 @@ def objectives_over_sets() -> list[str]:
     return [name for name in names() if not make(name).own_positive]
 
 
+def objectives_with_margins() -> list[str]:
+    """Return the names of the objectives that take one margin per pair."""
+    return [name for name in names() if make(name).takes_margins]
+
+
 def check_objective(values: dict[str, Any]) -> dict[str, Any]:
     """Return `values` with each argument converted to the type its objective declares.
 

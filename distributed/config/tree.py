@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from allpairs.models import CnnSpec, DualSpec, GruSpec, ModelSpec
-from distributed.config.objective import check_objective, objectives_over_sets
+from distributed.config.objective import check_objective, objectives_over_sets, objectives_with_margins
 from retrieval_eval.evaluate import Engine
 
 OF_THE_HARDEST = ("triplet_hn", "nt_xent_hn", "goal")
@@ -118,6 +118,27 @@ class Objective(BaseModel):
     def arguments(self) -> dict[str, Any]:
         """Return what to pass to `make` beside the name."""
         return dict(self.model_extra or {})
+
+
+class Margins(Section):
+    """Where each pair's margin comes from (Unified Eq. 26); for an objective that takes one margin per pair."""
+
+    source: Literal["objective", "column", "sam"] = "objective"
+    """objective: its own `margin` for all pairs; column: a number that comes with each pair, in its place; sam: what
+    sets the pair's caption apart from the others of the batch by CIDEr-D (Biten et al. 2022)."""
+    column: str | None = None
+    """For `source: column`: which, of those that `data.train` was built with (`--margin-column`)."""
+    temperature: float = Field(10.0, gt=0)
+    """For `source: sam`: differences of CIDEr-D, which reaches 10, are divided by this; the margin is at most 1."""
+    weight: float = Field(5.0, gt=0)
+    """For `source: sam`: the loss is the objective with its own margin plus this times the objective with these."""
+
+    @model_validator(mode="after")
+    def _a_column_has_a_name(self) -> Self:
+        if (self.source == "column") != (self.column is not None):
+            other = "a name that data.train was built with" if self.column is None else "null, or margins.source=column"
+            raise ValueError(f"margins.column={self.column!r} with margins.source={self.source}: accepted is {other}")
+        return self
 
 
 class TowerFactors(Section):
@@ -279,6 +300,7 @@ class Config(Section):
     data: Data = Data()
     model: ModelSpec = DualSpec(image=CnnSpec(), text=GruSpec(kind="bigru"), dim=256)
     objective: Objective = Objective()
+    margins: Margins = Margins()
     optimizer: Optimizer = Optimizer()
     train: Train = Train()
     eval: Eval = Eval()
@@ -320,6 +342,16 @@ class Config(Section):
             raise ValueError(
                 f"data.captions_per_image={captions}: {name} matches one caption with one image; accepted is 1, or an "
                 f"objective over sets: {', '.join(objectives_over_sets())}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_takes_the_margins(self) -> Self:
+        source, name = self.margins.source, self.objective.name
+        if source != "objective" and name not in objectives_with_margins():
+            raise ValueError(
+                f"margins.source={source}: {name} has no margin that one per pair could replace; accepted is "
+                f"objective, or objective.name={'|'.join(objectives_with_margins())}"
             )
         return self
 

@@ -7,6 +7,7 @@ with `open_dataset`, `TrainReader` and `evaluation_batches`.
 - `documents`: JSON from others, read as the shape it should have.
 - `pictures`: the same picture twice, and captions without a word; `texts`: the same caption under several images.
 - `dataset`: a folder open for reading; `verify`: its shards compared with their hashes.
+- `columns`, `margins`, `sam`, `cider`: one margin per pair: numbers that come with the data, or from captions.
 - `draws`, `order`: seeded draws, and the global order of an epoch.
 - `images`: decoding and augmentation.
 - `batch`, `reader`, `prefetch`: batches, the two readers, work ahead in a thread.

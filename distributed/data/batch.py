@@ -82,9 +82,17 @@ Load = Callable[[Pick], tuple[np.ndarray, list[str]]]
 
 
 def collate(
-    dataset: Dataset, picks: Sequence[Pick], load: Load, *, tokenize: Tokenize | None, pool: Executor | None
+    dataset: Dataset,
+    picks: Sequence[Pick],
+    load: Load,
+    *,
+    tokenize: Tokenize | None,
+    pool: Executor | None,
+    margins: np.ndarray | None = None,
 ) -> Batch:
     """Load `picks` (in the threads of `pool`, if given) into a batch; those that are bad are missing from it.
+
+    `margins`, one for each of `picks`, go with them.
 
     Raises:
         UserError: the arrays of the rows differ in shape.
@@ -103,6 +111,7 @@ def collate(
         for pick, sample in zip(picks, loaded, strict=True)
         if not isinstance(sample, BadSampleError)
     ]
+    usable = [not isinstance(sample, BadSampleError) for sample in loaded]
     arrays = [array for _, array, _ in good]
     for row, array, _ in good:
         if array.shape != arrays[0].shape:
@@ -119,6 +128,7 @@ def collate(
         keys=[dataset.key(row) for row, _, _ in good],
         seen=len(picks),
         bad=dict(Counter(sample.cause for sample in loaded if isinstance(sample, BadSampleError))),
+        margins=None if margins is None else torch.from_numpy(margins[usable].astype(np.float32)),
     )
 
 

@@ -42,6 +42,14 @@ SkipIncomplete = Annotated[bool, Parameter(help="Leave out samples without image
 FollowSymlinks = Annotated[
     bool, Parameter(help="Read links that lead out of the folder too: whatever they name becomes data.")
 ]
+MarginColumns = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--margin-column",
+        negative=(),
+        help="Number of the source that travels with the pairs, for margins.source=column; may be given several times.",
+    ),
+]
 
 
 @app.command
@@ -64,6 +72,7 @@ def karpathy(
     target: Target,
     skip_incomplete: SkipIncomplete = False,
     follow_symlinks: FollowSymlinks = False,
+    margin_columns: MarginColumns = (),
 ) -> None:
     """A Karpathy-schema JSON (COCO, Flickr30K, …) and its folder of images; restval joins train.
 
@@ -75,7 +84,12 @@ def karpathy(
         Folder that its image paths start from.
     """
     built = sources.build_karpathy(
-        json, images=images, skip_incomplete=skip_incomplete, follow_symlinks=follow_symlinks, **vars(target)
+        json,
+        images=images,
+        skip_incomplete=skip_incomplete,
+        follow_symlinks=follow_symlinks,
+        margin_columns=margin_columns,
+        **vars(target),
     )
     print_built(built)
 
@@ -88,6 +102,7 @@ def folder(
     splits: Splits = Splits(),
     skip_incomplete: SkipIncomplete = False,
     follow_symlinks: FollowSymlinks = False,
+    margin_columns: MarginColumns = (),
 ) -> None:
     """Images, each beside a .txt of the same name (a caption per line); subfolders train/val/test are its splits.
 
@@ -97,7 +112,12 @@ def folder(
         Folder of the pairs.
     """
     built = sources.build_folder(
-        folder, skip_incomplete=skip_incomplete, follow_symlinks=follow_symlinks, **vars(splits), **vars(target)
+        folder,
+        skip_incomplete=skip_incomplete,
+        follow_symlinks=follow_symlinks,
+        margin_columns=margin_columns,
+        **vars(splits),
+        **vars(target),
     )
     print_built(built)
 
@@ -165,7 +185,9 @@ def shuffled(folder: Path, *, target: Target, fraction: float, seed: int = 0) ->
 
 
 @app.command(name="img2dataset")
-def img2dataset(*shards: str, out: Path, split: str, overwrite: bool = False) -> None:
+def img2dataset(
+    *shards: str, out: Path, split: str, margin_columns: MarginColumns = (), overwrite: bool = False
+) -> None:
     """Index img2dataset shards where they lie, without copying them, as one split: OUT/SPLIT.
 
     Parameters
@@ -179,4 +201,6 @@ def img2dataset(*shards: str, out: Path, split: str, overwrite: bool = False) ->
     overwrite
         Replace this split if it is there already.
     """
-    print_built(sources.build_img2dataset(*shards, out=out, split=split, overwrite=overwrite))
+    print_built(
+        sources.build_img2dataset(*shards, out=out, split=split, margin_columns=margin_columns, overwrite=overwrite)
+    )

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from allpairs.errors import UserError, nearest
 from allpairs.hashes import sha256
-from distributed.data.index import read_index
+from distributed.data.index import MARGINS, read_index
 from distributed.data.manifest import INDEX, MANIFEST, Manifest, is_folder, shard_path
 from distributed.data.pictures import Pictures, shared
 from distributed.data.shards import check_name
@@ -97,6 +97,16 @@ class Dataset:
         """Return how many captions each row has, int64 ``[len]``; 0 where its text cannot be used. No shard is read."""
         lengths = [pc.list_value_length(batch.column("captions")).fill_null(0).to_numpy() for batch in self._index]
         return np.concatenate([np.empty(0, np.int64), *lengths]).astype(np.int64)
+
+    @property
+    def margin_columns(self) -> list[str]:
+        """The columns of margins that the data set was built with."""
+        names = self._index[0].schema.names if self._index else []
+        return [name.removeprefix(MARGINS) for name in names if name.startswith(MARGINS)]
+
+    def margins(self, row: int, column: str) -> list[float]:
+        """Return what one of `margin_columns` holds for the sample's captions, one number each; none if it is bad."""
+        return self._field(row, MARGINS + column)
 
     def key(self, row: int) -> str:
         """Return the sample's key."""

@@ -19,6 +19,7 @@ from distributed.data.batch import Batch, Pick, Tokenize, TrainBatch, collate, r
 from distributed.data.dataset import BadSampleError, Dataset
 from distributed.data.draws import Purpose, choose
 from distributed.data.images import Augment, augment_image, cached_side, decode_image, decode_regions
+from distributed.data.margins import MarginSource, Pair
 from distributed.data.order import EpochOrder, Position, batch_sizes, rank_slice
 from distributed.data.prefetch import prefetch
 from distributed.data.texts import text_id
@@ -40,6 +41,7 @@ class TrainReader:
         rank, world: this reader's place among `world` readers.
         tokenize: makes `tokens` from a batch's captions, in the background thread.
         preprocessing: a pretrained model's own; its side then takes the place of `data.image_size`.
+        margins: gives each pair its margin; None leaves `Batch.margins` out.
         ahead: batches prepared in the background; 0 prepares in the calling thread.
         min_rows: no rank ever gets fewer rows per step.
 
@@ -64,6 +66,7 @@ class TrainReader:
         world: int = 1,
         tokenize: Tokenize | None = None,
         preprocessing: "ImagePreprocessing | None" = None,
+        margins: MarginSource | None = None,
         ahead: int = 2,
         min_rows: int = 2,
     ) -> None:
@@ -71,7 +74,7 @@ class TrainReader:
         self.dataset = dataset
         self._data = data
         self._global_batch, self._rank, self._world, self._min_rows = global_batch, rank, world, min_rows
-        self._seed, self._ahead, self._tokenize = seed, ahead, tokenize
+        self._seed, self._ahead, self._tokenize, self._margins = seed, ahead, tokenize, margins
         self._augment: Augment = data.augment if dataset.kind == "image" else "none"
         self._side = data.image_size if preprocessing is None else preprocessing.side
         self._loader = Loader(
@@ -81,9 +84,10 @@ class TrainReader:
             preprocessing=preprocessing,
             cache_mb=data.cache_mb,
         )
+        self._captions = dataset.caption_counts()
         counts = np.ones(len(dataset), np.int64)
         if data.epoch_unit == "captions":
-            counts = np.maximum(dataset.caption_counts(), 1)  # a row without any is met once, and counted as bad
+            counts = np.maximum(self._captions, 1)  # a row without any is met once, and counted as bad
         self._first_place = np.cumsum(counts) - counts
         self.samples_per_epoch = int(counts.sum())
         ends = np.cumsum([0, *dataset.shard_samples])
@@ -141,6 +145,24 @@ class TrainReader:
         rows = np.searchsorted(self._first_place, places, side="right") - 1
         return [Pick(int(row), int(place - self._first_place[row])) for row, place in zip(rows, places, strict=True)]
 
+    def _draw(self, pick: Pick, epoch: int) -> list[int]:
+        """Return the numbers of the captions that a place of an epoch shows."""
+        if pick.caption is not None:
+            return [pick.caption]
+        available, count = int(self._captions[pick.row]), self._data.captions_per_image
+        return choose(self._seed, epoch, Purpose.CAPTIONS, pick.row, available=available, count=count)
+
+    def _margins_of(self, order: EpochOrder, first: int, size: int, part: slice, epoch: int) -> np.ndarray | None:
+        """Return the margins of this rank's pairs in the global batch of `size` places from `first` on."""
+        if self._margins is None:
+            return None
+
+        def pairs(cut: slice) -> list[Pair]:
+            picks = self._picks(order.rows(first + cut.start, first + cut.stop))
+            return [Pair(pick.row, self._draw(pick, epoch)[0] if self._captions[pick.row] else None) for pick in picks]
+
+        return self._margins(pairs, size, part)
+
     def _produce(self, position: Position) -> Iterator[TrainBatch]:
         seed, epoch, sample = position.seed, position.epoch, position.sample
         order = EpochOrder(self._shard_places, seed=seed, epoch=epoch, window=self._data.shuffle_window)
@@ -150,20 +172,16 @@ class TrainReader:
             image, captions = self._loader.load(row)
             place = row if number is None else int(self._first_place[row]) + number
             image = augment_image(image, self._side, self._augment, seed=seed, epoch=epoch, row=place)
-            if number is not None:
-                return image, [captions[number]]
-            drawn = choose(
-                seed, epoch, Purpose.CAPTIONS, row, available=len(captions), count=self._data.captions_per_image
-            )
-            return image, [captions[i] for i in drawn]
+            return image, [captions[i] for i in self._draw(pick, epoch)]
 
         with ThreadPoolExecutor(self._data.threads) if self._data.threads > 1 else nullcontext() as pool:
             for size in self._sizes(position):
                 part = rank_slice(size, rank=self._rank, world=self._world)
                 picks = self._picks(order.rows(sample + part.start, sample + part.stop))
+                margins = self._margins_of(order, sample, size, part, epoch)
                 sample += size
                 after = Position(seed, epoch, sample) if sample < order.samples else Position(seed, epoch + 1)
-                batch = collate(self.dataset, picks, load, tokenize=self._tokenize, pool=pool)
+                batch = collate(self.dataset, picks, load, tokenize=self._tokenize, pool=pool, margins=margins)
                 refuse_too_few(self.dataset, picks, batch)
                 content = vars(batch) | {"text_ids": self._text_ids(batch)}
                 yield TrainBatch(**content, position=after, global_rows=size)

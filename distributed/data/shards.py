@@ -10,6 +10,7 @@ from allpairs.errors import UserError
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp")
 REGION_SUFFIX = "npy"
 TEXT_SUFFIX = "txt"
+FACTS_SUFFIX = "json"
 _BLOCK = 512
 _TAIL = 2**20  # read at a time after the end mark, which is mostly followed by 10 KiB at most
 
@@ -30,6 +31,7 @@ class ShardSample:
     image: Span | None = None
     suffix: str = ""
     text: Span | None = None
+    facts: Span | None = None
     members: set[str] = field(default_factory=set)
 
 
@@ -73,6 +75,8 @@ def walk_shard(file: Path) -> Iterator[ShardSample]:
         current.members.add(suffix)
         if suffix == TEXT_SUFFIX:
             current.text = span
+        elif suffix == FACTS_SUFFIX:
+            current.facts = span
         elif suffix in (*IMAGE_SUFFIXES, REGION_SUFFIX) and current.image is None:
             current.image, current.suffix = span, suffix
     if current is not None:

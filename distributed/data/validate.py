@@ -1,6 +1,5 @@
 """Looking for everything that would go wrong in training, shard by shard, before it does."""
 
-import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,16 +10,17 @@ from typing import Any
 import numpy as np
 
 from allpairs.hashes import sha256
+from distributed.data.columns import columns_of, facts_in, margins_in
 from distributed.data.dataset import CAUSES, BadSampleError
 from distributed.data.images import decode_image, decode_regions
-from distributed.data.index import parse_captions
+from distributed.data.index import parse_captions, read_member
 from distributed.data.manifest import INDEX, MANIFEST, Manifest, Shard, shard_path
 from distributed.data.pictures import NO_PICTURE, SHOWN, Pictures, Wordless, fingerprint, repeated, shared
-from distributed.data.shards import REGION_SUFFIX, ShardSample, Span, TruncatedShardError, readable, walk_shard
+from distributed.data.shards import REGION_SUFFIX, ShardSample, TruncatedShardError, readable, walk_shard
 from distributed.data.texts import SplitTexts
 
 # Per shard: the column of the report and what it counts.
-SHARD_PROBLEMS = (*CAUSES, "duplicate keys")
+SHARD_PROBLEMS = (*CAUSES, "duplicate keys", "unusable margins")
 _SIDE = 64
 """Pictures are decoded to this side, by the function that training decodes them with: whether they can be does not
 depend on it."""
@@ -152,6 +152,8 @@ class _Look:
                     report.samples += 1
                     for cause in self._problems(sample, stream.fileno(), file.name):
                         _count(report, cause, sample.key)
+                    if unusable := self._unusable_margins(sample, stream.fileno()):
+                        _count(report, "unusable margins", f"{sample.key} ({unusable})")
                     if sample.key in self.seen:
                         _count(report, "duplicate keys", f"{sample.key} (also in {self.seen[sample.key]})")
                     self.seen.setdefault(sample.key, file.name)
@@ -174,13 +176,30 @@ class _Look:
         more = f", and {len(commonest) - SHOWN:,} other shapes" if commonest[SHOWN:] else ""
         return [f"samples that fit in no batch together: {found}{more}"]
 
+    def _unusable_margins(self, sample: ShardSample, descriptor: int) -> str | None:
+        """Say what is wrong with the margins of a sample that could be trained on."""
+        columns = columns_of(self.manifest.source) if self.manifest else ()
+        if not columns or sample.image is None or not (captions := self._captions(sample, descriptor)):
+            return None
+        try:
+            facts = facts_in(read_member(descriptor, sample.facts))
+            for column in columns:
+                margins_in(facts, column, len(captions))
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def _captions(self, sample: ShardSample, descriptor: int) -> list[str] | None:
+        text = read_member(descriptor, sample.text)
+        return parse_captions(text or b"", self.manifest.text if self.manifest else "lines")
+
     def _problems(self, sample: ShardSample, descriptor: int, shard: str) -> Iterator[str]:
         self.keys.append(sample.key)
         if sample.image is None:
             self.prints.append(NO_PICTURE)
             yield "missing image"
         else:
-            data = _read(descriptor, sample.image)
+            data = read_member(descriptor, sample.image) or b""
             self.prints.append(fingerprint(data))
             try:
                 if self.manifest.kind == "regions" if self.manifest else sample.suffix == REGION_SUFFIX:
@@ -197,7 +216,7 @@ class _Look:
         if sample.text is None:
             yield "missing text"
         else:
-            captions = parse_captions(_read(descriptor, sample.text), self.manifest.text if self.manifest else "lines")
+            captions = self._captions(sample, descriptor)
             if captions is None:
                 yield "text not UTF-8"
             elif not captions:
@@ -205,10 +224,6 @@ class _Look:
             else:
                 self.wordless.add(sample.key, captions)
         self.texts.add(captions or [])
-
-
-def _read(descriptor: int, span: Span) -> bytes:
-    return os.pread(descriptor, span.size, span.offset)
 
 
 def _count(report: ShardReport, cause: str, example: str) -> None:

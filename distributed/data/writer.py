@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pyarrow as pa
 from allpairs.errors import UserError
 from allpairs.files import replacing_folder
 from allpairs.hashes import sha256
+from distributed.data.columns import columns_of, margins_in
 from distributed.data.index import index_shard, write_index
 from distributed.data.manifest import FORMAT, INDEX, MANIFEST, Kind, Manifest, Shard, TextMode, is_folder
 from distributed.data.shards import check_name, split_name
@@ -26,7 +27,7 @@ class Sample:
         suffix: ``png``, ``jpg``, ``jpeg``, ``webp`` or ``npy``.
         data: the bytes to store as they are.
         captions: at least one that is not blank.
-        extra: what else is known, stored as ``.json``.
+        extra: what else is known, stored as ``.json``; the data set's columns of margins among it.
     """
 
     key: str
@@ -81,7 +82,8 @@ def write_split(
     A shard ends after `shard_samples` samples or once it holds `shard_bytes` bytes.
 
     Raises:
-        UserError: a key twice, a key with a dot, a sample without caption, broken Unicode, or no sample at all.
+        UserError: a key twice, a key with a dot, a sample without caption or without a margin that `source` promises,
+            broken Unicode, or no sample at all.
     """
     import webdataset
 
@@ -101,7 +103,7 @@ def write_split(
         mtime=0,
     ) as writer:
         count = 0
-        for members in _checked(samples):
+        for members in _checked(samples, columns_of(source)):
             writer.write(members)
             count += 1
     if not count:
@@ -120,18 +122,18 @@ def write_manifest(
     text: TextMode,
     relative: bool,
 ) -> Manifest:
-    """Index the shards `files` and write index and manifest into `folder`. Raises shards.TruncatedShardError."""
+    """Index the shards `files` and write index and manifest into `folder`. Raises as `index.index_shard`."""
     shards: list[Shard] = []
 
     def batches() -> Iterator[pa.RecordBatch]:
         for file in files:
-            batch = index_shard(file, text)
+            batch = index_shard(file, text, columns_of(source))
             captions = len(batch.column("captions").flatten())
             label = file.name if relative else str(file.absolute())
             shards.append(Shard(label, batch.num_rows, captions, file.stat().st_size, sha256(file)))
             yield batch
 
-    write_index(folder / INDEX, batches())
+    write_index(folder / INDEX, batches(), columns_of(source))
     manifest = Manifest(
         format=FORMAT,
         name=name,
@@ -149,7 +151,7 @@ def write_manifest(
     return manifest
 
 
-def _checked(samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:
+def _checked(samples: Iterable[Sample], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     keys: set[str] = set()
     for sample in samples:
         if split_name(f"{sample.key}.{sample.suffix}") != (sample.key, sample.suffix):
@@ -170,6 +172,20 @@ def _checked(samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:
                 f"sample {sample.key!r}: key or caption cannot be written as UTF-8 ({error.reason})"
             ) from error
         members = {"__key__": sample.key, sample.suffix: sample.data, "txt": text}
-        if sample.extra:
-            members["json"] = json.dumps(sample.extra, ensure_ascii=False, sort_keys=True).encode("utf-8")
+        facts = sample.extra | _margins(sample, columns)
+        if facts:
+            members["json"] = json.dumps(facts, ensure_ascii=False, sort_keys=True).encode("utf-8")
         yield members
+
+
+def _margins(sample: Sample, columns: Sequence[str]) -> dict[str, Any]:
+    """Return the sample's margins, those of blank captions left out with them."""
+    kept: dict[str, Any] = {}
+    for column in columns:
+        try:
+            values = margins_in(sample.extra, column, len(sample.captions))
+        except ValueError as error:
+            raise UserError(f"sample {sample.key!r}: {error}") from None
+        if isinstance(sample.extra[column], list):
+            kept[column] = [value for value, text in zip(values, sample.captions, strict=True) if text.strip()]
+    return kept

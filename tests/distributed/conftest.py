@@ -38,7 +38,7 @@ def tiny_config(tiny: Path, tmp_path: Path):
 
 @pytest.fixture(scope="session")
 def regions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Precomputed region features, [6, 24] per image, whose captions name what lies in them."""
+    """Precomputed region features, [6, 24] per image, whose captions name what lies in them; with margins."""
     root = tmp_path_factory.mktemp("regions")
     draw = np.random.default_rng(0)
     for split, count in (("train", 66), ("val", 24)):
@@ -48,6 +48,8 @@ def regions(tmp_path_factory: pytest.TempPathFactory) -> Path:
             buffer = io.BytesIO()
             np.save(buffer, features)
             words = [f"word{position}" for position in np.abs(features).max(0).argsort()[-4:]]
-            samples.append(Sample(f"item-{number}", "npy", buffer.getvalue(), [" ".join(words)]))
-        write_split(root / split, samples, name="regions", split=split, source={}, kind="regions")
+            soft = {"soft": number / count}
+            samples.append(Sample(f"item-{number}", "npy", buffer.getvalue(), [" ".join(words)], soft))
+        source = {"margin_columns": ["soft"]}
+        write_split(root / split, samples, name="regions", split=split, source=source, kind="regions")
     return root

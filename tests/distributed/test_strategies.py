@@ -69,8 +69,20 @@ def gradient_norms(path: Path) -> list[float]:
 
 def test_the_number_of_workers_changes_nothing_but_rounding(prepared):
     one, two, three = (prepared(f"world{world}") for world in (1, 2, 3))
+    margins = {"column": {"source": "column", "column": "soft"}, "sam": {"source": "sam"}}
+    adaptive = {
+        world: [
+            prepared(f"{source}{world}", objective={"name": "unified"}, margins=settings)
+            for source, settings in margins.items()
+        ]
+        for world in (1, 2)
+    }
     for world, path in ((1, one), (2, two), (3, three)):
-        torchrun(world, path)
+        torchrun(world, path, *adaptive.get(world, ()))
+    for alone, together in zip(adaptive[1], adaptive[2], strict=True):
+        assert gradient_norms(together) == pytest.approx(gradient_norms(alone), rel=1e-4)
+        assert largest_difference(alone, one) > 0
+        assert largest_difference(alone, together) < 1e-4
     assert len(gradient_norms(one)) >= 3
     assert certificate(one) == certificate(two) == certificate(three) != ""
     assert gradient_norms(two) == pytest.approx(gradient_norms(one), rel=1e-4)

@@ -1,7 +1,7 @@
 """Where data sets come from: one function per source, each writing one data set folder per split under `out`.
 
 All refuse an `out` that exists unless `overwrite` is given, and leave nothing behind when they fail. They raise
-UserError for a source that is not what it should be.
+UserError for a source that is not what it should be. `margin_columns` name numbers of the source that come along.
 
 - `folder`, `karpathy`, `img2dataset`, `regions`: other people's layouts.
 - `emoji`: a data set of real drawings, made of two public repositories.
@@ -10,10 +10,12 @@ UserError for a source that is not what it should be.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from allpairs.errors import UserError
 from distributed.data.build import Built, Incomplete, write_splits
+from distributed.data.columns import with_columns
 from distributed.data.scenes import scene_splits
 from distributed.data.shards import readable
 from distributed.data.sources.emoji import emoji_splits
@@ -42,13 +44,16 @@ def build_karpathy(
     out: Path,
     skip_incomplete: bool = False,
     follow_symlinks: bool = False,
+    margin_columns: Sequence[str] = (),
     overwrite: bool = False,
     shard_samples: int = SHARD_SAMPLES,
 ) -> Built:
     """Write a Karpathy-schema JSON with its folder of images; restval joins train."""
     incomplete = Incomplete(skip=skip_incomplete)
-    name, splits = karpathy_splits(file, images, incomplete, follow_symlinks=follow_symlinks)
-    about = {"kind": "karpathy", "file": readable(file.name)}
+    name, splits = karpathy_splits(
+        file, images, incomplete, follow_symlinks=follow_symlinks, margin_columns=margin_columns
+    )
+    about = with_columns({"kind": "karpathy", "file": readable(file.name)}, margin_columns)
     built = write_splits(out, splits, name=name, source=about, overwrite=overwrite, shard_samples=shard_samples)
     return built.without(incomplete)
 
@@ -62,13 +67,22 @@ def build_folder(
     test: float = 0.1,
     skip_incomplete: bool = False,
     follow_symlinks: bool = False,
+    margin_columns: Sequence[str] = (),
     overwrite: bool = False,
     shard_samples: int = SHARD_SAMPLES,
 ) -> Built:
     """Write images that lie beside text files of the same name; `val` and `test` are fractions of an unsplit folder."""
     incomplete = Incomplete(skip=skip_incomplete)
-    splits = folder_splits(folder, incomplete, seed=seed, val=val, test=test, follow_symlinks=follow_symlinks)
-    about = {"kind": "folder", "seed": seed, "val": val, "test": test}
+    splits = folder_splits(
+        folder,
+        incomplete,
+        seed=seed,
+        val=val,
+        test=test,
+        follow_symlinks=follow_symlinks,
+        margin_columns=margin_columns,
+    )
+    about = with_columns({"kind": "folder", "seed": seed, "val": val, "test": test}, margin_columns)
     name = readable(folder.resolve().name)
     built = write_splits(out, splits, name=name, source=about, overwrite=overwrite, shard_samples=shard_samples)
     return built.without(incomplete)
@@ -157,11 +171,15 @@ def build_shuffled(
     )
 
 
-def build_img2dataset(*sources: str, out: Path, split: str, overwrite: bool = False) -> Built:
+def build_img2dataset(
+    *sources: str, out: Path, split: str, margin_columns: Sequence[str] = (), overwrite: bool = False
+) -> Built:
     """Index img2dataset shards (folders, files or glob patterns) where they lie, as the one split `out`/`split`."""
     if not re.fullmatch(r"\w[\w.-]{0,99}", split):
         raise UserError(f"--split {split!r}: a plain name, such as train, val or test")
     files = find_shards(sources)
     with new_folder(out / split, overwrite=overwrite) as fresh:
-        manifest = index_shards(fresh, files, name=readable(out.resolve().name), split=split)
+        manifest = index_shards(
+            fresh, files, name=readable(out.resolve().name), split=split, margin_columns=margin_columns
+        )
     return Built(out, [manifest])

@@ -1,10 +1,15 @@
-"""A folder of images, each beside a text file of the same name with one caption per line."""
+"""A folder of images, each beside a text file of the same name with one caption per line.
 
-from collections.abc import Iterator
+Columns of margins are read from a ``.json`` of the same name, as img2dataset writes it.
+"""
+
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from allpairs.errors import UserError
 from distributed.data.build import Incomplete, read_inside, split_by_seed
+from distributed.data.columns import facts_in, margins_in
 from distributed.data.index import parse_captions
 from distributed.data.manifest import is_folder
 from distributed.data.shards import IMAGE_SUFFIXES, readable
@@ -12,10 +17,18 @@ from distributed.data.writer import Sample
 
 SPLITS = ("train", "val", "test")
 TEXT = ".txt"
+FACTS = ".json"
 
 
 def folder_splits(
-    folder: Path, incomplete: Incomplete, *, seed: int, val: float, test: float, follow_symlinks: bool = False
+    folder: Path,
+    incomplete: Incomplete,
+    *,
+    seed: int,
+    val: float,
+    test: float,
+    follow_symlinks: bool = False,
+    margin_columns: Sequence[str] = (),
 ) -> dict[str, Iterator[Sample]]:
     """Return the samples per split, sorted by path: subfolders train, val, test if there are any, else seeded splits.
 
@@ -32,7 +45,7 @@ def folder_splits(
     else:
         names = split_by_seed(_images(folder, incomplete), seed=seed, val=val, test=test)
         parts = {split: (folder, part) for split, part in names.items()}
-    return {split: _samples(*part, incomplete, follow_symlinks) for split, part in parts.items()}
+    return {split: _samples(*part, incomplete, follow_symlinks, margin_columns) for split, part in parts.items()}
 
 
 def _images(folder: Path, incomplete: Incomplete) -> list[str]:
@@ -54,7 +67,9 @@ def _count(text: Path) -> int:
         return 0
 
 
-def _samples(folder: Path, names: list[str], incomplete: Incomplete, follow_symlinks: bool) -> Iterator[Sample]:
+def _samples(
+    folder: Path, names: list[str], incomplete: Incomplete, follow_symlinks: bool, margin_columns: Sequence[str]
+) -> Iterator[Sample]:
     for name in names:
         image = folder / name
         beside = image.with_suffix(TEXT)
@@ -73,5 +88,20 @@ def _samples(folder: Path, names: list[str], incomplete: Incomplete, follow_syml
         elif data is None:
             incomplete.report("no such image", str(image))
         else:
+            extra: dict[str, Any] = {"filename": name}
+            try:
+                if margin_columns:
+                    extra |= _margins(image.with_suffix(FACTS), folder, follow_symlinks, margin_columns, len(captions))
+            except ValueError as error:
+                incomplete.report("unusable margins", f"{image} ({error})", captions=len(captions))
+                continue
             key = name.removesuffix(image.suffix).replace(".", "_")
-            yield Sample(key, image.suffix[1:].lower(), data, captions, {"filename": name})
+            yield Sample(key, image.suffix[1:].lower(), data, captions, extra)
+
+
+def _margins(
+    file: Path, folder: Path, follow_symlinks: bool, columns: Sequence[str], captions: int
+) -> dict[str, list[float]]:
+    """Return the margins of a sample, from the file beside its image. Raises ValueError."""
+    facts = facts_in(read_inside(file, folder, follow_symlinks=follow_symlinks))
+    return {column: margins_in(facts, column, captions) for column in columns}

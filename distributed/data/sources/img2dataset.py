@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from allpairs.errors import UserError
+from distributed.data.columns import with_columns
 from distributed.data.manifest import Manifest, shard_path
 from distributed.data.shards import TruncatedShardError, check_name
 from distributed.data.writer import write_manifest
@@ -41,11 +42,14 @@ def _find(path: Path) -> list[Path]:
     return [file for file in anchor.glob(path.relative_to(anchor).as_posix()) if file.is_file()]
 
 
-def index_shards(folder: Path, files: Sequence[Path], *, name: str, split: str) -> Manifest:
+def index_shards(
+    folder: Path, files: Sequence[Path], *, name: str, split: str, margin_columns: Sequence[str] = ()
+) -> Manifest:
     """Write manifest and index of `files` into the new folder.
 
     Raises:
-        UserError: a shard is cut off or has something in its middle that is no member, or no shard has a sample.
+        UserError: a shard is cut off or has something in its middle that is no member, a sample has no usable margin in
+            one of `margin_columns`, or no shard has a sample.
     """
     folder.mkdir(exist_ok=True)
     try:
@@ -54,7 +58,7 @@ def index_shards(folder: Path, files: Sequence[Path], *, name: str, split: str) 
             files,
             name=name,
             split=split,
-            source={"kind": "img2dataset"},
+            source=with_columns({"kind": "img2dataset"}, margin_columns),
             kind="image",
             text="whole",
             relative=False,
