@@ -81,8 +81,8 @@ def test_the_number_of_workers_changes_nothing_but_rounding(prepared):
         torchrun(world, path, *adaptive.get(world, ()))
     for alone, together in zip(adaptive[1], adaptive[2], strict=True):
         assert gradient_norms(together) == pytest.approx(gradient_norms(alone), rel=1e-4)
-        assert largest_difference(alone, one) > 0
         assert largest_difference(alone, together) < 1e-4
+    assert largest_difference(*adaptive[1]) > 1e-2  # one's margins are not the other's
     assert len(gradient_norms(one)) >= 3
     assert certificate(one) == certificate(two) == certificate(three) != ""
     assert gradient_norms(two) == pytest.approx(gradient_norms(one), rel=1e-4)
