@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -75,6 +75,24 @@ class Pick(NamedTuple):
 
     row: int
     caption: int | None = None
+
+
+class Pair(NamedTuple):
+    """An image's row and the number of the caption that it meets; None where it has no caption."""
+
+    row: int
+    caption: int | None
+
+
+PairsOf = Callable[[slice], list[Pair]]
+"""Gives the pairs at some places of a global batch: any rank may look at all of it."""
+
+
+class MarginSource(Protocol):
+    """Gives one rank the margins of its pairs."""
+
+    def __call__(self, pairs: PairsOf, size: int, part: slice) -> np.ndarray:
+        """Return the margins ``[part]`` of the places `part` of a global batch of `size`; 0 without a caption."""
 
 
 # load(pick) -> the array to stack and the captions to use; raises BadSampleError

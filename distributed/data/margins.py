@@ -5,33 +5,17 @@ resume, with nothing to save.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from allpairs.errors import UserError, nearest
+from distributed.data.batch import MarginSource, PairsOf
 from distributed.data.dataset import Dataset
+from distributed.data.sam import SemanticMargins
 
 if TYPE_CHECKING:
     from distributed.config.tree import Margins
-
-
-class Pair(NamedTuple):
-    """An image's row and the number of the caption that it meets; None where it has no caption."""
-
-    row: int
-    caption: int | None
-
-
-PairsOf = Callable[[slice], list[Pair]]
-"""Gives the pairs at some places of a global batch: any rank may look at all of it."""
-
-
-class MarginSource(Protocol):
-    """Gives one rank the margins of its pairs."""
-
-    def __call__(self, pairs: PairsOf, size: int, part: slice) -> np.ndarray:
-        """Return the margins ``[part]`` of the places `part` of a global batch of `size`; 0 without a caption."""
 
 
 class ColumnMargins:
@@ -72,7 +56,5 @@ def margin_source(margins: "Margins", dataset: Dataset, say: Callable[[str], Non
     if margins.column is not None:
         return ColumnMargins(dataset, margins.column)
     if margins.source == "sam":
-        from distributed.data.sam import SemanticMargins
-
         return SemanticMargins(dataset, margins.temperature, say)
     return None

@@ -15,11 +15,20 @@ import numpy as np
 
 from allpairs.errors import UserError
 from distributed.config.tree import Data
-from distributed.data.batch import Batch, Pick, Tokenize, TrainBatch, collate, refuse_too_bad, refuse_too_few
+from distributed.data.batch import (
+    Batch,
+    MarginSource,
+    Pair,
+    Pick,
+    Tokenize,
+    TrainBatch,
+    collate,
+    refuse_too_bad,
+    refuse_too_few,
+)
 from distributed.data.dataset import BadSampleError, Dataset
 from distributed.data.draws import Purpose, choose
 from distributed.data.images import Augment, augment_image, cached_side, decode_image, decode_regions
-from distributed.data.margins import MarginSource, Pair
 from distributed.data.order import EpochOrder, Position, batch_sizes, rank_slice
 from distributed.data.prefetch import prefetch
 from distributed.data.texts import text_id

@@ -20,9 +20,9 @@ from itertools import groupby
 
 import numpy as np
 
+from distributed.data.batch import PairsOf
 from distributed.data.cider import CiderD
 from distributed.data.dataset import Dataset
-from distributed.data.margins import PairsOf
 
 _AT_A_TIME = 2**24
 """Entries of a matrix that is held at once: 128 MiB."""
