@@ -60,13 +60,22 @@ def search(
             over = f" over {shards} Ray actors" if shards is not None else ""
             found_by[direction] = f"{found.backend}, flat{over}", len(ties)
     fields = report_fields(counts, dict(positives), ks, whole=False)
+    if all(len(rows[direction]) == len(asking) for direction, (asking, _) in sides.items()):
+        # One product serves both directions.
+        problem, size = Problem(Q, G, positives[forward], bool(backward), device, tile), sum(map(len, rows.values()))
+        exact = dict(zip(sides, count(problem, progress=_scaled(told.part(size), size)), strict=True))
+    else:
+        exact = {
+            direction: _counted(
+                *both, positives[direction], rows[direction], device=device, tile=tile,
+                done=told.part(len(rows[direction])),
+            )
+            for direction, both in sides.items()
+        }  # fmt: skip
     searched = {}
-    for direction, (asking, answering) in sides.items():
-        some_rows = rows[direction]
-        part = told.part(len(some_rows))
-        exact = _counted(asking, answering, positives[direction], some_rows, device=device, tile=tile, done=part)
+    for direction, some_rows in rows.items():
         own = positives[direction].take(some_rows)
-        counted = report_fields({direction: exact}, {direction: own}, ks, whole=False)
+        counted = report_fields({direction: exact[direction]}, {direction: own}, ks, whole=False)
         searched[direction] = Searched(
             found_by[direction][0],
             min(max(DEPTH, *ks), int(known[direction].min())),
@@ -97,6 +106,10 @@ class _Told:
         return done
 
 
+def _scaled(done: Callable[[int], None], queries: int) -> Callable[[int, int], None]:
+    return lambda units, total: done(queries * units // total)
+
+
 def _same(searched: Ranks, counted: Ranks, known: np.ndarray, rows: np.ndarray) -> np.ndarray:
     beyond = searched.greater[rows] >= known[rows]
     return np.where(beyond, counted.greater >= known[rows], searched.expected[rows] == counted.expected)
@@ -115,7 +128,7 @@ def _counted(
     """Count some queries, exactly; `done` is told how many of them."""
     chosen = asking if len(rows) == len(asking) else asking[torch.from_numpy(rows).to(asking.device)]
     problem = Problem(chosen, answering, positives.take(rows), False, device, tile)
-    (found,) = count(problem, progress=lambda units, total: done(len(rows) * units // total))
+    (found,) = count(problem, progress=_scaled(done, len(rows)))
     return found
 
 
