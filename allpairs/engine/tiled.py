@@ -259,7 +259,9 @@ def _bias_gradient(call: TiledCall, statistics: Statistics, factors: Factors) ->
 
 def _walk(tiles: PlainTiles, call: TiledCall, known: Statistics | None) -> Statistics:
     """Return what one pass finds in the whole strip; the candidates' part is merged over the ranks."""
-    layout, tile = call.layout, call.tile.forward
+    layout = call.layout
+    # Tiles of a second pass are always plain, and hold every score.
+    tile = call.tile.forward if known is None else call.tile.backward
     row_pieces: list[RowStatistic] = []
     column_pieces: list[RowStatistic] = []
     for rows in _pieces(layout.own_queries, tile):

@@ -6,6 +6,7 @@ asked for a number would raise.
 
 from collections import Counter
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from allpairs.engine import global_batch, products
 from allpairs.engine.fused import kernels, launch_table, launches
-from allpairs.objectives import make
+from allpairs.objectives import make, names
 
 B, D = 65536, 768
 KERNELS = (*launch_table.TABLE, "merge_excess", "merge_hardest")
@@ -112,3 +113,41 @@ def test_a_step_waits_for_nothing_but_whether_all_ids_are_equal(kind, weights, i
     if weights is not None:
         assert held.peak <= 480e6
         assert hopper[f"{weights}, masked"] == (144 if ids else 12)
+
+
+PATHS = [(name, {}) for name in names()] + [("unified", {"weighting": "sigmoid"}), ("goal", {"pair": "sig_ms"})]
+PLAIN_TILE = 4096**2 * 4
+"""Bytes of a tile of scores in float32."""
+
+
+def path(name: str, arguments: dict[str, str], counts: Counter[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the line of the table in docs/engine.md: how one step of 4,096 pairs is computed, and what it holds."""
+    monkeypatch.setattr("tests.allpairs.engine.fused.test_step.B", 4096)
+    held = step(name, **arguments)
+    launched = [kernel for kernel in counts if "," not in kernel and "merge" not in kernel]
+    plain = held.calls["aten.mm.dtype"]
+    forward = [f"kernel `{kernel}`" for kernel in launched if "weights" not in kernel]
+    weights = [f"kernel `{kernel}`" for kernel in launched if "weights" in kernel]
+    added = held.calls["aten.addmm.dtype_out"]
+    assert added in (0, 2)
+    walks = plain - (1 if added and not weights else 0)
+    forward += ["plain tiles" if walks == 1 else "plain tiles, twice"] if walks else []
+    gradient = (weights or ["plain tiles"])[0] if added else "two rows an anchor"
+    rows = 24 * 4096 * D
+    tiles = "–" if not plain else str(-(-(held.peak - rows) // PLAIN_TILE))
+    label = ", ".join([f"`{name}`", *(f"`{key}={value}`" for key, value in arguments.items())])
+    return f"| {label} | {', then '.join(forward)} | {gradient} | {tiles} |"
+
+
+@pytest.mark.parametrize(("name", "arguments"), PATHS, ids=str)
+def test_the_table_of_paths_says_what_a_half_precision_batch_takes(name, arguments, hopper, monkeypatch):
+    monkeypatch.setattr(products, "_adds_in_place", lambda device, dtype: True)
+    # How many positives an anchor has is a number that fakes do not know.
+    monkeypatch.setattr(global_batch, "_positive_slots", lambda ids, _: torch.empty(len(ids), 1, dtype=torch.int64))
+    line = path(name, arguments, hopper, monkeypatch)
+    assert line in (Path(__file__).parents[4] / "docs/engine.md").read_text(encoding="utf-8").splitlines()
+
+
+def test_a_second_look_takes_no_tiles_of_the_size_that_only_kernels_can_look_at(hopper, monkeypatch):
+    monkeypatch.setattr("tests.allpairs.engine.fused.test_step.B", 8192)
+    assert step("goal", pair="sig_ms").peak <= 7 * 5632**2 * 4 + 24 * 8192 * D
