@@ -7,6 +7,7 @@
 - `world`: what all ranks know and agree on.
 - `loop`: training; `step`, `cached`: its forward, whole or in chunks; `interval`: its rows of metrics.
 - `average`: a moving average of the weights; `certificate`: a chain of hashes over what every step was trained on.
+- `ncr`: two nets that find the pairs that do not match.
 - `strategies`: how ranks share gradients and optimiser state.
 - `evaluation`, `finish`: encoding and measuring a split, and the end of a run.
 - `checkpoints`, `run_directory`, `provenance`, `tracking`: what a run leaves behind.

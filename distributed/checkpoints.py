@@ -3,7 +3,8 @@
 checkpoints/
   step-00000120/   the model (allpairs.models: weights, description, words, preprocessing), the optimiser's state
                    (strategies.moments), objective.safetensors (learned scale), position.json, and hashes.json of all;
-                   with train.ema_decay the model is the average, and trained.safetensors what training goes on with
+                   with train.ema_decay the model is the average, and trained.safetensors what training goes on with;
+                   with train.recipe=ncr it is both nets, and division.safetensors what this epoch makes of the pairs
   last -> step-00000120, previous -> step-00000100, best -> step-00000090      relative links, replaced atomically
 
 What no link names is deleted: a run keeps three checkpoints at most, each three times the size of its weights, four
@@ -77,6 +78,7 @@ class _Copy:
     objective: dict[str, Tensor]
     moments: list[Piece]
     position: str
+    also: Callable[[Path], None] | None
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,11 @@ class _Pending:
 
 
 class Checkpoints:
-    """The `checkpoints/` folder of one run; `tell` hears, on rank 0, what a person should know of them."""
+    """The `checkpoints/` folder of one run.
+
+    `tell` hears, on rank 0, what a person should know of them; `also` gives what a recipe writes into one, there too
+    and in a thread.
+    """
 
     def __init__(
         self,
@@ -102,7 +108,9 @@ class Checkpoints:
         *,
         tell: Callable[[str], None] = lambda text: None,
         average: Average | None = None,
+        also: Callable[[], Callable[[Path], None] | None] = lambda: None,
     ) -> None:
+        self._also = also
         self._average = average
         self._folder = folder
         self._spec = spec
@@ -139,7 +147,7 @@ class Checkpoints:
         averaged = None if self._average is None else strategy.weights(self._average.encoder)
         objective = copied_weights(strategy.step.objective)
         position = json.dumps(asdict(progress), indent=1)
-        return _Copy(strategy.step.encoder, weights, averaged, objective, strategy.moments(), position)
+        return _Copy(strategy.step.encoder, weights, averaged, objective, strategy.moments(), position, self._also())
 
     def _write(self, folder: Path, copy: "_Copy") -> Hashes:
         """Write this rank's files, have the disk hold them, and return their hashes; in a thread."""
@@ -153,6 +161,8 @@ class Checkpoints:
             with replacing(folder / OBJECTIVE) as path:
                 save_file(copy.objective, path)
             (folder / POSITION).write_text(copy.position, encoding="utf-8")
+            if copy.also is not None:
+                copy.also(folder)
         mine = moments_file(self._world.rank)
         names = [name for name in files_in(folder) if name == mine or (self._world.rank == 0 and not is_moments(name))]
         _flush([folder / name for name in names])

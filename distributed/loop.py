@@ -21,7 +21,7 @@ import torch
 
 from allpairs.errors import UserError
 from allpairs.files import read_json
-from allpairs.models import build, load, load_tokens, recompute_activations
+from allpairs.models import Ensemble, build, load, load_tokens, recompute_activations
 from allpairs.objectives import PairObjective, arguments, make
 from distributed.average import Average
 from distributed.cached import chunks_of
@@ -43,6 +43,7 @@ from distributed.data.margins import margin_source
 from distributed.evaluation import encode, engine_columns, loss_and_similarities
 from distributed.heartbeat import READING, STEPPING
 from distributed.interval import Collapse, Interval
+from distributed.ncr.recipe import NoisyCorrespondence
 from distributed.run_directory import RunDirectory
 from distributed.step import Pairs, StepOutput, TrainStep
 from distributed.strategies import make_strategy
@@ -79,13 +80,24 @@ class Training:
         self.found = find_usable(self.run_dir.checkpoints, world, self._say)
         step = world.together(self._build)
         self.encoder = step.encoder if self.average is None else self.average.encoder.to(world.device)
+        self.recipe: NoisyCorrespondence | None = None
         self.reader = world.together(self._open_reader)
         self.strategy = make_strategy(config, step, world)
         if self.average is not None:
             self.strategy.place(self.encoder)
         folder, average = self.run_dir.checkpoints, self.average
-        self.checkpoints = Checkpoints(folder, config.model, self.vocabulary, world, tell=self._say, average=average)
+        self.checkpoints = Checkpoints(
+            folder,
+            config.model,
+            self.vocabulary,
+            world,
+            tell=self._say,
+            average=average,
+            also=lambda: None if self.recipe is None else self.recipe.kept(),
+        )
         self.progress = self.checkpoints.restore(self.strategy, self.found) if self.found else Progress()
+        if self.recipe is not None and self.progress.sample and self.progress.epoch >= config.train.triplet_epochs:
+            self.world.together(self._restore_division)
         self.saved_step = self.progress.step if self.found else None
         self.dropped_before = Counter(self.progress.dropped)
         facts = read_json(self.run_dir.provenance) if world.rank == 0 else {}
@@ -112,6 +124,9 @@ class Training:
             self.vocabulary = load_tokens(self.run_dir.root, config.model)
             torch.manual_seed(config.train.seed)  # the same initial weights on every rank and for every world size
             encoder = build(config.model, len(self.vocabulary))
+            if config.train.recipe == "ncr":
+                torch.manual_seed(_mixed(config.train.seed, _SECOND_NET))
+                encoder = Ensemble([encoder, build(config.model, len(self.vocabulary))])
         objective = make(config.objective.name, **config.objective.arguments())
         start_scale(objective, encoder.learned, config.objective.arguments())
         if self.found is None and config.model.init_from is not None:
@@ -127,10 +142,15 @@ class Training:
         step = TrainStep(encoder, objective, self.world.group, config.train.precision)
         if config.margins.source == "sam":
             step.margin_weight = config.margins.weight
-        if config.train.triplet_warmup_epochs:
+        if config.train.triplet_epochs:
             own = config.objective.arguments()
             step.warmup = make("triplet", **{key: own[key] for key in arguments("triplet") if own.get(key) is not None})
         return step
+
+    def _restore_division(self) -> None:
+        assert self.recipe is not None
+        assert self.found is not None
+        self.recipe.restore(self.found.folder, self.progress.epoch, self.epochs)
 
     def open_split(self, split: str) -> Dataset:
         """Open a split to measure on, shards compared where the driver's look doesn't hold. Collective.
@@ -144,6 +164,8 @@ class Training:
     def _open_reader(self) -> TrainReader:
         data = self.config.data
         dataset = open_split(data, "train", known=self.run_dir.verified("train"), say=self._say)
+        if self.config.train.recipe == "ncr":
+            self.recipe = NoisyCorrespondence(self.config, self.world, dataset, self.run_dir.noisy_pairs)
         return TrainReader(
             dataset,
             data,
@@ -153,8 +175,13 @@ class Training:
             world=self.world.size,
             tokenize=lambda texts: self.vocabulary.encode(texts, data.max_caption_tokens),
             preprocessing=self.encoder.preprocessing,
-            margins=margin_source(self.config.margins, dataset, self._say),
+            margins=self.recipe or margin_source(self.config.margins, dataset, self._say),
         )
+
+    @property
+    def epochs(self) -> float:
+        """Epochs of the whole run."""
+        return self.total_steps / self.reader.steps_per_epoch
 
     @cached_property
     def total_steps(self) -> int:
@@ -197,6 +224,10 @@ class Training:
     def _epoch(self) -> None:
         """Train from the current position to the end of its epoch, or to `stop_step`."""
         progress = self.progress
+        if self.recipe is not None and progress.sample == 0 and progress.epoch >= self.config.train.triplet_epochs:
+            self.heartbeat(progress.step, "dividing the training pairs")
+            with self.strategy.whole(self.encoder):
+                self.recipe.divide(self.encoder, self.vocabulary, progress.epoch, self.epochs)
         batches = self.reader.batches(Position(self.config.train.seed, progress.epoch, progress.sample))
         every = self.config.train.checkpoint_every_steps
         started = time.perf_counter()
@@ -290,7 +321,7 @@ class Training:
         torch.manual_seed(_step_seed(self.config.train.seed, progress.step, self.world.rank))
         factor = self._learning_rate_factor(progress.step)
         pairs = Pairs.of(batch, self.world.device)
-        self.strategy.step.warming_up = progress.epoch < self.config.train.triplet_warmup_epochs
+        self.strategy.step.warming_up = progress.epoch < self.config.train.triplet_epochs
         micro = self.config.train.micro_batch
         chunks = 1 if micro is None else chunks_of(batch.global_rows, self.world.size, micro)
         with self.interval.timing("forward"):
@@ -345,6 +376,7 @@ class Training:
             | row
             | {f"train/{name}": value for name, value in self.strategy.step.objective.learned().items()}
             | dropped_metrics("train", progress.dropped)
+            | (self.recipe.metrics() if self.recipe is not None else {})
             | {"train/learning_rate": self.config.optimizer.lr * self._learning_rate_factor(progress.step - 1)}
             | {"train/certificate": progress.certificate}
             | {"train/seconds": progress.train_seconds, "train/eta_seconds": remaining}
@@ -425,4 +457,11 @@ def start_scale(objective: PairObjective[Any], learned: Mapping[str, float], giv
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
     """Mix (seed, step, rank) into a generator seed, so that dropout is a function of where training stands."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+    return _mixed(seed, step, rank)
+
+
+def _mixed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+_SECOND_NET = 1

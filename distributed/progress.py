@@ -121,7 +121,8 @@ def line(row: dict[str, Any]) -> str:
         return (
             f"step {row['step']:>6,}  epoch {row['epoch']:5.2f}  loss {row['train/loss']:.4f}  "
             f"sim + {row['train/positive_similarity']:.2f} − {row['train/hardest_negative_similarity']:.2f}  "
-            f"{row['train/samples_per_second']:,.0f} samples/s  ETA {duration(row['train/eta_seconds'])}{_waits(row)}"
+            f"{row['train/samples_per_second']:,.0f} samples/s  ETA {duration(row['train/eta_seconds'])}"
+            f"{_waits(row)}{_clean(row)}"
         )
     return "  ".join(
         f"{name.removesuffix('/rsum')} RSUM {value:.1f}" for name, value in row.items() if name.endswith("/rsum")
@@ -133,6 +134,13 @@ def _waits(row: dict[str, Any]) -> str:
     times = {name: value for name, value in row.items() if name.startswith("train/ms_")}
     share = times.get("train/ms_read", 0.0) / max(1e-9, sum(times.values()))
     return f"  waiting for data {share:.0%}" if share >= 0.1 else ""
+
+
+def _clean(row: dict[str, Any]) -> str:
+    """Say how `train.recipe: ncr` divided the pairs."""
+    if "train/clean_pairs" not in row:
+        return ""
+    return f"  clean {row['train/clean_pairs']:,} pairs, mean label {row['train/mean_label']:.2f}"
 
 
 def collapsing(row: dict[str, Any]) -> str:

@@ -97,6 +97,11 @@ class RunDirectory:
         return self.root / "events.jsonl"
 
     @property
+    def noisy_pairs(self) -> Path:
+        """Of a run with `train.recipe: ncr`: the training pairs called noisy, the least matching first."""
+        return self.root / "noisy_pairs.parquet"
+
+    @property
     def heartbeats(self) -> Path:
         """Signs of life of the ranks while the run goes on."""
         return self.root / "heartbeats"

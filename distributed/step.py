@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from allpairs.models import DualEncoder
+from allpairs.models import DualEncoder, Ensemble
 from allpairs.objectives import PairObjective
 from distributed.data import Batch
 
@@ -25,7 +25,8 @@ class Pairs(NamedTuple):
     image_ids_b: Tensor
     caption_ids_c: Tensor
     margins_b: Tensor | None = None
-    """One margin per pair in place of the objective's (U-Eq. 26), float32; None: the objective's own."""
+    """One margin per pair in place of the objective's (U-Eq. 26), float32; of an ensemble one for each net, `[b, 2]`;
+    None: the objective's own."""
     text_ids_c: Tensor | None = None
     """Equal for captions that say the same; None: they are each other's negatives."""
 
@@ -116,6 +117,14 @@ class TrainStep(nn.Module):
             # In the type that the encoders computed in: a GPU's fast products. The objective normalises in float32.
             images_bD, texts_cD = images_bD.to(torch.bfloat16), texts_cD.to(torch.bfloat16)
         ids = {"query_ids": pairs.image_ids_b, "candidate_ids": pairs.caption_ids_c, "text_ids": pairs.text_ids_c}
+        if isinstance(self.encoder, Ensemble):
+            vectors = zip(self.encoder.of_each(images_bD), self.encoder.of_each(texts_cD), strict=True)
+            margins = [None] * len(self.encoder.nets) if pairs.margins_b is None else pairs.margins_b.unbind(1)
+            losses = [
+                objective(*sides, **ids, margins=own, group=self.group)
+                for sides, own in zip(vectors, margins, strict=True)
+            ]
+            return torch.stack(losses).mean()
         loss: Tensor = objective(images_bD, texts_cD, **ids, margins=pairs.margins_b, group=self.group)
         if self.margin_weight is not None:
             loss = objective(images_bD, texts_cD, **ids, group=self.group) + self.margin_weight * loss

@@ -112,6 +112,13 @@ class World:
             return None
         return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
 
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Return rank 0's `tensor`, on the CPU; on other ranks it gives the shape and type alone. Collective."""
+        tensor = tensor.cpu().contiguous()
+        if self.control is not None:
+            dist.broadcast(tensor, 0, group=self.control)
+        return tensor
+
     def share_buffers(self, module: nn.Module) -> None:
         """Give every rank the buffers of rank 0's `module`: batch statistics differ after a step. Collective."""
         if self.size > 1:

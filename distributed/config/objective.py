@@ -20,6 +20,21 @@ def objectives_with_margins() -> list[str]:
     return [name for name in names() if make(name).takes_margins]
 
 
+def refuse_for_ncr(name: str, given: dict[str, Any]) -> None:
+    """Raise ValueError unless the objective has a margin that `train.recipe: ncr` can scale by each pair's label."""
+    objective = make(name, **given)
+    if not objective.takes_margins:
+        raise ValueError(
+            f"train.recipe=ncr: objective.name={name} has no margin for each pair; accepted with it: "
+            f"{', '.join(objectives_with_margins())}"
+        )
+    margin = vars(objective)["margin"]
+    if margin <= 0:
+        raise ValueError(
+            f"objective.margin={margin}: train.recipe=ncr scales the margin of each pair; accepted: above 0"
+        )
+
+
 def check_objective(values: dict[str, Any]) -> dict[str, Any]:
     """Return `values` with each argument converted to the type its objective declares.
 

@@ -10,7 +10,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from allpairs.models import CnnSpec, DualSpec, GruSpec, ModelSpec
-from distributed.config.objective import check_objective, objectives_over_sets, objectives_with_margins
+from distributed.config.objective import (
+    check_objective,
+    objectives_over_sets,
+    objectives_with_margins,
+    refuse_for_ncr,
+)
 from retrieval_eval.evaluate import Engine
 
 OF_THE_HARDEST = ("triplet_hn", "nt_xent_hn", "goal")
@@ -191,6 +196,18 @@ class Optimizer(Section):
         return betas
 
 
+class Ncr(Section):
+    """The recipe `ncr` (`distributed.ncr`): which pairs do not match, and what becomes of them."""
+
+    warmup_epochs: int = Field(5, ge=1)
+    """First epochs, with `triplet` on all pairs (published: 5 on Flickr30K, 10 on COCO and CC152K)."""
+    threshold: float = Field(0.5, gt=0, lt=1)
+    """A pair is clean above this posterior of the mixture's component with the lower losses."""
+    noisy_after: float = Field(0.5, ge=0, le=1)
+    """Part of the epochs after the warm-up in which noisy pairs do not train at all; afterwards they do, at the margins
+    of their labels. 1: never."""
+
+
 class Train(Section):
     """The training loop."""
 
@@ -226,8 +243,18 @@ class Train(Section):
     triplet_warmup_epochs: int = Field(0, ge=0)
     """Epochs of `triplet`, all negatives at the same margin, before `triplet_hn`, `nt_xent_hn` or `goal`, which see the
     hardest alone and may collapse from scratch; VSE∞ takes 1."""
+    recipe: Literal["plain", "ncr"] = "plain"
+    """ncr (Huang et al. 2021): two nets find the pairs that do not match and lower their margins (U-Eq. 27); needs an
+    objective with a margin. Twice the model, and each epoch one more pass over the training data."""
+    ncr: Ncr = Ncr()
+    """For `recipe: ncr`."""
     stop_after_epochs: float | None = Field(None, gt=0)
     """Stop early, with a checkpoint, after this many epochs (1.5: in the middle of the second); `--resume` goes on."""
+
+    @property
+    def triplet_epochs(self) -> int:
+        """First epochs that train with `triplet` in place of the objective."""
+        return self.ncr.warmup_epochs if self.recipe == "ncr" else self.triplet_warmup_epochs
 
     def samples_of(self, epoch: int) -> int:
         """Return the budget in samples, where an epoch has `epoch` of them."""
@@ -333,6 +360,32 @@ class Config(Section):
                 f"train.triplet_warmup_epochs={epochs}: {self.objective.name} needs no such warm-up; accepted is 0, or "
                 f"an objective of the hardest negative: {', '.join(OF_THE_HARDEST)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _recipe_fits(self) -> Self:
+        if self.train.recipe == "ncr":
+            refuse_for_ncr(self.objective.name, self.objective.arguments())
+            if self.train.triplet_warmup_epochs:
+                raise ValueError(
+                    f"train.triplet_warmup_epochs={self.train.triplet_warmup_epochs}: train.recipe=ncr has its own "
+                    f"warm-up; accepted is 0, and train.ncr.warmup_epochs={self.train.triplet_warmup_epochs}"
+                )
+            if self.train.samples is None and self.train.ncr.warmup_epochs >= self.train.epochs:
+                raise ValueError(
+                    f"train.ncr.warmup_epochs={self.train.ncr.warmup_epochs}: of train.epochs={self.train.epochs} none "
+                    f"would be left to divide pairs in; accepted: up to {self.train.epochs - 1}"
+                )
+            if self.margins.source != "objective":
+                raise ValueError(
+                    f"margins.source={self.margins.source}: train.recipe=ncr makes each pair's margin itself; accepted "
+                    "is objective"
+                )
+            if self.model.init_from is not None:
+                raise ValueError(
+                    f"model.init_from={self.model.init_from!r}: the two nets of train.recipe=ncr begin with different "
+                    "weights; accepted is null"
+                )
         return self
 
     @model_validator(mode="after")

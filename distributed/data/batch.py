@@ -91,8 +91,11 @@ PairsOf = Callable[[slice], list[Pair]]
 class MarginSource(Protocol):
     """Gives one rank the margins of its pairs."""
 
-    def __call__(self, pairs: PairsOf, size: int, part: slice) -> np.ndarray:
-        """Return the margins ``[part]`` of the places `part` of a global batch of `size`; 0 without a caption."""
+    def __call__(self, pairs: PairsOf, size: int, part: slice) -> np.ndarray | None:
+        """Return the margins ``[part]`` of the places `part` of a global batch of `size`; 0 without a caption.
+
+        Of an ensemble ``[part, nets]``; None leaves all pairs the objective's own.
+        """
 
 
 # load(pick) -> the array to stack and the captions to use; raises BadSampleError

@@ -118,7 +118,7 @@ def test_each_net_of_an_ensemble_learns_as_it_would_alone():
         for encoder in (network("vit+bert"), Ensemble([network("vit+bert"), network("vit+bert")]))
     )
     for net in (0, 1):
-        prefix = f"encoder.members.{net}."
+        prefix = f"encoder.nets.{net}."
         mine = {name.replace(prefix, "encoder."): rate for name, rate in together.items() if name.startswith(prefix)}
         assert mine == {name: rate for name, rate in alone.items() if name.startswith("encoder.")}
 

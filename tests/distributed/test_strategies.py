@@ -22,6 +22,12 @@ PLAIN = {
     "eval": {"every": 1},
 }
 
+NCR = {
+    "objective": {"name": "triplet_hn"},
+    "train": PLAIN["train"] | {"epochs": 3, "recipe": "ncr", "ncr": {"warmup_epochs": 1}},
+}
+"""Two nets; noisy pairs are left out in the second epoch and train in the third."""
+
 
 def torchrun(world: int, *paths: Path) -> None:
     """Start `world` ranks of the script."""
@@ -67,6 +73,18 @@ def gradient_norms(path: Path) -> list[float]:
     return [row["train/gradient_norm"] for row in rows if "train/gradient_norm" in row]
 
 
+def assert_same_divisions(*paths: Path) -> None:
+    """Runs of `NCR` called the same pairs noisy, some of them, and trained alike with it."""
+    first, *others = (load_file(path.parent / "checkpoints/last/division.safetensors") for path in paths)
+    assert first["noisy"].any()
+    assert not first["noisy"].all()
+    for path, division in zip(paths[1:], others, strict=True):
+        assert torch.equal(division["noisy"], first["noisy"]), path
+        torch.testing.assert_close(division["labels"], first["labels"], atol=1e-3, rtol=0)
+        assert gradient_norms(path) == pytest.approx(gradient_norms(paths[0]), rel=1e-3), path
+        assert largest_difference(paths[0], path) < 1e-4, path
+
+
 def test_the_number_of_workers_changes_nothing_but_rounding(prepared):
     one, two, three = (prepared(f"world{world}") for world in (1, 2, 3))
     margins = {"column": {"source": "column", "column": "soft"}, "sam": {"source": "sam"}}
@@ -77,8 +95,10 @@ def test_the_number_of_workers_changes_nothing_but_rounding(prepared):
         ]
         for world in (1, 2)
     }
+    divided = [prepared(f"divided{world}", **NCR) for world in (1, 2, 3)]
     for world, path in ((1, one), (2, two), (3, three)):
-        torchrun(world, path, *adaptive.get(world, ()))
+        torchrun(world, path, *adaptive.get(world, ()), divided[world - 1])
+    assert_same_divisions(*divided)
     for alone, together in zip(adaptive[1], adaptive[2], strict=True):
         assert gradient_norms(together) == pytest.approx(gradient_norms(alone), rel=1e-4)
         assert largest_difference(alone, together) < 1e-4
@@ -116,7 +136,12 @@ def test_sharded_strategies_compute_what_ddp_computes_and_resume(prepared):
             "fsdp2": {"strategy": "fsdp2"},
         }.items()
     }
-    torchrun(2, ddp, zero1, zero2, fsdp2, part, *averages, *in_parts.values())
+    divided = [prepared("divided", **NCR)]
+    for way in ({"strategy": "deepspeed", "zero_stage": 2}, {"strategy": "fsdp2"}):
+        ncr = NCR | {"train": NCR["train"] | {"micro_batch": 4} | way}
+        divided.append(prepared(f"divided-{way['strategy']}", **ncr))
+    torchrun(2, ddp, zero1, zero2, fsdp2, part, *averages, *in_parts.values(), *divided)
+    assert_same_divisions(*divided)
     assert largest_difference(*averages) < 1e-4
     assert largest_difference(averages[0], ddp) > 1e-3
     for path in in_parts.values():
