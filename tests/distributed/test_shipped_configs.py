@@ -28,7 +28,8 @@ def runs_without_a_hub() -> list[Path]:
 
     The papers' are left out: they are of the papers' sizes, and their data is elsewhere.
     """
-    files = [file for file in sorted((ROOT / "configs").rglob("*.yaml")) if "papers" not in file.relative_to(ROOT).parts]
+    configs = ROOT / "configs"
+    files = [file for file in sorted(configs.rglob("*.yaml")) if not file.is_relative_to(configs / "papers")]
     files = [file for file in files if "run" in yaml.safe_load(file.read_text())]
     return [file for file in files if not _downloads(yaml.safe_load(file.read_text())["model"])]
 
