@@ -35,7 +35,8 @@ def test_every_shipped_config_loads(path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 PAPERS = ROOT / "docs/papers.md"
-ROWS = list(dict.fromkeys(re.findall(r"`([a-z_/0-9]+\.yaml(?: [^`]+)?)`", PAPERS.read_text(encoding="utf-8"))))
+TABLES = PAPERS.read_text(encoding="utf-8").partition("## On emoji")[0]
+ROWS = list(dict.fromkeys(re.findall(r"`([a-z_/0-9]+\.yaml(?: [^`]+)?)`", TABLES)))
 SUM = re.compile(r"([\d.]+)/([\d.]+)/([\d.]+), ([\d.]+)/([\d.]+)/([\d.]+), ([\d.]+)")
 
 
@@ -56,7 +57,7 @@ def test_every_row_of_the_papers_is_a_configuration_as_published() -> None:
 
 def test_published_figures_add_up() -> None:
     """Six recalls and the RSUM beside them, each rounded to one decimal by the paper."""
-    found = SUM.findall(PAPERS.read_text(encoding="utf-8"))
+    found = SUM.findall(TABLES)
     assert len(found) == 9 + 6 + 16
     for *recalls, rsum in found:
         assert abs(sum(map(float, recalls)) - float(rsum)) < 0.45, (recalls, rsum)
