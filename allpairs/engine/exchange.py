@@ -7,6 +7,7 @@ makes it exact under DistributedDataParallel.
 Shapes: N ranks, b rows of one rank, B rows of all ranks, D embedding, M the longest rank's rows.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -153,14 +154,26 @@ def global_value(loss: Tensor, group: "dist.ProcessGroup | None" = None) -> Tens
     """Return the global loss, detached, for logging: the mean over the ranks of what `objective(...)` returned on each.
 
     A rank's own loss is N·(its share of the sum), so that averaged gradients are exact; its mean over the N ranks is
-    the value one process would have computed on all pairs. A collective: call it on every rank or on none.
+    the value one process would have computed on all pairs. A collective: call it on every rank or on none, with the
+    group that the objective was called with; without, it warns in a job of several ranks.
     """
     check_group(group)
+    if group is None:
+        warn_alone("global_value", "this rank's value is returned as it is", stacklevel=3)
     value = loss.detach().clone()
     if group is not None and dist.get_world_size(group) > 1:
         dist.all_reduce(value, group=group)
         value /= dist.get_world_size(group)
     return value
+
+
+def warn_alone(what: str, consequence: str, *, stacklevel: int) -> None:
+    """Warn, in a job of several ranks, that `what` was called without a group."""
+    ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if ranks > 1:
+        warnings.warn(
+            f"{what} called without group= in a job of {ranks} ranks: {consequence}", stacklevel=stacklevel + 1
+        )
 
 
 def _pad(rows: Tensor, length: int) -> Tensor:

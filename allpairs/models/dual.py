@@ -4,9 +4,9 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from allpairs.engine.batch import unit_rows
 from allpairs.models.spec import DualSpec, ImageSpec, ModelSpec, SavedSpec, TextSpec
 
 if TYPE_CHECKING:
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Return `vectors` at unit length, in float32 at least.
+    """Return `vectors` `[b, D]` at unit length, in float32 at least; right for any finite length.
 
     Under bf16 autocast the encoders give 8 bits of mantissa; a norm taken there would leave lengths off by 0.4 %.
     """
-    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
+    return unit_rows(vectors.to(torch.promote_types(vectors.dtype, torch.float32)))
 
 
 class DualEncoder(nn.Module):

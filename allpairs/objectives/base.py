@@ -4,7 +4,6 @@ Shapes: bq queries and bc candidates on this process (b where row i must match r
 R anchors, C columns they look at.
 """
 
-import warnings
 from abc import abstractmethod
 from typing import Any, ClassVar, Literal, get_args
 
@@ -26,6 +25,7 @@ from allpairs.engine.batch import (
     prepare,
 )
 from allpairs.engine.contract import AnchorObjective, Anchors, Family, Reduction, StatisticT, Tile
+from allpairs.engine.exchange import warn_alone
 from allpairs.engine.global_batch import GlobalBatch, own_scores
 from allpairs.engine.products import as_given
 from allpairs.errors import UserError
@@ -114,13 +114,8 @@ class PairObjective(AnchorObjective[StatisticT]):
         backend: str,
         tile: int | None,
     ) -> Tensor:
-        if group is None and torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():
-            ranks = dist.get_world_size()
-            if ranks > 1:
-                warnings.warn(
-                    f"objective called without group= in a job of {ranks} ranks: negatives of other ranks are not seen",
-                    stacklevel=3,
-                )
+        if group is None and torch.is_grad_enabled():
+            warn_alone("objective", "negatives of other ranks are not seen", stacklevel=3)
 
         def prepared() -> LocalBatch:
             choice("backend", backend, BACKENDS)

@@ -166,6 +166,8 @@ DISAGREE = "the ranks of the group disagree about "
         ("not in it", "of the job is not in it; accepted: a group of this process, or None"),
         ("value", "of the job is not in it; accepted: a group of this process, or None"),
         ("text", "group='world' is impossible; accepted: a process group of torch.distributed (of a DeviceMesh, mesh."),
+        ("list", "is impossible; accepted: a process group of torch.distributed"),
+        ("flag", "group=True is impossible; accepted: a process group of torch.distributed"),
         ("mesh", "is impossible; accepted: a process group of torch.distributed (of a DeviceMesh, mesh.get_group())"),
     ],
 )
@@ -203,5 +205,6 @@ def test_what_is_not_finite_on_one_rank_is_nan_on_all(ranks):
 
 def test_a_forgotten_group_is_warned_about(ranks):
     for result in ranks:
-        (warning,) = result["forgotten_group"]
-        assert "without group= in a job of" in warning
+        of_objective, of_value = result["forgotten_group"]
+        assert of_objective.startswith(f"objective called without group= in a job of {len(ranks)} ranks")
+        assert of_value.startswith(f"global_value called without group= in a job of {len(ranks)} ranks")

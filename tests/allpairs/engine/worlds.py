@@ -204,6 +204,8 @@ def disagreements(rank: int, group: dist.ProcessGroup) -> dict:
         "value": lambda: global_value(x.sum(), outside),
         "text": lambda: make("vlc")(x, x, group="world"),
         "mesh": lambda: make("vlc")(x, x, group=mesh),
+        "list": lambda: make("vlc")(x, x, group=[group]),
+        "flag": lambda: make("vlc")(x, x, group=True),
     }
     messages = {}
     start = time.monotonic()
@@ -250,10 +252,10 @@ def broken(world: int, group: dist.ProcessGroup, rank: int) -> dict:
 
 
 def forgotten_group() -> list[str]:
-    """Return the warnings of a call without `group=` inside a job of several ranks."""
+    """Return the warnings of calls without `group=` inside a job of several ranks."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        make("vlc")(torch.eye(4), torch.eye(4))
+        global_value(make("vlc")(torch.eye(4), torch.eye(4)))
     return [str(warning.message) for warning in caught]
 
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from allpairs.models import CnnSpec, DualSpec, GruSpec, RegionsSpec, build
+from allpairs.models.dual import unit
 from allpairs.models.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelNormalization
 from allpairs.models.regions import RegionsEncoder
 
@@ -129,3 +130,12 @@ def test_every_later_block_of_the_cnn_halves_the_map_and_doubles_the_channels():
     encoder = model(CnnSpec(width=8, blocks=3)).image
     maps = encoder.features(encoder.pixels(pictures(2, 3, 64, 48)))
     assert maps.shape == (2, 32, 4, 3)  # 16×12 patches, halved twice
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-20, 1.0, 1e20, 1e38])
+def test_vectors_of_any_length_are_made_units(size):
+    rows = torch.randn(3, 8, generator=torch.Generator().manual_seed(1))
+    rows = rows / rows.abs().amax(dim=1, keepdim=True)
+    expected = torch.nn.functional.normalize(rows.double(), dim=1)
+    torch.testing.assert_close(unit(rows * size).double(), expected, rtol=1e-5, atol=1e-6)
+    assert unit(torch.zeros(2, 8)).eq(0).all()
