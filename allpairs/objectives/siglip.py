@@ -5,13 +5,13 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from allpairs.engine.contract import Anchors, Kernel, Reduction, Tile
 from allpairs.engine.statistics import RowStatistic, Summed
 from allpairs.objectives.base import PositivesByIds
 from allpairs.objectives.checks import number
-from allpairs.objectives.learned_scale import LearnsScale
+from allpairs.objectives.learned_scale import LearnsScale, hold, learned_number, value_of
 
 _LARGEST_BIAS = 100.0
 """As large as the largest learned scale: beyond it no cosine similarity would be a positive, or all would."""
@@ -62,7 +62,7 @@ class SigLIP(LearnsScale[SigmoidSums], PositivesByIds[SigmoidSums]):
         bias = number("bias", bias, -_LARGEST_BIAS, _LARGEST_BIAS)
         if self.learn_scale:
             self._first_bias = bias
-            self.bias = nn.Parameter(torch.full((1,), bias))
+            self.bias = learned_number(bias)
         else:
             self.fixed_bias = bias
 
@@ -77,18 +77,18 @@ class SigLIP(LearnsScale[SigmoidSums], PositivesByIds[SigmoidSums]):
         """Return b."""
         if not self.learn_scale:
             return self.fixed_bias
-        return self.bias.to(torch.promote_types(self.bias.dtype, torch.float32))
+        return self.bias
 
     def learned(self) -> dict[str, float]:
         """Return γ and b if they are learned."""
-        return super().learned() | ({"bias": self.bias.detach().double().item()} if self.learn_scale else {})
+        return super().learned() | ({"bias": value_of(self.bias)} if self.learn_scale else {})
 
     @torch.no_grad()
     def constrain(self) -> None:
         """Take back what a step has put γ beyond 100 or b beyond ±100."""
         super().constrain()
         if self.learn_scale:
-            self.bias.clamp_(-_LARGEST_BIAS, _LARGEST_BIAS)
+            hold(self.bias, -_LARGEST_BIAS, _LARGEST_BIAS)
 
     def statistic(self, tile: Tile, known: SigmoidSums | None) -> SigmoidSums:
         """Sum the losses of each row's pairs, and their slopes."""
