@@ -166,7 +166,7 @@ DISAGREE = "the ranks of the group disagree about "
         ("not in it", "of the job is not in it; accepted: a group of this process, or None"),
         ("value", "of the job is not in it; accepted: a group of this process, or None"),
         ("text", "group='world' is impossible; accepted: a process group of torch.distributed (of a DeviceMesh, mesh."),
-        ("list", "is impossible; accepted: a process group of torch.distributed"),
+        ("list", "group=[0, 1] is impossible; accepted: a process group of torch.distributed"),
         ("flag", "group=True is impossible; accepted: a process group of torch.distributed"),
         ("mesh", "is impossible; accepted: a process group of torch.distributed (of a DeviceMesh, mesh.get_group())"),
     ],

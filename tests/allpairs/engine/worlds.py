@@ -204,7 +204,7 @@ def disagreements(rank: int, group: dist.ProcessGroup) -> dict:
         "value": lambda: global_value(x.sum(), outside),
         "text": lambda: make("vlc")(x, x, group="world"),
         "mesh": lambda: make("vlc")(x, x, group=mesh),
-        "list": lambda: make("vlc")(x, x, group=[group]),
+        "list": lambda: make("vlc")(x, x, group=[0, 1]),
         "flag": lambda: make("vlc")(x, x, group=True),
     }
     messages = {}
