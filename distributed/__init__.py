@@ -6,6 +6,7 @@
 - `progress`, `supervision`, `heartbeat`: a run as its driver sees it: rows, workers that are lost, signs of life.
 - `world`: what all ranks know and agree on.
 - `loop`: training; `step`, `cached`: its forward, whole or in chunks; `interval`: its rows of metrics.
+- `compiling`: the encoder through torch.compile.
 - `average`: a moving average of the weights; `certificate`: a chain of hashes over what every step was trained on.
 - `ncr`: two nets that find the pairs that do not match.
 - `strategies`: how ranks share gradients and optimiser state.

@@ -35,6 +35,7 @@ from distributed.checkpoints import (
     read_progress,
     start_from,
 )
+from distributed.compiling import compile_encoder
 from distributed.config import Config
 from distributed.data import Dataset, Position, TrainBatch, TrainReader, open_split
 from distributed.data.batch import dropped_metrics
@@ -140,6 +141,12 @@ class Training:
         if config.train.activation_checkpointing:
             recompute_activations(encoder)
         step = TrainStep(encoder, objective, self.world.group, config.train.precision)
+        if config.train.compile:
+            compile_encoder(encoder)
+            step.compiled = True
+            self._say(
+                "train.compile: compiling the encoder, forward and backward, at the first steps: seconds to minutes"
+            )
         if config.margins.source == "sam":
             step.margin_weight = config.margins.weight
         if config.train.triplet_epochs:

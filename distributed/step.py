@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from allpairs.models import DualEncoder, Ensemble
 from allpairs.objectives import PairObjective
+from distributed.compiling import leave_sizes_open
 from distributed.data import Batch
 
 
@@ -87,6 +88,8 @@ class TrainStep(nn.Module):
         self.margin_weight: float | None = None
         """With margins per pair: None puts them in the place of the objective's, a number adds so much of the loss with
         them to the loss without (`margins.source: sam`)."""
+        self.compiled = False
+        """Whether calls of the encoder run compiled code (`distributed.compiling`)."""
         self.group = group
         self.bf16 = precision == "bf16"
 
@@ -106,6 +109,8 @@ class TrainStep(nn.Module):
 
     def encode(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Return the embeddings `[b, D]` and `[c, D]`."""
+        if self.compiled:
+            leave_sizes_open(pairs.images, pairs.tokens_cL, pairs.lengths_c)
         with torch.autocast(pairs.images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             images_bD, texts_cD = self.encoder(pairs.images, pairs.tokens_cL, pairs.lengths_c)
         return images_bD, texts_cD

@@ -232,6 +232,9 @@ class Train(Section):
     activation_checkpointing: bool = False
     """Layers of transformers networks keep their input alone and are computed again backwards: less memory, about a
     third more time, the same gradients."""
+    compile: bool = False
+    """Run the encoder through torch.compile in training: fused kernels, for seconds to minutes at the first steps. It
+    needs a C++ compiler on every node. Recurrent text encoders stay as they are."""
     log_every: int = Field(10, ge=1)
     """Steps between progress lines."""
     checkpoint_every_minutes: float | None = Field(10, gt=0)
@@ -349,6 +352,14 @@ class Config(Section):
             raise ValueError(
                 f"train.global_batch={self.train.global_batch} is too small for "
                 f"cluster.workers={self.cluster.workers}: accepted are at least 2 pairs per worker"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _compiles_whole_weights(self) -> Self:
+        if self.train.strategy == "fsdp2" and self.train.compile:
+            raise ValueError(
+                "train.compile: fsdp2 gathers weights inside the encoder; accepted are false, or train.strategy=ddp"
             )
         return self
 
