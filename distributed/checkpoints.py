@@ -265,7 +265,7 @@ class Checkpoints:
         load_objective(folder, strategy.step.objective)
 
     def _make_last(self, temporary: Path, final: Path, *, best: bool) -> None:
-        _flush([temporary / HASHES, temporary])
+        _flush([temporary / HASHES, *(path for path in temporary.rglob("*") if path.is_dir()), temporary])
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         before = _links(self._folder).get(LAST)

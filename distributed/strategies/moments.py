@@ -1,11 +1,10 @@
 """AdamW's moments on disk, in one format whoever held them: any strategy and any number of workers reads them.
 
-optimizer-00000.safetensors, a file for each rank that holds any
+optimizer/rank-00000.safetensors, a file for each rank that holds any
   exp_avg/NAME@START, exp_avg_sq/NAME@START   [n] elements START to START + n of parameter NAME, flattened row by row
   step/NAME                                   [] how often the parameter was updated
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from allpairs.files import replacing
 from allpairs.hashes import check_files
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-_FILE = re.compile(r"optimizer-\d{5,}\.safetensors")
+FOLDER = "optimizer"
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,12 @@ class Piece:
 
 def moments_file(rank: int) -> str:
     """Return the name of the file that `rank` writes."""
-    return f"optimizer-{rank:05}.safetensors"
+    return f"{FOLDER}/rank-{rank:05}.safetensors"
 
 
 def is_moments(name: str) -> bool:
-    """Whether a file of this name is one of them."""
-    return _FILE.fullmatch(name) is not None
+    """Whether a file of this name is one of them, whole or still being written: each rank's own concern."""
+    return name.startswith(f"{FOLDER}/")
 
 
 def write_moments(folder: Path, pieces: Iterable[Piece], rank: int) -> None:
@@ -73,7 +72,7 @@ class SavedMoments:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        files = sorted(path for path in folder.iterdir() if is_moments(path.name))
+        files = sorted((folder / FOLDER).glob("rank-*.safetensors"))
         if not files:
             earlier = (folder / "optimizer.pt").exists() or any(folder.glob("*/*optim_states.pt"))
             raise UserError(
@@ -82,7 +81,7 @@ class SavedMoments:
                 if earlier
                 else f"{folder}: no optimiser's state in it"
             )
-        check_files(folder, [path.name for path in files])
+        check_files(folder, [path.relative_to(folder).as_posix() for path in files])
         self._at: dict[str, list[tuple[int, int, Any]]] = defaultdict(list)
         self._steps: dict[str, float] = {}
         for path in files:

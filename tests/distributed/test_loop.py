@@ -37,7 +37,7 @@ def state(run: RunDirectory):
     """Everything a checkpoint holds, as plain values: weights, scale, optimiser moments, position."""
     folder = run.checkpoints / "last"
     tensors = {}
-    for name in ("model", "objective", "optimizer-00000"):
+    for name in ("model", "objective", "optimizer/rank-00000"):
         tensors |= load_file(folder / f"{name}.safetensors")
     position = json.loads((folder / "position.json").read_text())
     position.pop("train_seconds")

@@ -117,7 +117,7 @@ def half_trained(tiny_train, tmp_path_factory) -> Path:
 def test_two_workers_resume_bit_identical_past_a_torn_checkpoint(tiny_train, half_trained, tmp_path):
     part, whole = tmp_path / "part", tmp_path / "whole"
     shutil.copytree(half_trained, part, symlinks=True)
-    optimizer = part / "checkpoints/last/optimizer-00000.safetensors"
+    optimizer = part / "checkpoints/last/optimizer/rank-00000.safetensors"
     optimizer.write_bytes(optimizer.read_bytes()[:-7])
     result = tiny_train(f"run.dir={tmp_path}", "--resume")
     assert result.returncode == 0, result.stderr

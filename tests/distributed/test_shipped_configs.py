@@ -55,10 +55,11 @@ def train_all(settings: dict[str, list]) -> None:
 @pytest.fixture
 def configs(pairs: Path, tmp_path: Path) -> list[Config]:
     """Two steps of each file under each strategy; of regions, those that the launch line in the file cuts."""
-    steps = len(open_dataset(pairs / "train")) // 16
+    dataset = open_dataset(pairs / "train")
+    steps = {"images": len(dataset) // 16, "captions": int(dataset.caption_counts().sum()) // 16}
     build_tiles(pairs, out=tmp_path / "tiles", grid=6, side=8)
     common = [
-        f"run.dir={tmp_path}", "train.global_batch=16", f"train.stop_after_epochs={2 / steps}",
+        f"run.dir={tmp_path}", "train.global_batch=16",
         "cluster.workers=2", "tracking.wandb=disabled",
     ]  # fmt: skip
     return [
@@ -68,6 +69,7 @@ def configs(pairs: Path, tmp_path: Path) -> list[Config]:
                 *common,
                 f"data.root={_data_of(file, pairs, tmp_path / 'tiles')}",
                 *strategy,
+                f"train.stop_after_epochs={2 / steps[load(file).data.epoch_unit]}",
                 f"run.name={file.parent.name}-{file.stem}-{number}",
             ],
         )
