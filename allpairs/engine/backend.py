@@ -112,14 +112,14 @@ def _tiled_loss(
 ) -> Tensor:
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise UserError(f"backend={backend!r} knows no transforms of torch.func; accepted under them: backend='dense'")
-    whole = GlobalBatch.gathered(objective, batch, layout)
-    if backend == "triton" and whole.single_ids is None:
-        backend = "tiled"  # on every rank: all know all ids
-    tiles = FusedTiles if backend == "triton" else tiled.PlainTiles
     if backend == "triton" and (missing := -batch.queries.shape[1] % 16):
         # The kernels step through D by 16; zeros add nothing to a score.
         to_16 = (0, missing)
         batch = batch._replace(queries=F.pad(batch.queries, to_16), candidates=F.pad(batch.candidates, to_16))
+    whole = GlobalBatch.gathered(objective, batch, layout)
+    if backend == "triton" and whole.single_ids is None:
+        backend = "tiled"  # on every rank: all know all ids
+    tiles = FusedTiles if backend == "triton" else tiled.PlainTiles
     sizes = _tile_sizes(backend, batch.queries) if tile is None else tiled.TileSizes(tile, tile)
     return tiled.loss(objective, batch, layout, whole, tile=sizes, tiles=tiles)
 
