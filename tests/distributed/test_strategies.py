@@ -1,6 +1,7 @@
 """The strategies and the number of workers change how a step is computed, not what it is: two and three real ranks."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from distributed.launch import set_up
+from tests.distributed.bound import WAYS
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("torchrun_script.py")
@@ -140,10 +142,15 @@ def test_sharded_strategies_compute_what_ddp_computes_and_resume(prepared):
     for way in ({"strategy": "deepspeed", "zero_stage": 2}, {"strategy": "fsdp2"}):
         ncr = NCR | {"train": NCR["train"] | {"micro_batch": 4} | way}
         divided.append(prepared(f"divided-{way['strategy']}", **ncr))
-    torchrun(2, ddp, zero1, zero2, fsdp2, part, *averages, *in_parts.values(), *divided)
+    bound = ddp.with_name("scales.bound")
+    torchrun(2, bound, ddp, zero1, zero2, fsdp2, part, *averages, *in_parts.values(), *divided)
     assert_same_divisions(*divided)
     assert largest_difference(*averages) < 1e-4
     assert largest_difference(averages[0], ddp) > 1e-3
+    found = [json.loads(bound.with_suffix(f".bound{rank}").read_text()) for rank in (0, 1)]
+    for one in found:
+        check_bounds(one)
+    assert all(any(one[way]["masters"] for one in found) for way in ("zero1", "zero2"))
     for path in in_parts.values():
         assert gradient_norms(path) == pytest.approx(gradient_norms(ddp), rel=1e-4), path
         assert largest_difference(ddp, path) < 1e-4, path
@@ -153,6 +160,22 @@ def test_sharded_strategies_compute_what_ddp_computes_and_resume(prepared):
     again = prepared("part", resume=True, train=train | {"zero_stage": 1})
     torchrun(2, again)
     assert largest_difference(zero1, again) == 0
+
+
+def check_bounds(found: dict) -> None:
+    """A scale and a bias driven to their bounds come back at the same steps whatever the strategy: one number each."""
+    expected = found["ddp"]["noted"]
+    at_bound, coming_back, back = expected
+    assert at_bound["scale"] == pytest.approx(100)
+    assert back["scale"] < coming_back["scale"] < 99
+    for way in WAYS:
+        one = found[way]
+        for here, there in zip(one["noted"], expected, strict=True):
+            assert here == pytest.approx(there, rel=1e-4), way
+        assert one["losses"][0] == pytest.approx(one["losses"][1], rel=1e-5), way
+        assert all(one["masters"])
+        saved = {"scale": math.exp(one["saved"]["log_scale"]), "bias": one["saved"]["bias"]}
+        assert saved == pytest.approx(one["noted"][-1], rel=1e-12), way
 
 
 def test_a_checkpoint_is_resumed_by_another_strategy_and_another_number_of_workers(prepared):

@@ -1,6 +1,7 @@
 """Train each resolved configuration named on the command line, one after the other, as a rank started by torchrun.
 
-A folder named after a run and `.nan` beside it poisons that rank's weights first: `RUN.nan1` is for rank 1.
+A folder named after a run and `.nan` beside it poisons that rank's weights first: `RUN.nan1` is for rank 1. A name that
+ends in `.bound` is no configuration, but where each rank writes what `tests.distributed.bound` finds.
 """
 
 import json
@@ -15,6 +16,7 @@ from distributed.config import load
 from distributed.finish import complete
 from distributed.loop import Training
 from distributed.world import Stopped, World
+from tests.distributed.bound import trajectories
 
 
 def main() -> None:
@@ -22,6 +24,9 @@ def main() -> None:
     dist.init_process_group("gloo")
     world = World.join(torch.device("cpu"))
     for path in map(Path, sys.argv[1:]):
+        if path.suffix == ".bound":
+            path.with_suffix(f".bound{world.rank}").write_text(json.dumps(trajectories(world)))
+            continue
         training = Training(load(path), world, lambda _: None)
         if path.with_suffix(f".nan{world.rank}").exists():
             with torch.no_grad():
