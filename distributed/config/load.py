@@ -112,15 +112,15 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _hint(key: str) -> str:
-    """Name the valid key nearest to `key`: the same last part in another section, else the nearest full path."""
+    """Name the nearest valid key: the same last part in another section, else the nearest section or full path."""
     known = known_keys()
     leaf = key.rpartition(".")[2]
     same_leaf = [other for other in known if other.rpartition(".")[2] == leaf]
     if same_leaf:
         return nearest(same_leaf[0] if len(same_leaf) == 1 else key, same_leaf)
-    direct = nearest(key, known)
-    if "did you mean" in direct:
-        return direct
+    for choices in (known,) if "." in key else (Config.model_fields, known):
+        if "did you mean" in (direct := nearest(key, choices)):
+            return direct
     section = key.partition(".")[0]
     inside = [other for other in known if other.startswith(f"{section}.")]
     return nearest(key, inside) if inside else nearest(section, Config.model_fields)

@@ -91,6 +91,7 @@ def test_the_dump_reads_back_to_the_same_tree(file, tmp_path):
     [
         ("optimizer.lrr=1", "optimizer.lrr: unknown key (value 1); did you mean 'optimizer.lr'?"),
         ("train.lr=3", "train.lr: unknown key (value 3); did you mean 'optimizer.lr'?"),
+        ("objetive.name=vlc", "objetive: unknown key (value {'name': 'vlc'}); did you mean 'objective'?"),
         ("trian.epochs=3", "trian: unknown key (value {'epochs': 3}); did you mean 'train'?"),
         ("model.image.widht=3", "model.image.widht: unknown key (value 3); did you mean 'model.image.width'?"),
         ("model.image.width=3000", "model.image: width is 3000; accepted: an integer from 4 to 512"),
