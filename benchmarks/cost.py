@@ -7,8 +7,8 @@ pairs, `--bandwidth` what collectives move into and out of a GPU at once, in GB/
 bytes are those of `allpairs.engine`, which a test counts on gloo; times are quotients, without latencies.
 
 Of an objective that weighs all pairs a rank sends, as a ring does, every row it needs of the others' once: (N − 1)·b·D
-numbers of embeddings in forward and as many sums in float32 in backward, the latter in chunks, each under the products
-of the next. Of one that looks at the hardest negative it sends only the sums of rows that its own queries have touched.
+numbers of embeddings in forward, which travel while it compares its own rows with each other, and as many sums in
+float32 in backward, in chunks, each under the products of the next. Of one that looks at the hardest negative it sends only the sums of rows that its own queries have touched.
 """
 
 import argparse
@@ -23,6 +23,8 @@ from allpairs.engine.chunks import chunks
 _SUM = 4
 """Bytes of a number in a sum, of embeddings in float32 or half precision."""
 _INDEX = 8
+FORWARD_TILE = 32_768
+"""Queries whose row of tiles is looked at first."""
 
 
 class Job(NamedTuple):
@@ -91,12 +93,17 @@ class Cost(NamedTuple):
     gather: float
     scatter: float
     hidden: float
-    """How much of the scatter runs under products."""
+    """How much of both runs under products."""
 
     @property
     def total(self) -> float:
         """The whole step."""
         return self.products + self.gather + self.scatter - self.hidden
+
+
+def own_product(job: Job, tflops: float) -> float:
+    """Return the milliseconds that a rank is busy with its own candidates before it needs others'."""
+    return 2 * min(job.batch, FORWARD_TILE) * job.batch * job.dim / tflops / 1e9
 
 
 def dense_cost(job: Job, bandwidth: float, tflops: float) -> Cost:
@@ -109,14 +116,16 @@ def dense_cost(job: Job, bandwidth: float, tflops: float) -> Cost:
     number = len(job.chunks)
     # The first chunk has nothing to hide, and nothing hides the last.
     hidden = (number - 1) / number * min(scatter, products * 3 / 4)
-    return Cost(products, gather_bytes(job) / bandwidth / 1e6, scatter, hidden)
+    gather = gather_bytes(job) / bandwidth / 1e6
+    return Cost(products, gather, scatter, hidden + min(gather, own_product(job, tflops)))
 
 
 def hardest_cost(job: Job, bandwidth: float, tflops: float) -> Cost:
     """Return the cost where only hardest negatives have a weight: one product of 2·B²·D in all."""
     products = 2 * job.pairs**2 * job.dim / job.ranks / tflops / 1e9
     scatter = touched_bytes(job, most_touched(job)) / bandwidth / 1e6
-    return Cost(products, gather_bytes(job) / bandwidth / 1e6, scatter, 0.0)
+    gather = gather_bytes(job) / bandwidth / 1e6
+    return Cost(products, gather, scatter, min(gather, own_product(job, tflops)))
 
 
 MACHINES = [

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from allpairs.engine.chunks import Chunk, inside
 from allpairs.engine.products import only_once
-from allpairs.engine.rows import Rows
+from allpairs.engine.rows import Rows, in_one_piece
 from allpairs.errors import UserError
 
 
@@ -72,10 +72,49 @@ def gather(local: Tensor, counts: Sequence[int], group: "dist.ProcessGroup | Non
     return torch.cat([rows[:count] for rows, count in zip(padded_NM, counts, strict=True)])
 
 
+class Arriving(Rows):
+    """The rows of all ranks [B, D], on their way: this rank's own can be compared before the others' are there.
+
+    Whoever asks for others waits for all (on a GPU the stream does, not the process). Making one is a collective.
+    """
+
+    def __init__(self, own_bD: Tensor, layout: RankLayout) -> None:
+        counts = layout.candidate_counts
+        self._own_bD, self._own_range, self._counts = in_one_piece(own_bD), layout.own_candidates, counts
+        longest = max(counts)
+        parts = self._own_bD if len(own_bD) == longest else _pad(self._own_bD, longest)
+        self._parts_NMD, self._work = _start_all_gather(parts, len(counts), layout.group)
+        self._travelling: Tensor | None = parts  # to be kept until it has been read
+        equal = min(counts) == longest  # what arrives is the result
+        super().__init__(self._parts_NMD.flatten(0, 1) if equal else own_bD.new_empty(sum(counts), own_bD.shape[1]))
+
+    def __getitem__(self, which: slice | Tensor) -> Tensor:
+        """Return some rows; waits unless they are this rank's own."""
+        own = self._own_range
+        if self._travelling is not None and isinstance(which, slice):
+            start, stop, step = which.indices(len(self))
+            if own.start <= start <= stop <= own.stop:
+                return self._own_bD[start - own.start : stop - own.start : step]
+        return self.arrived()[which]
+
+    def arrived(self) -> Rows:
+        """Return all rows, once they are there."""
+        if self._travelling is not None:
+            self._work.wait()
+            self._travelling = None
+            if len(self.given) < self._parts_NMD.shape[:2].numel():
+                places = zip(self.given.split(self._counts), self._parts_NMD, strict=True)
+                for place, part_MD in places:
+                    place.copy_(part_MD[: len(place)])
+            del self._parts_NMD
+        return Rows(self.given)
+
+
 class SumsOntoOwners:
     """The gradients of all candidates, summed over the ranks chunk by chunk: one travels while the next is computed.
 
-    No rank holds more than two chunks beside the sums of its own rows: the transpose of `gather`, never whole.
+    No rank holds more than two chunks, together its part, beside the sums of its own rows: the transpose of `gather`,
+    never whole.
     """
 
     def __init__(self, layout: RankLayout, own_bD: Rows, precision: torch.dtype) -> None:
@@ -187,12 +226,18 @@ def _own(counts: Sequence[int], rank: int) -> range:
 
 def all_gather(local: Tensor, ranks: int, group: "dist.ProcessGroup | None") -> Tensor:
     """Return the `local` [M, …] of every rank as one tensor [N, M, …]."""
-    local = local.contiguous()
+    everyone, work = _start_all_gather(local.contiguous(), ranks, group)
+    work.wait()
+    return everyone
+
+
+def _start_all_gather(local: Tensor, ranks: int, group: "dist.ProcessGroup | None") -> "tuple[Tensor, dist.Work]":
+    """Begin to gather the contiguous `local` [M, …] of every rank into one tensor [N, M, …]."""
     everyone = local.new_empty(ranks * len(local), *local.shape[1:])
     # torch 2.13 renamed the collective and deprecated the old name; older versions know only that.
     collective = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-    collective(everyone, local, group=group)
-    return everyone.unflatten(0, (ranks, len(local)))
+    work: dist.Work = collective(everyone, local, group=group, async_op=True)
+    return everyone.unflatten(0, (ranks, len(local))), work
 
 
 def _reduce_scatter(parts_NM: Tensor, group: "dist.ProcessGroup | None") -> Tensor:

@@ -85,6 +85,12 @@ class Rows:
         return gradient_RD
 
 
+def in_one_piece(rows_bD: Tensor) -> Tensor:
+    """Return `rows_bD` as the copy engine of a GPU reads them: contiguous, from a multiple of 16 bytes on."""
+    rows_bD = rows_bD.contiguous()
+    return rows_bD.clone() if rows_bD.data_ptr() % 16 else rows_bD
+
+
 @torch.no_grad()
 def inverse_lengths(rows_bD: Tensor) -> Tensor:
     """Return 1/length of each half-precision row [b, 1] in float32; NaN of a row that is not finite."""

@@ -14,6 +14,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from allpairs.engine import sparse
 from allpairs.engine.batch import LocalBatch
 from allpairs.engine.chunks import Columns, both, chunks, inside
 from allpairs.engine.contract import AnchorObjective, Anchors, Tile, biased
-from allpairs.engine.exchange import RankLayout, SumsOntoOwners, gather
+from allpairs.engine.exchange import Arriving, RankLayout, SumsOntoOwners, gather
 from allpairs.engine.global_batch import GlobalBatch, mean_factors
 from allpairs.engine.products import add_product, as_given, only_once, product, to_half
 from allpairs.engine.rows import Rows
@@ -183,12 +184,14 @@ class _Tiled(torch.autograd.Function):
             own_rows = LocalBatch(queries_bD, candidates_bD, whole.ids, None, inverses=inverses).rows()
             of_all = own_rows[1]
             if layout.world_size > 1:
-                of_all = Rows(gather(of_all[:], layout.candidate_counts, layout.group))
+                of_all = Arriving(of_all[:], layout)
             tiles = call.tiles(call, own_rows[0], of_all)
             statistics = None
             for _ in range(objective.passes):
                 statistics = _walk(tiles, call, statistics)
             assert statistics is not None
+            if isinstance(tiles.candidates_BD, Arriving):
+                tiles.candidates_BD = tiles.candidates_BD.arrived()
 
             own = layout.own_candidates
             factors = mean_factors(objective, len(layout.all_queries), len(layout.all_candidates))
@@ -262,23 +265,37 @@ def _walk(tiles: PlainTiles, call: TiledCall, known: Statistics | None) -> Stati
     layout = call.layout
     # Tiles of a second pass are always plain, and hold every score.
     tile = call.tile.forward if known is None else call.tile.backward
+    parts = _own_first(layout)
     row_pieces: list[RowStatistic] = []
-    column_pieces: list[RowStatistic] = []
+    column_pieces: dict[int, RowStatistic] = {}
     for rows in _pieces(layout.own_queries, tile):
-        row_piece: RowStatistic | None = None
-        for number, columns in enumerate(_pieces(layout.all_candidates, tile)):
-            statistics = tiles.statistics(rows, columns, known)
-            row_piece = statistics.queries if row_piece is None else row_piece.merge(statistics.queries)
-            if number == len(column_pieces):
-                column_pieces.append(statistics.candidates)
-            else:
-                column_pieces[number] = column_pieces[number].merge(statistics.candidates)
-        assert row_piece is not None
-        row_pieces.append(row_piece)
-    of_candidates = type(column_pieces[0]).join(column_pieces)
+        by_part: dict[int, RowStatistic] = {}
+        for part in parts:
+            for columns in _pieces(part, tile):
+                statistics = tiles.statistics(rows, columns, known)
+                _merge_into(by_part, part.start, statistics.queries)
+                _merge_into(column_pieces, columns.start, statistics.candidates)
+        row_pieces.append(reduce(lambda earlier, later: earlier.merge(later), _ascending(by_part)))
+    of_candidates = type(row_pieces[0]).join(_ascending(column_pieces))
     if layout.world_size > 1:
         of_candidates = of_candidates.reduce(layout.group)
     return Statistics(type(row_pieces[0]).join(row_pieces), of_candidates)
+
+
+def _own_first(layout: RankLayout) -> list[range]:
+    """Return all candidates in up to three parts, this rank's own first: it has them while the others' still travel."""
+    every, own = layout.all_candidates, layout.own_candidates
+    parts = [own, range(every.start, own.start), range(own.stop, every.stop)]
+    return [part for part in parts if part] or [every]
+
+
+def _merge_into(pieces: dict[int, RowStatistic], place: int, later: RowStatistic) -> None:
+    earlier = pieces.get(place)
+    pieces[place] = later if earlier is None else earlier.merge(later)
+
+
+def _ascending(pieces: dict[int, RowStatistic]) -> list[RowStatistic]:
+    return [pieces[place] for place in sorted(pieces)]
 
 
 def _gradients(tiles: PlainTiles, statistics: Statistics, factors: Factors, own_candidates_bD: Rows) -> Gradients:

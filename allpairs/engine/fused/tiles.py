@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from allpairs.engine.chunks import Columns, both
-from allpairs.engine.rows import Rows
+from allpairs.engine.rows import Rows, in_one_piece
 from allpairs.engine.sparse import Factors
 from allpairs.engine.statistics import HardestNegative, SoftExcess
 from allpairs.engine.tiled import PlainTiles, Statistics, TiledCall
@@ -177,5 +177,5 @@ def _aligned(rows_bD: Rows) -> Rows:
     """Return `rows_bD` as the copy engine reads them: in one piece that begins at a multiple of 16 bytes."""
     if rows_bD.inverse is not None:  # pieces of them are made anew
         return rows_bD
-    given_bD = rows_bD.given.contiguous()
-    return Rows(given_bD.clone() if given_bD.data_ptr() % 16 else given_bD)
+    given_bD = in_one_piece(rows_bD.given)
+    return rows_bD if given_bD is rows_bD.given else Rows(given_bD)

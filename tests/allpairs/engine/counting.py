@@ -12,10 +12,12 @@ from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from allpairs.engine.exchange import Arriving
+from allpairs.engine.tiled import PlainTiles
 from allpairs.objectives import make
 from benchmarks.cost import Job
 
-LEAST_COLUMNS, TILE = 48, 16
+LEAST_COLUMNS, TILE = 16, 16
 DIM = 96
 
 
@@ -77,6 +79,28 @@ def sent() -> Iterator[dict[str, list[int]]]:
             setattr(dist, name, original)
 
 
+@contextmanager
+def looked_at() -> Iterator[list[range | str]]:
+    """Yield which candidates are looked at, tile by tile, and when the others' have arrived."""
+    events: list[range | str] = []
+    statistics, wait = PlainTiles.statistics, Arriving.arrived
+
+    def noted(self: PlainTiles, rows: range, columns: range, known: object) -> object:
+        found = statistics(self, rows, columns, known)
+        events.append(columns)
+        return found
+
+    def waited(self: Arriving) -> object:
+        events.append("arrived")
+        return wait(self)
+
+    PlainTiles.statistics, Arriving.arrived = noted, waited
+    try:
+        yield events
+    finally:
+        PlainTiles.statistics, Arriving.arrived = statistics, wait
+
+
 def job(world: int) -> Job:
     """Return a batch that is exchanged in several chunks, too large for what is not O(b·D) to hide in."""
     return Job(world, 40, DIM, 4)
@@ -98,9 +122,10 @@ def exchanged(world: int, rank: int, group: dist.ProcessGroup) -> dict[str, dict
         leaves = [side[rows].clone().requires_grad_() for side in sides(world)]
         gradients = []
         for _ in range(2):
-            with sent() as calls, Held(*leaves) as held:
+            with sent() as calls, looked_at() as events, Held(*leaves) as held:
                 loss = objective(*leaves, group=group, backend="tiled", tile=TILE)
                 gradients.append(torch.autograd.grad(loss, leaves))
         same = all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
-        found[name] = {"sent": dict(calls), "held": held.most, "same bits": same}
+        before = events[: events.index("arrived")]
+        found[name] = {"sent": dict(calls), "held": held.most, "same bits": same, "before arrival": before}
     return found
