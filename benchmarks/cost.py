@@ -8,7 +8,8 @@ bytes are those of `allpairs.engine`, which a test counts on gloo; times are quo
 
 Of an objective that weighs all pairs a rank sends, as a ring does, every row it needs of the others' once: (N − 1)·b·D
 numbers of embeddings in forward, which travel while it compares its own rows with each other, and as many sums in
-float32 in backward, in chunks, each under the products of the next. Of one that looks at the hardest negative it sends only the sums of rows that its own queries have touched.
+float32 in backward, in chunks, each under the products of the next. Of one that looks at the hardest negative it sends
+only the sums of rows that its own queries have touched.
 """
 
 import argparse

@@ -17,7 +17,7 @@ from torch import Tensor
 from allpairs.engine.rows import Rows
 
 LEAST_COLUMNS = 16_384
-"""What a chunk holds at least, where there are as many: 50 MB of float32 gradients at D = 768, enough for links to be busy with."""
+"""What a chunk holds at least, of as many: 50 MB of float32 gradients at D = 768, enough for links to be busy with."""
 
 
 def both(one: range, other: range) -> range:
@@ -86,10 +86,10 @@ class Chunk:
 def chunks(counts: Sequence[int]) -> list[Chunk]:
     """Return all rows of ranks with so many, in chunks of half the longest part, or of `LEAST_COLUMNS` if that is more.
 
-    Half, because there are two at a time: one at work and one on its way.
+    Half, because there are two at a time: one at work and one on its way. Of one rank nothing travels: all at once.
     """
     longest = max(counts)
-    number = math.ceil(len(counts) * longest / max(LEAST_COLUMNS, longest / 2))
+    number = math.ceil(len(counts) * longest / max(LEAST_COLUMNS, longest / 2)) if len(counts) > 1 else 1
     length = math.ceil(longest / number)
     starts = [0, *accumulate(counts)]
 

@@ -130,6 +130,7 @@ def test_hard_negatives_send_the_rows_that_they_touch(ranks, in_chunks):
         # Each with its index, of 8 bytes.
         assert sum(found["sent"]["to each"]) == cost.touched_bytes(job, count) - 8 * count == count * 96 * 4
         assert len(found["sent"]["to each"]) == calls
+        assert result["exchanged at once"]["triplet_hn"]["sent"]["to each"] == [sum(found["sent"]["to each"])]
         assert found["same bits"]
 
 

@@ -273,6 +273,7 @@ def everything(rank: int, world: int, directory: str) -> None:
     results = {
         "steps": in_chunks,
         "exchanged": exchanged,
+        "exchanged at once": counting.exchanged(world, rank, group),
         "tied": tied(world, rank, group),
         "statistics": statistics(world, rank, group),
         "disagreements": disagreements(rank, group),
