@@ -1,6 +1,7 @@
 """What a user did wrong, said once and clearly: shared by every floor of the house."""
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable
 
 
@@ -12,9 +13,16 @@ class UserError(ValueError):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the closest of `choices`, or the list of choices when none is close."""
+    """Return ``"; did you mean 'x'?"`` for the closest of `choices`, or the list of choices when none is close.
+
+    Of equally close ones it is that with the same letters: two that changed places are the commonest slip.
+    """
     known = sorted(choices)
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if match:
-        return f"; did you mean {match[0]!r}?"
+    matches = difflib.get_close_matches(name, known, n=5, cutoff=0.6)
+    if matches:
+
+        def closeness(match: str) -> tuple[float, int]:
+            return difflib.SequenceMatcher(None, match, name).ratio(), (Counter(match) & Counter(name)).total()
+
+        return f"; did you mean {max(matches, key=closeness)!r}?"
     return f"; accepted: {', '.join(known)}"

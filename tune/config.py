@@ -183,6 +183,6 @@ def _sections() -> list[str]:
     return sorted(known_keys())
 
 
-def _hint(key: str) -> str:
+def _hint(key: str, value: Any) -> str:
     section, _, leaf = key.rpartition(".")
     return nearest(leaf, Domain.model_fields if section.startswith("space") else Search.model_fields)

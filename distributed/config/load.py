@@ -46,10 +46,11 @@ def override(text: str) -> tuple[str, Any]:
     Raises:
         UserError: it has another form, or its value is no YAML.
     """
-    key, equals, value = text.partition("=")
+    key, equals, given = text.partition("=")
+    value = parse(given, f"override {key}") if equals else None
     if not equals or not ("." in key.strip(".") or key in Config.model_fields):
-        raise UserError(f"override {text!r}: expected section.key=value{_hint(key)}")
-    return key, parse(value, f"override {key}")
+        raise UserError(f"override {text!r}: expected section.key=value{_hint(key, value)}")
+    return key, value
 
 
 def apply(tree: Mapping[str, Any], changes: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -111,8 +112,14 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, node
 
 
-def _hint(key: str) -> str:
-    """Name the nearest valid key: the same last part in another section, else the nearest section or full path."""
+def _hint(key: str, value: Any = None) -> str:
+    """Name the nearest valid key: the same last part in another section, else the nearest section or full path.
+
+    What holds keys of its own is a section first.
+    """
+    of_sections = nearest(key, Config.model_fields)
+    if isinstance(value, Mapping) and "." not in key and "did you mean" in of_sections:
+        return of_sections
     known = known_keys()
     leaf = key.rpartition(".")[2]
     same_leaf = [other for other in known if other.rpartition(".")[2] == leaf]

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from distributed.config.keys import KINDS
 
-Hint = Callable[[str], str]
-"""From an unknown dotted key to `; did you mean ...`, or nothing."""
+Hint = Callable[[str, Any], str]
+"""From an unknown dotted key and its value to `; did you mean ...`, or nothing."""
 
 
 def mistakes(error: ValidationError, *, source: str, hint: Hint) -> str:
@@ -21,7 +21,7 @@ def first_mistake(error: ValidationError) -> str:
     """Return one line for the first mistake of a file that may hold a hundred thousand alike, and how many follow."""
     others = error.error_count() - 1
     more = f" (and {others:,} more mistakes)" if others else ""
-    return _line(dict(error.errors()[0]), hint=lambda key: "") + more
+    return _line(dict(error.errors()[0]), hint=lambda key, value: "") + more
 
 
 def _line(item: dict[str, Any], hint: Hint) -> str:
@@ -31,7 +31,7 @@ def _line(item: dict[str, Any], hint: Hint) -> str:
     if item["type"] == "json_invalid":
         return message
     if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{key}: unknown key (value {_brief(item['input'])}){hint(key)}"
+        return f"{key}: unknown key (value {_brief(item['input'])}){hint(key, item['input'])}"
     if item["type"] == "union_tag_invalid":
         return f"{key}.kind={item['ctx']['tag']!r} is unknown; accepted: {item['ctx']['expected_tags']}"
     if item["type"] == "missing":

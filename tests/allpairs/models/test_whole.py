@@ -276,8 +276,9 @@ def test_mistakes_are_one_clear_line(tmp_path, monkeypatch):
         assert "\n" not in str(caught.value)
 
     refused(r"model\.name: could not load 'openai/clipp'.*hub id", lambda: build(WholeSpec(name="openai/clipp"), 9))
-    typo = WholeSpec(name="clipp", config={}, pretrained=False)
-    refused(r"no transformers model type 'clipp'; did you mean 'clip'", lambda: build(typo, 9))
+    for typo in ("clipp", "clpi"):  # as near as clip, by the letters in their order, is clvp
+        spec = WholeSpec(name=typo, config={}, pretrained=False)
+        refused(f"no transformers model type '{typo}'; did you mean 'clip'", lambda spec=spec: build(spec, 9))
     refused("'bert', not a dual encoder", lambda: build(WholeSpec(name="bert", pretrained=False), 9))
     wrong = WholeSpec(name="clip", config={"text_confg": {}}, pretrained=False)
     refused("no 'text_confg'; did you mean 'text_config'", lambda: build(wrong, 9))
