@@ -105,7 +105,7 @@ def _facts(training: Training) -> dict[str, str]:
     config = training.config
     return {
         "Started": origin["started"],
-        "Commit": f"{origin['git_commit'] or 'unknown'}{' with local changes' if origin['git_dirty'] else ''}",
+        "Commit": _commits(origin),
         "Workers": f"{training.world.size} on {training.world.device.type}",
         "Strategy": f"{config.train.strategy}, {config.train.precision}",
         "Samples": _samples(training),
@@ -113,6 +113,15 @@ def _facts(training: Training) -> dict[str, str]:
         "Best epoch": f"{training.progress.best_epoch:.4g} of {training.where()['epoch']:.4g}",
         "Versions": ", ".join(f"{name} {origin['packages'][name]}" for name in ("torch", "ray")),
     }
+
+
+def _commits(origin: Mapping[str, Any]) -> str:
+    """Name the code that the run began with and, where it is another, that of each session that went on with it."""
+    told = [
+        f"{facts['git_commit'] or 'unknown'}{' with local changes' if facts['git_dirty'] else ''}"
+        for facts in (origin, *origin.get("resumed", ()))
+    ]
+    return ", then ".join(commit for place, commit in enumerate(told) if place == 0 or commit != told[place - 1])
 
 
 def _samples(training: Training) -> str:

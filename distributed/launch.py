@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from allpairs.command import Resume
 from allpairs.errors import UserError
-from allpairs.files import read_json, write_text
+from allpairs.files import read_json
 from allpairs.models import (
     DualSpec,
     RegionsSpec,
@@ -36,7 +36,7 @@ from distributed.data.margins import check_column
 from distributed.data.sources.shuffled import note_of
 from distributed.data.verify import write_stamps
 from distributed.progress import Follower
-from distributed.provenance import provenance
+from distributed.provenance import note_session
 from distributed.run_directory import RunDirectory, prepare, refuse_job_folder, refuse_taken, writable
 from distributed.tracking.server import settle
 from retrieval_eval.indexes.probe import require_faiss
@@ -130,7 +130,7 @@ def set_up(config: Config, *, resume: Resume, tell: Callable[[str], None] = lamb
     run = prepare(config, resume=resume)
     if not run.summary.exists():
         with writable(config):
-            write_text(run.provenance, json.dumps(provenance(config), indent=1))
+            note_session(run.provenance, config)
             if not run.vocabulary.exists() and not run.tokenizer.exists():
                 save_tokens(run.root, _make_tokens(datasets["train"], config))
             for split, dataset in datasets.items():

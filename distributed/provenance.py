@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from allpairs.files import read_json, write_text
 from distributed.config import Config
 from distributed.tracking.redact import redact
 
@@ -36,8 +37,27 @@ COMMIT_FILE = "COMMIT"
 """File beside the packages that tells an image its commit. Not a variable of the image: a job's upload has none."""
 
 
+def note_session(file: Path, config: Config) -> None:
+    """Write what runs now to `file`, a run's provenance; of a run that goes on, as one more of those under `resumed`.
+
+    The data need no second note: those of a run that goes on are the ones it began with.
+    """
+    if file.exists():
+        facts = read_json(file)
+        facts["resumed"] = [*facts.get("resumed", []), session()]
+    else:
+        facts = provenance(config)
+    write_text(file, json.dumps(facts, indent=1))
+
+
 def provenance(config: Config) -> dict[str, Any]:
-    """Return versions, git commit, machine, command and the manifest hashes of the data, without secrets.
+    """Return what `session` does and the manifest hashes of the data, without secrets."""
+    data = redact({split: _manifest(config.data.folder(split)) for split in config.data.splits})
+    return session() | {"data": data}
+
+
+def session() -> dict[str, Any]:
+    """Return time, command, machine, versions and git commit, without secrets.
 
     `git_commit` and `git_dirty` are null where nobody knows them.
     """
@@ -50,7 +70,6 @@ def provenance(config: Config) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "git_commit": commit,
         "git_dirty": dirty,
-        "data": {split: _manifest(config.data.folder(split)) for split in config.data.splits},
     }
     redacted: dict[str, Any] = redact(facts)
     return redacted

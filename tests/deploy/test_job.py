@@ -139,8 +139,6 @@ def test_a_job_that_is_stopped_goes_on_as_if_it_had_not_been(head, tiny, tmp_pat
     assert 0 < step < 750
     assert f"stopped after step {step:,} as asked, with a checkpoint; --resume auto continues" in output
     assert not (run / "summary.json").exists()
-    origin = json.loads((run / "provenance.json").read_text())
-    assert (origin["git_commit"], origin["git_dirty"]) == source_commit()
 
     submit = [RAY, "job", "submit", "--address", address, "--working-dir", ".", "--"]
     second = shell(environment, *submit, *words)  # the plain command line of Ray
@@ -148,7 +146,8 @@ def test_a_job_that_is_stopped_goes_on_as_if_it_had_not_been(head, tiny, tmp_pat
     assert "report.html" in second.stdout
     assert "succeeded" in second.stdout
     origin = json.loads((run / "provenance.json").read_text())
-    assert (origin["git_commit"], origin["git_dirty"]) == (None, None)  # an upload knows no commit
+    commits = [(session["git_commit"], session["git_dirty"]) for session in (origin, *origin["resumed"])]
+    assert commits == [source_commit(), (None, None)]  # an upload knows no commit
 
     whole = undisturbed(tiny, tmp_path / "whole")
     for name in ("model.safetensors", "objective.safetensors"):

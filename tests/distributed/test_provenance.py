@@ -14,6 +14,7 @@ from distributed.finish import complete
 from distributed.launch import set_up
 from distributed.loop import Training
 from distributed.provenance import COMMIT_FILE, COMMIT_VARIABLE, provenance, source_commit
+from distributed.run_directory import RunDirectory
 from distributed.tracking.redact import REDACTED
 from distributed.world import World
 from tests.distributed.wandb_files import wandb_records
@@ -82,6 +83,25 @@ def test_a_report_of_unknown_code_says_so_and_tags_tell_no_secret(tiny_config, m
     assert tags
     assert all(told == ["mine", REDACTED] for told in tags)
     assert token not in str(records)
+
+
+def test_a_run_that_goes_on_keeps_what_it_began_with_and_notes_each_session(tiny_config, monkeypatch) -> None:
+    def went_on(commit: str, **train) -> dict:
+        monkeypatch.setattr("distributed.provenance.source_commit", lambda: (commit, False))
+        config = tiny_config(train={"epochs": 2, "global_batch": 22, **train})
+        run = set_up(config, resume="auto")
+        complete(Training(config, World.join(torch.device("cpu")), lambda _: None))
+        return json.loads(run.provenance.read_text())
+
+    first = went_on("a" * 40, stop_after_epochs=0.4)
+    went_on("a" * 40, stop_after_epochs=1)
+    last = went_on("b" * 40)
+    resumed = last.pop("resumed")
+    assert last == first
+    assert [session["git_commit"][0] for session in resumed] == ["a", "b"]
+    assert all(session.keys() == first.keys() - {"data"} for session in resumed)
+    page = RunDirectory(tiny_config().run_dir).report.read_text()
+    assert f"{'a' * 40}, then {'b' * 40}" in page
 
 
 def test_a_command_line_tells_no_secret(tiny_config, monkeypatch: pytest.MonkeyPatch) -> None:
