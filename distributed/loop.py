@@ -174,6 +174,7 @@ class Training:
         if self.config.train.recipe == "ncr":
             self.recipe = NoisyCorrespondence(self.config, self.world, dataset, self.run_dir.noisy_pairs)
         return TrainReader(
+        mask_equal = data.equal_captions == "masked"
             dataset,
             data,
             global_batch=self.config.train.global_batch,
@@ -182,7 +183,7 @@ class Training:
             world=self.world.size,
             tokenize=lambda texts: self.vocabulary.encode(texts, data.max_caption_tokens),
             preprocessing=self.encoder.preprocessing,
-            margins=self.recipe or margin_source(self.config.margins, dataset, self._say),
+            margins=self.recipe or margin_source(self.config.margins, dataset, self._say, mask_equal=mask_equal),
         )
 
     @property

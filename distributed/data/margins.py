@@ -45,10 +45,12 @@ def check_column(dataset: Dataset, column: str) -> None:
         )
 
 
-def margin_source(margins: "Margins", dataset: Dataset, say: Callable[[str], None]) -> MarginSource | None:
+def margin_source(
+    margins: "Margins", dataset: Dataset, say: Callable[[str], None], *, mask_equal: bool
+) -> MarginSource | None:
     """Return what gives the pairs of `dataset` their margins; None where the objective has one for all.
 
-    `say` hears what takes time.
+    `say` hears what takes time; `mask_equal`: captions that say the same are no negatives (`data.equal_captions`).
 
     Raises:
         UserError: the data set lacks the column.
@@ -56,5 +58,5 @@ def margin_source(margins: "Margins", dataset: Dataset, say: Callable[[str], Non
     if margins.column is not None:
         return ColumnMargins(dataset, margins.column)
     if margins.source == "sam":
-        return SemanticMargins(dataset, margins.temperature, say)
+        return SemanticMargins(dataset, margins.temperature, say, mask_equal=mask_equal)
     return None

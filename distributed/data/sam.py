@@ -12,7 +12,8 @@ largest φ(c_j, Φ_i), for both directions:
 
 so that a pair is asked for no more distance than its nearest negative differs in meaning; below 0 where that caption
 describes the image better than its own. idf is that of the images of the training split; N(i) are all places of the
-global batch with another image, those whose picture turns out to be unusable included.
+global batch with another image, those whose picture turns out to be unusable included, and with
+``data.equal_captions: masked`` another text.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ import numpy as np
 from distributed.data.batch import PairsOf
 from distributed.data.cider import CiderD
 from distributed.data.dataset import Dataset
+from distributed.data.texts import text_ids
 
 _AT_A_TIME = 2**24
 """Entries of a matrix that is held at once: 128 MiB."""
@@ -31,10 +33,18 @@ _AT_A_TIME = 2**24
 class SemanticMargins:
     """Margins of SAM for the pairs of `dataset`, with temperature τ."""
 
-    def __init__(self, dataset: Dataset, temperature: float, say: Callable[[str], None] = lambda text: None) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        temperature: float,
+        say: Callable[[str], None] = lambda text: None,
+        *,
+        mask_equal: bool = False,
+    ) -> None:
         say(f"margins.source=sam: counting the n-grams of {dataset.manifest.captions:,} captions")
         self._cider = CiderD(captions for _, captions in dataset.captions_by_key())
         self._temperature = temperature
+        self._texts = text_ids(dataset.all_captions()) if mask_equal else None
 
     def __call__(self, pairs: PairsOf, size: int, part: slice) -> np.ndarray:
         """Compare the captions of the whole global batch with those of this rank's images."""
@@ -61,7 +71,10 @@ class SemanticMargins:
         scores = self._cider.matrix(captions_C, references)
         scores_sC = np.add.reduceat(scores, np.cumsum(counts) - counts, axis=0) / counts[:, None]
         own = scores_sC[np.arange(len(some)), some]
-        negative_sC = np.where(rows_C[some][:, None] != rows_C, scores_sC, -np.inf)
-        nearest = negative_sC.max(axis=1)
+        negative_sC = rows_C[some][:, None] != rows_C
+        if self._texts is not None:
+            texts_C = self._texts[captions_C]
+            negative_sC &= texts_C[some][:, None] != texts_C
+        nearest = np.where(negative_sC, scores_sC, -np.inf).max(axis=1)
         nearest[np.isneginf(nearest)] = 0.0
         return np.minimum(1.0, (own - nearest) / self._temperature)

@@ -8,7 +8,7 @@ million captions meet by chance once in 37 million batches.
 import hashlib
 import unicodedata
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,6 +21,11 @@ def text_id(caption: str) -> int:
     """Return the number of a text, a signed one of 64 bits, the same in every process."""
     text = unicodedata.normalize("NFC", " ".join(caption.split()))
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big", signed=True)
+
+
+def text_ids(captions: Iterable[str]) -> np.ndarray:
+    """Return the `text_id` of each of `captions`, int64."""
+    return np.fromiter(map(text_id, captions), np.int64)
 
 
 class SharedTexts(NamedTuple):

@@ -95,19 +95,26 @@ def batches_of(pairs: int, batch: int, *, seed: int, epoch: int) -> list[np.ndar
 
 
 def judge(
-    images_ND: Tensor, captions_CD: Tensor, rows_C: Tensor, batches: list[np.ndarray], margin: float
+    images_ND: Tensor,
+    captions_CD: Tensor,
+    rows_C: Tensor,
+    batches: list[np.ndarray],
+    margin: float,
+    *,
+    texts_C: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return each pair's loss and prediction P of a match under one net, `[C]` each; pair c has image `rows_C[c]`.
 
     The loss is the mean hinge over a batch in both directions, ℓ = mean_j [m + S_ij − d_i]+ + mean_j [m + S_ji − d_i]+;
-    captions of one image are not each other's negatives. P = min(1, p/τ) with p = max(0, m − ℓ/2) and τ the mean of the
-    ⌊B/10⌋ + 1 highest p of the batch (0 where τ is).
+    captions of one image are not each other's negatives, nor those with equal `texts_C`, where they are given.
+    P = min(1, p/τ) with p = max(0, m − ℓ/2) and τ the mean of the ⌊B/10⌋ + 1 highest p of the batch (0 where τ is).
     """
     losses, predictions = torch.zeros(len(rows_C)), torch.zeros(len(rows_C))
     for batch in batches:
         places = torch.from_numpy(batch)
         rows = rows_C[places]
-        loss = pair_losses(images_ND[rows], captions_CD[places], rows, margin)
+        texts = None if texts_C is None else texts_C[places]
+        loss = pair_losses(images_ND[rows], captions_CD[places], rows, margin, texts)
         p = (margin - loss / 2).clamp(min=0)
         tau = p.topk(len(p) // 10 + 1).values.mean()
         losses[places] = loss
@@ -115,14 +122,17 @@ def judge(
     return losses, predictions
 
 
-def pair_losses(images_BD: Tensor, captions_BD: Tensor, ids_B: Tensor, margin: float) -> Tensor:
+def pair_losses(
+    images_BD: Tensor, captions_BD: Tensor, ids_B: Tensor, margin: float, texts_B: Tensor | None = None
+) -> Tensor:
     """Return the mean hinge over all B pairs of the batch, both directions added: `[B]`."""
     own_B = (images_BD * captions_BD).sum(1)
     total_B = torch.zeros_like(own_B)
     for start in range(0, len(own_B), _ROWS):
         part = slice(start, start + _ROWS)
         scores = images_BD[part] @ captions_BD.T + margin
-        scores[ids_B[part, None] == ids_B] = -torch.inf
+        for same_B in (ids_B,) if texts_B is None else (ids_B, texts_B):
+            scores[same_B[part, None] == same_B] = -torch.inf
         total_B[part] += (scores - own_B[part, None]).relu().sum(1)
         total_B += (scores - own_B).relu().sum(0)
     return total_B / len(own_B)

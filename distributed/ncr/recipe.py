@@ -15,6 +15,7 @@ from allpairs.objectives import make
 from distributed.config import Config
 from distributed.data import Dataset
 from distributed.data.batch import PairsOf
+from distributed.data.texts import text_ids
 from distributed.evaluation import Encoded, encode
 from distributed.ncr.division import Division, batches_of, judge, write_noisy_pairs
 from distributed.world import World
@@ -76,7 +77,10 @@ class NoisyCorrespondence:
         train = self._config.train
         batches = batches_of(len(rows_C), train.global_batch, seed=train.seed, epoch=epoch)
         nets = zip(encoder.of_each(encoded.images_ND), encoder.of_each(encoded.captions_CD), strict=True)
-        judged = [judge(images, captions, rows_C, batches, self._margin) for images, captions in nets]
+        texts_C = None
+        if self._config.data.equal_captions == "masked":
+            texts_C = torch.from_numpy(text_ids(self._dataset.all_captions()))[places]
+        judged = [judge(images, captions, rows_C, batches, self._margin, texts_C=texts_C) for images, captions in nets]
         losses, predictions = (torch.stack(columns, dim=1) for columns in zip(*judged, strict=True))
         found = Division.of_nets(losses, predictions, train.ncr.threshold)
         whole = torch.stack([torch.ones(self._pairs, 2), torch.ones(self._pairs, 2), torch.zeros(self._pairs, 2)])

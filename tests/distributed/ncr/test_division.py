@@ -9,16 +9,17 @@ import torch
 from distributed.ncr.division import LEFT_OUT, Division, batches_of, judge, pair_losses
 
 
-def test_a_loss_is_the_mean_hinge_over_the_batch_in_both_directions():
+@pytest.mark.parametrize("texts", [None, torch.tensor([7, 1, 7, 3, 4, 1, 7])])
+def test_a_loss_is_the_mean_hinge_over_the_batch_in_both_directions(texts):
     torch.manual_seed(0)
     images, captions = (torch.nn.functional.normalize(torch.randn(7, 5), dim=1) for _ in range(2))
     ids = torch.tensor([0, 1, 2, 2, 3, 4, 5])  # the third and fourth are captions of one image
     images[3] = images[2]
-    found = pair_losses(images, captions, ids, 0.2)
+    found = pair_losses(images, captions, ids, 0.2, texts)
     for i in range(7):
         hinges = 0.0
         for j in range(7):
-            if ids[i] != ids[j]:
+            if ids[i] != ids[j] and (texts is None or texts[i] != texts[j]):
                 own = float(images[i] @ captions[i])
                 hinges += max(0.0, 0.2 + float(images[i] @ captions[j]) - own)
                 hinges += max(0.0, 0.2 + float(images[j] @ captions[i]) - own)
