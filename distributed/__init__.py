@@ -4,7 +4,7 @@
 - `config`: the typed configuration; `data`: data sets and their readers; `doctor`: what a machine lacks.
 - `launch`: from a configuration to workers on Ray; `worker`: what each of them runs; `stopping`: signals to the driver.
 - `progress`, `supervision`, `heartbeat`: a run as its driver sees it: rows, workers that are lost, signs of life.
-- `world`: what all ranks know and agree on.
+- `world`: what all ranks know and agree on; `agreement`: what must be the same on all of them.
 - `loop`: training; `step`, `cached`: its forward, whole or in chunks; `interval`: its rows of metrics.
 - `compiling`: the encoder through torch.compile.
 - `average`: a moving average of the weights; `certificate`: a chain of hashes over what every step was trained on.

@@ -1,8 +1,9 @@
 """The training loop of one rank: pure torch.distributed, so that it runs under Ray Train and in plain processes alike.
 
 Order of a step: read this rank's rows; agree with all ranks that everyone has a batch; seed dropout by (seed, step,
-rank); encode, gather the embeddings, loss; agree that the loss is finite everywhere; gradients, averaged over ranks;
-clip; optimiser; the objective's constraints (a learned scale is clamped); advance the position; log.
+rank); encode, gather the embeddings, loss; agree that all are about to take the same step and that the loss is finite
+everywhere; gradients, averaged over ranks; clip; optimiser; the objective's constraints (a learned scale is clamped);
+advance the position; log.
 Order at an epoch's end (and every `eval.every_steps`), which is what makes a restart exact: evaluate, choose the best,
 checkpoint, tell Ray.
 Resume order: weights and optimiser, position, then the reader from that position; dropout and captions are functions
@@ -23,6 +24,7 @@ from allpairs.errors import UserError
 from allpairs.files import read_json
 from allpairs.models import Ensemble, build, load, load_tokens, recompute_activations
 from allpairs.objectives import PairObjective, arguments, make
+from distributed.agreement import fingerprint, in_use, refuse_difference, require_same, same
 from distributed.average import Average
 from distributed.cached import chunks_of
 from distributed.certificate import digest, extend
@@ -45,7 +47,7 @@ from distributed.evaluation import encode, engine_columns, loss_and_similarities
 from distributed.heartbeat import READING, STEPPING
 from distributed.interval import Collapse, Interval
 from distributed.ncr.recipe import NoisyCorrespondence
-from distributed.run_directory import RunDirectory
+from distributed.run_directory import RunDirectory, flat
 from distributed.step import Pairs, StepOutput, TrainStep
 from distributed.strategies import make_strategy
 from distributed.strategies.optimizer import learning_rate_factor
@@ -77,6 +79,7 @@ class Training:
         self.heartbeat = heartbeat
         self.stop_asked = stop_asked
         self.stopping = False
+        require_same(world, flat(config.model_dump(mode="json")))
         self.run_dir = RunDirectory(config.run_dir)
         self.found = find_usable(self.run_dir.checkpoints, world, self._say)
         step = world.together(self._build)
@@ -84,6 +87,7 @@ class Training:
         self.recipe: NoisyCorrespondence | None = None
         self.reader = world.together(self._open_reader)
         self.strategy = make_strategy(config, step, world)
+        require_same(world, in_use(self.strategy.groups) | {"data.train": self.reader.dataset.manifest.index_sha256})
         if self.average is not None:
             self.strategy.place(self.encoder)
         folder, average = self.run_dir.checkpoints, self.average
@@ -170,11 +174,11 @@ class Training:
 
     def _open_reader(self) -> TrainReader:
         data = self.config.data
+        mask_equal = data.equal_captions == "masked"
         dataset = open_split(data, "train", known=self.run_dir.verified("train"), say=self._say)
         if self.config.train.recipe == "ncr":
             self.recipe = NoisyCorrespondence(self.config, self.world, dataset, self.run_dir.noisy_pairs)
         return TrainReader(
-        mask_equal = data.equal_captions == "masked"
             dataset,
             data,
             global_batch=self.config.train.global_batch,
@@ -324,7 +328,7 @@ class Training:
         return minutes is not None and self.world.rank == 0 and time.monotonic() - self.saved_at >= minutes * 60
 
     def _step(self, batch: TrainBatch) -> None:
-        """Forward, agree that the loss is finite everywhere, update."""
+        """Forward, agree that all ranks train alike and that the loss is finite everywhere, update."""
         progress = self.progress
         torch.manual_seed(_step_seed(self.config.train.seed, progress.step, self.world.rank))
         factor = self._learning_rate_factor(progress.step)
@@ -338,9 +342,17 @@ class Training:
         finite = value - value == 0
         # The mean over ranks of what each rank contributes is the loss of the global batch.
         with self.interval.timing("agree"):
-            loss, broken, *digests = self.world.sum(
-                [value / self.world.size if finite else 0.0, not finite, *digest(batch.keys, batch.captions)]
+            settings = self._in_use(factor)
+            loss, broken, one, square, *digests = self.world.sum(
+                [
+                    value / self.world.size if finite else 0.0,
+                    not finite,
+                    *fingerprint(settings),
+                    *digest(batch.keys, batch.captions),
+                ]
             )
+        if not same((one, square), self.world.size):
+            refuse_difference(self.world, settings)
         if broken:
             self.world.raise_reasons(None if finite else self._explain(value, output, batch))
         with self.interval.timing("update"):
@@ -351,6 +363,11 @@ class Training:
         progress.samples_seen += batch.global_rows
         progress.certificate = extend(progress.certificate, progress.step, digests)
         self.interval.add(loss, norm, batch.global_rows, pairs, output)
+
+    def _in_use(self, factor: float) -> dict[str, Any]:
+        """Return what this step is about to be taken with: its learning rate, and the optimiser's settings."""
+        rate = self.config.optimizer.lr * factor
+        return {f"the learning rate of step {self.progress.step + 1:,}": rate} | in_use(self.strategy.groups)
 
     def _learning_rate_factor(self, step: int) -> float:
         return learning_rate_factor(self.config.optimizer, step, self.reader.steps_per_epoch, self.total_steps)

@@ -217,8 +217,8 @@ def refuse_job_folder(key: str, path: Path) -> None:
 
 
 def _refuse_other_settings(run: RunDirectory, config: Config) -> None:
-    before = _flatten(validate(read(run.config), source=str(run.config)).model_dump(mode="json"))
-    now = _flatten(config.model_dump(mode="json"))
+    before = flat(validate(read(run.config), source=str(run.config)).model_dump(mode="json"))
+    now = flat(config.model_dump(mode="json"))
     differing = [
         key
         for key in sorted(before.keys() | now.keys())
@@ -232,14 +232,12 @@ def _refuse_other_settings(run: RunDirectory, config: Config) -> None:
         )
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of a tree by their dotted names."""
+    values: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return values
 
 
 def _neighbours(root: Path) -> str:

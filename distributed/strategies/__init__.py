@@ -7,7 +7,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -22,6 +22,10 @@ class Strategy(Protocol):
 
     step: TrainStep
     """The module underneath; the objective is whole on every rank, the encoder within `whole`."""
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimiser's groups of parameters, with the settings they have now."""
 
     def forward(self, pairs: Pairs, chunks: int = 1) -> StepOutput:
         """Run one step's forward, encoding in so many `chunks`; collective."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,12 @@ class DataParallel:
             devices = [world.device] if world.device.type == "cuda" else None
             # Gradients live in the all-reduce buckets: one copy less per step.
             self._module = DistributedDataParallel(self.step, device_ids=devices, gradient_as_bucket_view=True)
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The groups of AdamW."""
+        groups: list[dict[str, Any]] = self._optimizer.param_groups
+        return groups
 
     def forward(self, pairs: Pairs, chunks: int = 1) -> StepOutput:
         """Run the step's forward through DDP's hooks; encoding in chunks needs none of them yet."""

@@ -48,6 +48,12 @@ class DeepSpeedZero:
             },
         )
 
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The groups of AdamW."""
+        groups: list[dict[str, Any]] = self._optimizer.param_groups
+        return groups
+
     def forward(self, pairs: Pairs, chunks: int = 1) -> StepOutput:
         """Run the step's forward through DeepSpeed's engine; encoding in chunks does not need it yet."""
         if self._cached is not None:

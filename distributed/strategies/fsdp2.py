@@ -36,6 +36,12 @@ class FullyShardedDataParallel:
         self._optimizer = make_adamw(self.step, config.optimizer)
         self._cached = CachedStep(self.step) if config.train.micro_batch is not None else None
 
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The groups of AdamW."""
+        groups: list[dict[str, Any]] = self._optimizer.param_groups
+        return groups
+
     def forward(self, pairs: Pairs, chunks: int = 1) -> StepOutput:
         """Run the step's forward; the encoder's hooks gather each layer's weights as it is reached."""
         if self._cached is not None:

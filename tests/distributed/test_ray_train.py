@@ -2,17 +2,24 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from distributed.train import app
+from retrieval_eval.ray_cluster import cluster
+from retrieval_eval.run_files import read_rows
+from tests.distributed.faults import harmed_worker
 from tests.distributed.wandb_files import assert_whole, wandb_records
 
 ROOT = Path(__file__).parents[2]
@@ -87,8 +94,8 @@ def test_wandb_files_hold_the_curves_and_the_examples(emoji_run):
 
 
 @pytest.fixture(scope="module")
-def tiny_train(tiny, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The training command with two workers on the tiny data."""
+def tiny_config_file(tiny, tmp_path_factory) -> Path:
+    """Two workers on the tiny data."""
     file = tmp_path_factory.mktemp("config") / "tiny.yaml"
     file.write_text(
         f"""
@@ -101,7 +108,13 @@ tracking: {{wandb: disabled}}
 cluster: {{workers: 2}}
 """
     )
-    return lambda *arguments: command("distributed.train", "--config", str(file), *arguments)
+    return file
+
+
+@pytest.fixture(scope="module")
+def tiny_train(tiny_config_file) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The training command with two workers on the tiny data."""
+    return lambda *arguments: command("distributed.train", "--config", str(tiny_config_file), *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -160,21 +173,32 @@ def test_a_mistake_ends_with_one_line_and_code_2(tmp_path):
     assert "Traceback" not in result.stdout + result.stderr
 
 
-def test_a_diverging_run_stops_with_one_message(tiny, tmp_path):
-    (tmp_path / "diverges.yaml").write_text(
-        f"""
-run: {{name: diverges, dir: {tmp_path}}}
-data: {{root: {tiny}, image_size: 24}}
-model: {{dim: 16, image: {{kind: cnn, width: 8, blocks: 2}}, text: {{kind: gru, embedding: 16}}}}
-optimizer: {{lr: 10, clip_norm: null, warmup_epochs: 0, weight_decay: 1.0e+30}}
-train: {{epochs: 5, global_batch: 22}}
-tracking: {{wandb: disabled}}
-cluster: {{workers: 2}}
-"""
-    )
-    result = command("distributed.train", "--config", str(tmp_path / "diverges.yaml"))
-    assert result.returncode == 1
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("stopped: rank 0: the loss is nan at step ")
-    assert "rank 1: " in line
-    assert not (tmp_path / "diverges" / "summary.json").exists()
+def test_what_goes_wrong_in_one_worker_ends_the_run_with_one_line(tiny_config_file, tmp_path, in_process, monkeypatch):
+    """In three runs of one Ray; what every rank says is in test_strategies.py."""
+    said = {
+        "nan_weights": r"rank 1: the loss is nan at step 3 \(epoch 1\): 11 of 11 image embeddings are not finite",
+        "another_rate": r"the ranks do not train alike: optimizer\.lr is 0\.001 on rank 0, 0\.002 on rank 1; all must",
+        "broken_shard": r"rank 1: \S+/cut/\S+\.tar: \S+: the shard ends inside this sample: it was cut off",
+    }
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    monkeypatch.setattr("distributed.worker.train_worker", harmed_worker)
+    workers = []
+    with cluster(cpus=2):
+        for fault, line in said.items():
+            words = "--config", tiny_config_file, f"run.dir={tmp_path}", f"run.name={fault}"
+            code, output, errors = in_process(app)(*words)
+            took = time.time() - (tmp_path / fault / "fault").stat().st_mtime
+            assert code == 1, errors
+            (told,) = errors.strip().splitlines()
+            assert re.search(f"^stopped: .*{line}", told), told
+            assert "Traceback" not in output
+            assert "restart" not in output
+            assert took < 20, fault
+            (placed,) = [row for row in read_rows(tmp_path / fault / "events.jsonl") if row["event"] == "placed"]
+            workers += [rank["pid"] for rank in placed["ranks"].values()]
+            assert not (tmp_path / fault / "checkpoints").exists()
+        ending = time.monotonic()
+        while any(psutil.pid_exists(pid) for pid in workers):
+            assert time.monotonic() - ending < 20
+            time.sleep(0.1)
+    assert len(workers) == 6

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -201,15 +202,24 @@ def test_a_checkpoint_is_resumed_by_another_strategy_and_another_number_of_worke
         assert certificate(path) == certificate(whole), name
 
 
-def test_one_rank_s_nan_stops_all_ranks_before_the_update(prepared):
-    path = prepared("poisoned")
-    path.with_suffix(".nan1").touch()
-    torchrun(2, path)
-    reasons = [json.loads(path.with_suffix(f".stopped{rank}").read_text()) for rank in (0, 1)]
-    assert reasons[0] == reasons[1]
-    step, reason = reasons[0]
-    assert step == 0
-    assert (
-        "rank 1: the loss is nan at step 1 (epoch 1): 11 of 11 image embeddings are not finite (samples item-" in reason
-    )
-    assert not (path.parent / "checkpoints").exists()
+def test_what_goes_wrong_on_one_rank_ends_all_with_one_line(prepared):
+    """The same in real workers of Ray: test_ray_train.py."""
+    alike = "on ranks 0, 2, .* on rank 1; all must have the same$"
+    said = {
+        "nan_weights": r"rank 1: the loss is nan at step 3 \(epoch 1\): 7 of 7 image embeddings are not finite",
+        "another_rate": rf"^the ranks do not train alike: optimizer\.lr is 0\.01 {alike}",
+        "another_schedule": rf"^the ranks do not train alike: the learning rate of step 3 is 0\.0\d+ {alike}",
+        "another_decay": rf"^the ranks do not train alike: weight_decay of parameter group 0 is 0\.\d+ {alike}",
+        "broken_shard": r"^rank 1: \S+/cut/\S+\.tar: item-\d+: the shard ends inside this sample: it was cut off",
+    }
+    paths = {name: prepared(name) for name in said}
+    torchrun(3, *paths.values())
+    for name, path in paths.items():
+        ends = [path.with_suffix(f".stopped{rank}") for rank in range(3)]
+        first, *others = (end.read_text() for end in ends)
+        assert re.search(said[name], first), (name, first)
+        assert "\n" not in first
+        assert others == [first] * 2
+        began = (path.parent / "fault").stat().st_mtime
+        assert max(end.stat().st_mtime for end in ends) - began < 20
+        assert not (path.parent / "checkpoints").exists()

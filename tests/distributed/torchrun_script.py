@@ -1,7 +1,7 @@
 """Train each resolved configuration named on the command line, one after the other, as a rank started by torchrun.
 
-A folder named after a run and `.nan` beside it poisons that rank's weights first: `RUN.nan1` is for rank 1. A name that
-ends in `.bound` is no configuration, but where each rank writes what `tests.distributed.bound` finds.
+A run named after one of `tests.distributed.faults` has that fault. A name that ends in `.bound` is no configuration,
+but where each rank writes what `tests.distributed.bound` finds.
 """
 
 import json
@@ -17,6 +17,7 @@ from distributed.finish import complete
 from distributed.loop import Training
 from distributed.world import Stopped, World
 from tests.distributed.bound import trajectories
+from tests.distributed.faults import harmed
 
 
 def main() -> None:
@@ -27,14 +28,12 @@ def main() -> None:
         if path.suffix == ".bound":
             path.with_suffix(f".bound{world.rank}").write_text(json.dumps(trajectories(world)))
             continue
-        training = Training(load(path), world, lambda _: None)
-        if path.with_suffix(f".nan{world.rank}").exists():
-            with torch.no_grad():
-                next(training.encoder.parameters()).fill_(float("nan"))
         try:
-            complete(training)
+            with harmed(load(path), world.rank) as config:
+                training = Training(config, world, lambda _: None)
+                complete(training)
         except Stopped as stopped:
-            path.with_suffix(f".stopped{world.rank}").write_text(json.dumps([training.progress.step, str(stopped)]))
+            path.with_suffix(f".stopped{world.rank}").write_text(str(stopped))
     dist.barrier()
     # Ranks sometimes aborted here after all work was done ("terminate called without an active exception"; torch 2.13,
     # cause not traced): leave without the teardown. What a test reads is on disk.
