@@ -15,8 +15,9 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 import webdataset as wds
 from PIL import Image
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from allpairs.errors import UserError
 from allpairs.models import DualEncoder, Vocabulary, build
@@ -51,6 +53,17 @@ def decode(data: bytes, side: int) -> Tensor:
     white = Image.new("RGBA", image.size, "white")
     white.alpha_composite(image)
     pixels = np.array(white.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def crop(image: Tensor, side: int, draws: random.Random) -> Tensor:
+    """Return a drawn window of at least 7/8 of the picture's side, `[3, side, side]`: `data.augment: crop`."""
+    full = image.shape[-1]
+    window = full * draws.uniform(7 / 8, 1)
+    left, top = ((full - window) * draws.random() for _ in range(2))
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    box = (left, top, left + window, top + window)
+    pixels = np.array(picture.resize((side, side), Image.Resampling.BILINEAR, box=box))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -82,6 +95,15 @@ def loss_of(similarities: Tensor, name: str, margin: float = 0.2, scale: float =
     return total
 
 
+def ema_of_steps(decay: float) -> Callable[[Any, Any, Tensor | int], None]:
+    """How AveragedModel takes weights in: ``a ← d·a + (1 − d)·w`` with ``d = min(decay, (1 + n) / (10 + n))``."""
+
+    def blend(averages: Any, weights: Any, steps: Tensor | int) -> None:
+        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
+
+    return blend
+
+
 @torch.no_grad()
 def recalls(model: DualEncoder, vocabulary: Vocabulary, samples: list[Sample]) -> dict[str, float]:
     """Recall@1/5/10 in percent in both directions, by sorting."""
@@ -106,15 +128,21 @@ def train(config: Config, *, keep_decoded: bool) -> dict[str, float]:
     """Train as `config` says; return seconds and recalls."""
     if config.optimizer.schedule != "cosine":
         raise UserError(f"optimizer.schedule={config.optimizer.schedule!r}: the plain loop knows cosine only")
+    if config.data.augment == "crop_flip":
+        raise UserError("data.augment=crop_flip: the plain loop knows none and crop")
     torch.manual_seed(config.train.seed)
     draws = random.Random(config.train.seed)
     side, optimizer_config = config.data.image_size, config.optimizer
     data, root = config.data, config.data.root
-    train_set = read(root / data.train, side, draws)
+    cropped = data.augment == "crop"
+    train_set = read(root / data.train, round(side * 8 / 7) if cropped else side, draws)
     first_pass = list(train_set)
     val, test = (list(read(root / split, side)) for split in (data.val, data.test or data.val))
     vocabulary = Vocabulary.build(caption for _, captions in first_pass for caption in captions)
     model = build(config.model, len(vocabulary)).train()
+    average = None
+    if config.train.ema_decay is not None:  # softer over the first steps, when the weights know nothing
+        average = AveragedModel(model, multi_avg_fn=ema_of_steps(config.train.ema_decay))
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": optimizer_config.weight_decay},
@@ -140,7 +168,8 @@ def train(config: Config, *, keep_decoded: bool) -> dict[str, float]:
             draws.shuffle(first_pass)
         for batch in batches(first_pass if keep_decoded else train_set, config.train.global_batch):
             tokens, lengths = vocabulary.encode([draws.choice(captions) for _, captions in batch])
-            images, texts = model(torch.stack([image for image, _ in batch]), tokens, lengths)
+            pictures = [crop(image, side, draws) if cropped else image for image, _ in batch]
+            images, texts = model(torch.stack(pictures), tokens, lengths)
             loss = loss_of(images @ texts.T, config.objective.name, **config.objective.arguments())
             optimizer.zero_grad()
             loss.backward()
@@ -148,12 +177,15 @@ def train(config: Config, *, keep_decoded: bool) -> dict[str, float]:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), optimizer_config.clip_norm)
             optimizer.step()
             schedule.step()
+            if average is not None:
+                average.update_parameters(model)
             losses.append(loss.item())
         seconds += time.perf_counter() - started
-        val_rsum = recalls(model, vocabulary, val)["rsum"]
+        measured = model if average is None else cast("DualEncoder", average.module)
+        val_rsum = recalls(measured, vocabulary, val)["rsum"]
         if val_rsum > chosen["val/rsum"]:
             chosen = {"epoch": epoch, "val/rsum": val_rsum}
-            chosen |= {f"test/{name}": value for name, value in recalls(model, vocabulary, test).items()}
+            chosen |= {f"test/{name}": value for name, value in recalls(measured, vocabulary, test).items()}
         print(f"epoch {epoch} loss {np.mean(losses):.4f} val rsum {val_rsum:.1f} {seconds:.1f} s", file=sys.stderr)
     return {"train/seconds": seconds, "train/seconds_per_epoch": seconds / config.train.epochs, **chosen}
 
