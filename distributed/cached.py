@@ -39,7 +39,7 @@ class CachedStep:
     """Two-pass encoding of one rank's rows in `m` chunks; `m` is the same on all ranks."""
 
     def __init__(self, step: TrainStep) -> None:
-        _refuse_batch_statistics(step.encoder)
+        refuse_batch_statistics(step.encoder, "train.micro_batch")
         self._step = step
         self._chunks: list[_Encoded] = []
         self._embeddings: tuple[Tensor, Tensor]
@@ -104,8 +104,8 @@ def _restore(states: list[Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(states[1], device)
 
 
-def _refuse_batch_statistics(encoder: nn.Module) -> None:
-    """Statistics of a chunk are not those of the batch, and would move twice a step.
+def refuse_batch_statistics(encoder: nn.Module, key: str) -> None:
+    """Refuse `key`: statistics of a chunk, or of a share, are not those of the batch, and a chunk's would move twice.
 
     Raises:
         UserError: naming the first module with any.
@@ -113,6 +113,6 @@ def _refuse_batch_statistics(encoder: nn.Module) -> None:
     for name, module in encoder.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and any(p.requires_grad for p in module.parameters()):
             raise UserError(
-                f"train.micro_batch: {name} ({type(module).__name__}) takes statistics over the batch, which differ "
+                f"{key}: {name} ({type(module).__name__}) takes statistics over the batch, which differ "
                 "from chunk to chunk; accepted is null, or an encoder without batch normalisation"
             )

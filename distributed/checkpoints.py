@@ -61,6 +61,8 @@ class Progress:
     """Time inside training steps, waiting for data included, evaluation and checkpoints not."""
     best_rsum: float | None = None
     best_epoch: float | None = None
+    workers: int | None = None
+    """How many ranks trained up to here."""
     certificate: str = ""
     """The chain over the samples of all steps so far (`distributed.certificate`)."""
     dropped: dict[str, int] = field(default_factory=dict)

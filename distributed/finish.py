@@ -11,6 +11,7 @@ from distributed.data.batch import describe_dropped, dropped_metrics, dropped_so
 from distributed.data.dataset import shared_pictures
 from distributed.data.sources.shuffled import note_of
 from distributed.data.texts import describe_shared
+from distributed.elastic import workers_over_time
 from distributed.evaluation import embedding_set, encode, engine_columns, origin_of
 from distributed.loop import Training
 from distributed.progress import duration
@@ -79,6 +80,8 @@ def finish(training: Training) -> dict[str, Any] | None:
             "samples_seen": progress.samples_seen,
             "step": progress.step,
             "certificate": progress.certificate,
+            "workers": training.world.size,
+            "resizes": sum("train/workers_before" in row for row in run.history()),
         }
     )
     write_text(run.summary, json.dumps(summary, indent=1))
@@ -106,7 +109,8 @@ def _facts(training: Training) -> dict[str, str]:
     return {
         "Started": origin["started"],
         "Commit": _commits(origin),
-        "Workers": f"{training.world.size} on {training.world.device.type}",
+        "Workers": f"{workers_over_time(training.run_dir.history(), training.world.size)} on "
+        f"{training.world.device.type}",
         "Strategy": f"{config.train.strategy}, {config.train.precision}",
         "Samples": _samples(training),
         "Training time": duration(training.progress.train_seconds),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,14 +145,17 @@ def _run_on_ray(
     from ray.train import FailureConfig, RunConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
+    from distributed.scaling import ElasticTrainer
     from distributed.supervision import Supervisor
     from distributed.worker import train_worker
 
     cluster = config.cluster
     # Ray reads these in this process. It asks for the workers anew after this time, and gives them up after that one,
     # which is ours to decide.
-    if cluster.wait_minutes is not None:
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{min(60.0, cluster.wait_minutes * 60):g}"
+    limits = [60.0] if cluster.wait_minutes is None else [60.0, cluster.wait_minutes * 60]
+    if cluster.min_workers is not None:  # where there is less room than there seemed to be
+        limits.append(max(5.0, cluster.replace_minutes * 60))
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = f"{min(limits):g}"
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = f"{2 * cluster.stuck_after * 60:g}"
 
     settings = config.model_dump(mode="json")
@@ -161,7 +165,8 @@ def _run_on_ray(
     # Ray's own bookkeeping of this attempt. The name is new each time: under a known name Ray would silently resume by
     # its rules, while ours (checkpoints/last) also survive another number of workers.
     attempt = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%f")
-    trainer = TorchTrainer(
+    elastic = cluster.min_workers is not None
+    trainer = (partial(ElasticTrainer, config) if elastic else TorchTrainer)(
         train_worker,
         train_loop_config={"config": settings},
         scaling_config=_scaling(config, tell),
@@ -285,9 +290,10 @@ def choose_device(cluster: Cluster, gpus: float) -> tuple[bool, str | None]:
     """
     if cluster.device == "gpu" and gpus < 1:
         raise UserError("cluster.device=gpu: this Ray cluster has no GPU; accepted: auto, cpu")
-    if cluster.device != "auto" or gpus >= cluster.workers:
+    least = cluster.min_workers or cluster.workers
+    if cluster.device != "auto" or gpus >= least:
         return cluster.device != "cpu", None
-    found = f"{gpus:g} GPU(s) for {cluster.workers} workers" if gpus else "no GPU"
+    found = f"{gpus:g} GPU(s) for {least} workers" if gpus else "no GPU"
     return False, f"cluster.device=auto: {found} on this Ray cluster, so this run computes on CPUs"
 
 
@@ -298,8 +304,9 @@ def _scaling(config: Config, tell: Callable[[str], None] | None) -> "ScalingConf
     use_gpu, note = choose_device(config.cluster, ray.cluster_resources().get("GPU", 0))
     if note is not None and tell is not None:
         tell(note)
+    most, least = config.cluster.workers, config.cluster.min_workers
     return ScalingConfig(
-        num_workers=config.cluster.workers,
+        num_workers=most if least is None else (least, most),  # type: ignore[arg-type]  # Ray picks between two here too
         use_gpu=use_gpu,
         resources_per_worker={"CPU": config.cluster.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
     )

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from allpairs.models import Ensemble, build, load, load_tokens, recompute_activa
 from allpairs.objectives import PairObjective, arguments, make
 from distributed.agreement import fingerprint, in_use, refuse_difference, require_same, same
 from distributed.average import Average
-from distributed.cached import chunks_of
+from distributed.cached import chunks_of, refuse_batch_statistics
 from distributed.certificate import digest, extend
 from distributed.checkpoints import (
     Checkpoints,
@@ -43,6 +43,7 @@ from distributed.data import Dataset, Position, TrainBatch, TrainReader, open_sp
 from distributed.data.batch import dropped_metrics
 from distributed.data.dataset import CAUSES
 from distributed.data.margins import margin_source
+from distributed.elastic import change_of_workers, reason_for, rows_at_once, with_rows_at_once
 from distributed.evaluation import encode, engine_columns, loss_and_similarities
 from distributed.heartbeat import READING, STEPPING
 from distributed.interval import Collapse, Interval
@@ -54,12 +55,24 @@ from distributed.strategies.optimizer import learning_rate_factor
 from distributed.tracking import open_tracker
 from distributed.world import Stopped, World
 from retrieval_eval.indexes.probe import require_faiss
+from retrieval_eval.run_files import read_rows
 
 ReportMetrics = Callable[[dict[str, Any]], None]
 """Told the metrics of every evaluation, on every rank: `ray.train.report` or nothing."""
 
 Heartbeat = Callable[[int, str], None]
 """Told where this rank stands, a step and what it does: `Heartbeat.at`, so that a rank that stands still is noticed."""
+
+
+class MakeWay(Protocol):
+    """How a run that is to get more workers tells its ranks, and ends them (`distributed.scaling`)."""
+
+    @property
+    def request(self) -> Callable[[], bool]:
+        """Whether the ranks are asked to make way."""
+
+    def hold(self) -> None:
+        """Wait to be ended; return where nobody does."""
 
 
 class Training:
@@ -72,12 +85,18 @@ class Training:
         report: ReportMetrics,
         heartbeat: Heartbeat = lambda step, doing: None,
         stop_asked: Callable[[], bool] = lambda: False,
+        *,
+        save_asked: Callable[[], bool] = lambda: False,
+        make_way: MakeWay | None = None,
     ) -> None:
         self.config = config
         self.world = world
         self.report = report
         self.heartbeat = heartbeat
         self.stop_asked = stop_asked
+        self.save_asked = save_asked
+        self.make_way = make_way
+        self.making_way = False
         self.stopping = False
         require_same(world, flat(config.model_dump(mode="json")))
         self.run_dir = RunDirectory(config.run_dir)
@@ -86,7 +105,8 @@ class Training:
         self.encoder = step.encoder if self.average is None else self.average.encoder.to(world.device)
         self.recipe: NoisyCorrespondence | None = None
         self.reader = world.together(self._open_reader)
-        self.strategy = make_strategy(config, step, world)
+        self.rows_at_once = rows_at_once(config, world.size)
+        self.strategy = make_strategy(with_rows_at_once(config, self.rows_at_once), step, world)
         require_same(world, in_use(self.strategy.groups) | {"data.train": self.reader.dataset.manifest.index_sha256})
         if self.average is not None:
             self.strategy.place(self.encoder)
@@ -111,11 +131,26 @@ class Training:
         self.collapse = Collapse()
         self.saved_at = time.monotonic()
         self.save_due = False
+        self._tell_workers()
 
     def _say(self, text: str) -> None:
         """Have the driver say one line of rank 0's."""
         if self.world.rank == 0:
             self.run_dir.note("note", text)
+
+    def _tell_workers(self) -> None:
+        """Say that there are more or fewer workers than before, and keep it among the metrics."""
+        progress, size = self.progress, self.world.size
+        before, progress.workers = progress.workers, size
+        if before is None:  # a run that begins, or a checkpoint of an earlier version
+            elastic = self.config.cluster.min_workers is not None and progress.step == 0
+            before = self.config.cluster.workers if elastic else size
+        if before == size or self.world.rank != 0:
+            return
+        why = reason_for(read_rows(self.run_dir.events), size)
+        text, row = change_of_workers(self.config, before, size, progress.step, why)
+        self.run_dir.note("resized", text, workers=size)
+        self.tracker.log(self.where() | row)
 
     def _build(self) -> TrainStep:
         """Make the encoder, of the checkpoint that was found (which needs no hub) or a fresh one, and the objective."""
@@ -132,6 +167,8 @@ class Training:
             if config.train.recipe == "ncr":
                 torch.manual_seed(_mixed(config.train.seed, _SECOND_NET))
                 encoder = Ensemble([encoder, build(config.model, len(self.vocabulary))])
+        if config.cluster.min_workers is not None:
+            refuse_batch_statistics(encoder, f"cluster.min_workers={config.cluster.min_workers}")
         objective = make(config.objective.name, **config.objective.arguments())
         start_scale(objective, encoder.learned, config.objective.arguments())
         if self.found is None and config.model.init_from is not None:
@@ -262,6 +299,8 @@ class Training:
                     self._measure_and_save(epoch_ended)
                 elif progress.step == self.stop_step or (every and progress.step % every == 0) or self.save_due:
                     self._save(best=False)
+                if self.making_way and progress.step < self.stop_step:
+                    self._hold()
                 if epoch_ended:
                     return
                 started = time.perf_counter()
@@ -274,6 +313,17 @@ class Training:
             self.checkpoints.save(self.strategy, self.progress, best=best)
         self.saved_step = self.progress.step
         self.saved_at = time.monotonic()
+
+    def _hold(self) -> None:
+        """Save this step, and wait to be ended and to begin again among more workers."""
+        assert self.make_way is not None
+        if self.saved_step != self.progress.step:
+            if not self.interval.empty:
+                self._log_interval(force=True)
+            self._save(best=False)
+        self._finish_saving()
+        self.heartbeat(self.progress.step, "making way")
+        self.make_way.hold()
 
     def _next(self, batches: Iterator[TrainBatch]) -> TrainBatch | None:
         """Read this rank's slice; None once any rank was asked to stop.
@@ -292,12 +342,13 @@ class Training:
         self.heartbeat(self.progress.step + 1, STEPPING)
         dropped = [self.reader.bad[cause] for cause in CAUSES]
         with self.interval.timing("agree"):
-            failed, seen, stop, due, written, *bad = self.world.sum(
+            failed, seen, stop, due, way, written, *bad = self.world.sum(
                 [
                     reason is not None,
                     self.reader.seen,
                     self.stop_asked(),
                     self._due(),
+                    self.make_way is not None and self.make_way.request(),
                     self.checkpoints.written,
                     *dropped,
                 ]
@@ -305,7 +356,7 @@ class Training:
         if written == self.world.size:
             with self.interval.timing("save"):
                 self.checkpoints.publish()
-        self.save_due = bool(due)
+        self.save_due, self.making_way = bool(due), bool(way)
         limit = self.config.data.max_bad_fraction
         if not failed and sum(bad) > limit * max(seen, min(1000, len(self.reader.dataset))):
             failed = 1
@@ -323,9 +374,12 @@ class Training:
         return batch
 
     def _due(self) -> bool:
-        """Whether `train.checkpoint_every_minutes` have passed by the clock of rank 0, whose word counts."""
+        """Whether rank 0, whose word counts, wants a checkpoint: by its clock `train.checkpoint_every_minutes` have
+        passed, or it was asked for one."""
         minutes = self.config.train.checkpoint_every_minutes
-        return minutes is not None and self.world.rank == 0 and time.monotonic() - self.saved_at >= minutes * 60
+        if self.world.rank != 0:
+            return False
+        return self.save_asked() or (minutes is not None and time.monotonic() - self.saved_at >= minutes * 60)
 
     def _step(self, batch: TrainBatch) -> None:
         """Forward, agree that all ranks train alike and that the loss is finite everywhere, update."""
@@ -334,7 +388,7 @@ class Training:
         factor = self._learning_rate_factor(progress.step)
         pairs = Pairs.of(batch, self.world.device)
         self.strategy.step.warming_up = progress.epoch < self.config.train.triplet_epochs
-        micro = self.config.train.micro_batch
+        micro = self.rows_at_once
         chunks = 1 if micro is None else chunks_of(batch.global_rows, self.world.size, micro)
         with self.interval.timing("forward"):
             output = self.strategy.forward(pairs, chunks)

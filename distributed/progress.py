@@ -28,7 +28,7 @@ class Follower:
     def following(self, run: RunDirectory) -> Iterator[None]:
         """Print what is new in `run` from a thread until the block ends."""
         done = threading.Event()
-        seen = len(run.history()), len(read_rows(run.events))
+        seen = len(_measured(run)), len(read_rows(run.events))
         thread = threading.Thread(target=self._follow, args=(run, seen, done), daemon=True)
         thread.start()
         try:
@@ -47,17 +47,16 @@ class Follower:
             last = done.wait(0.5)
             events = read_rows(run.events)
             for event in events[happened:]:
-                if event["event"] == "note":
-                    self.say(event["text"], style="yellow")
-                    continue
-                waiting = Waiting(event) if event["event"] == "asked" else None
-                doing = None if event["event"] == "placed" else ""
-                if event["event"] != "failed":  # how the run ends is said by who started it
-                    self.say(event["text"], style="yellow" if event["event"] == "restart" else None)
+                kind = event["event"]
+                if kind not in _SAID_BY_OTHERS:
+                    self.say(event["text"], style="yellow" if kind in _UNUSUAL else None)
+                if kind not in _BESIDE:
+                    waiting = Waiting(event) if kind == "asked" else None
+                    doing = None if kind == "placed" else ""
             happened = len(events)
             if waiting is not None and not last and (text := waiting.look()):
                 self.say(text, style="yellow")
-            rows = run.history()
+            rows = _measured(run)
             if doing is None and (beat := read(run.heartbeat(0))) and beat["doing"] in (READING, STEPPING):
                 doing = beat["doing"]
                 if len(rows) == measured:
@@ -73,6 +72,18 @@ class Follower:
             if run.tracking_note.exists() and (note := run.tracking_note.read_text(encoding="utf-8")) != noted:
                 self.say(note, style="yellow")
                 noted = note
+
+
+_UNUSUAL = ("note", "restart", "making way", "resized")
+_BESIDE = ("note", "decided", "resized")
+"""Events that leave open where the workers are."""
+_SAID_BY_OTHERS = ("failed", "decided")
+"""How the run ends is said by who started it; why there are so many workers, by those."""
+
+
+def _measured(run: RunDirectory) -> list[dict[str, Any]]:
+    """Return the rows to print: a change of the number of workers is said as an event."""
+    return [row for row in run.history() if "train/workers_before" not in row]
 
 
 class Waiting:

@@ -63,11 +63,11 @@ class StopSignals:
         stop_flag(self._run.root).set()
 
 
-class StopRequest:
-    """Whether this run was asked to stop; looks from a thread, so that asking costs a step nothing."""
+class Request:
+    """Whether this run was asked for what `flag` says; looks from a thread, so that asking costs a step nothing."""
 
-    def __init__(self, run: RunDirectory) -> None:
-        self._run = run
+    def __init__(self, flag: "Flag") -> None:
+        self.flag = flag
         self._asked = threading.Event()
         self._done = threading.Event()
 
@@ -75,9 +75,14 @@ class StopRequest:
         """Whether it was."""
         return self._asked.is_set()
 
+    def take_back(self) -> None:
+        """Go on as if it had not been."""
+        self.flag.clear()
+        self._asked.clear()
+
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Look for a request as long as the block lasts."""
+        """Look for the request as long as the block lasts."""
         threading.Thread(target=self._listen, daemon=True).start()
         try:
             yield
@@ -85,11 +90,9 @@ class StopRequest:
             self._done.set()
 
     def _listen(self) -> None:
-        flag = stop_flag(self._run.root)
         while not self._done.wait(POLL):
-            if flag.is_set():
+            if self.flag.is_set():
                 self._asked.set()
-                return
 
 
 @contextmanager

@@ -5,17 +5,24 @@ prints them (`distributed.progress`). Ray's own words, forty lines a lost worker
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import NodeDiedError, RayActorError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-from ray.train.v2._internal.execution.controller.state import RestartingState, ShuttingDownState
+from ray.train.v2._internal.execution.controller.state import (
+    PreemptingState,
+    RestartingState,
+    ShuttingDownState,
+)
+from ray.train.v2._internal.execution.failure_handling.default import _is_preemption_failure
+from ray.train.v2.api.exceptions import PreemptionError
 
 from allpairs.errors import UserError
 from distributed.config import Config
+from distributed.elastic import WaitedTooLong
 from distributed.heartbeat import READING, STEPPING, read
 from distributed.progress import duration
 from distributed.run_directory import RunDirectory
@@ -23,14 +30,12 @@ from distributed.run_directory import RunDirectory
 if TYPE_CHECKING:
     from ray.train.v2._internal.execution.controller.state import TrainControllerState
     from ray.train.v2._internal.execution.worker_group import WorkerGroup, WorkerGroupContext, WorkerGroupPollStatus
+    from ray.train.v2._internal.execution.worker_group.placement_group_handle import PlacementGroupHandle
+    from ray.train.v2.api.preemption import PreemptionInfo
 
 
 class StandsStill(RuntimeError):  # noqa: N818 -- what happened to a rank, not what we did wrong
     """A rank that gave no sign of life, or made no step, for `cluster.stuck_after` minutes."""
-
-
-class WaitedTooLong(RuntimeError):  # noqa: N818 -- a decision of the user's: cluster.wait_minutes
-    """The cluster had no room for the workers for `cluster.wait_minutes`."""
 
 
 class Supervisor(WorkerGroupCallback, ControllerCallback):
@@ -42,13 +47,15 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         self._asked_since: float | None = None
         self._nodes: dict[int, str] = {}
         self._places: list[tuple[str, int]] = []
+        self._room: PlacementGroupHandle | None = None
+        self._told_leaving: set[str] = set()
         self._restarts = 0
         self._watch = Watch(config.cluster.stuck_after * 60)
 
     def before_worker_group_start(self, worker_group_context: "WorkerGroupContext") -> None:
         """Say what is asked for; raise once it was asked for longer than the user would wait."""
         count, each = worker_group_context.num_workers, worker_group_context.resources_per_worker
-        asked = f"{count}×{_amounts(each)}"
+        asked = f"{count}×{amounts(each)}"
         if self._asked_since is None:
             self._asked_since = time.monotonic()
             self._run.note("asked", f"asking for {asked}", workers=count, each=each)
@@ -66,6 +73,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         workers = {worker.distributed_context.world_rank: worker.metadata for worker in worker_group.get_workers()}  # type: ignore[union-attr]
         self._nodes = {rank: place.node_ip for rank, place in workers.items()}
         self._places = [(place.node_id, place.pid) for place in workers.values()]
+        self._room = worker_group.get_worker_group_state().placement_group_handle
         self._asked_since = None
         nodes = len({place.node_id for place in workers.values()})
         places = {rank: {"node": place.node_ip, "pid": place.pid} for rank, place in workers.items()}
@@ -99,21 +107,46 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         self, previous_state: "TrainControllerState", current_state: "TrainControllerState"
     ) -> None:
         """Say in one line that workers were lost and what happens now."""
+        if current_state is previous_state:  # Ray looks for room again
+            return
         if isinstance(current_state, RestartingState):
             error = current_state.training_failed_error
-            self._restarts += 1
-            after = f"restart {self._restarts} of {self._cluster.max_failures}, {self._from_where()}"
+            after = f"restart {self._from_where()}, not counted"
+            if not _is_preemption_failure(error):
+                self._restarts += 1
+                after = f"restart {self._restarts} of {self._cluster.max_failures}, {self._from_where()}"
             self._run.note("restart", f"{self.explain(error)}: {after}", detail=str(error))
+            if self._cluster.min_workers is not None and self._room is not None:
+                # Ray would free it once it starts others; how many depends on what is free.
+                self._room.shutdown()
+        elif isinstance(current_state, PreemptingState):
+            self._tell_leaving(current_state.preemption_info)
         elif isinstance(current_state, ShuttingDownState):
             final = getattr(current_state.next_state, "training_failed_error", None)
             if final is not None:
                 self._run.note("failed", self.explain(final), detail=str(final))
 
+    def _tell_leaving(self, notice: "PreemptionInfo") -> None:
+        """Say once of each node that it will be taken away."""
+        new = {node: ranks for node, ranks in notice.preempted_node_to_ranks.items() if node not in self._told_leaving}
+        self._told_leaving |= new.keys()
+        for ranks in new.values():
+            when = (
+                "" if notice.deadline_ms is None else f" in {duration(max(0, notice.deadline_ms / 1000 - time.time()))}"
+            )
+            where = self._nodes.get(ranks[0], "its node")
+            text = f"{where} is to be taken away{when} ({_ranks(ranks)}): all ranks save a checkpoint now"
+            self._run.note("note", text)
+
     def explain(self, error: Exception) -> str:
         """Say in one line which ranks failed, where, and why: the lost and the still first, for they take others down.
 
-        A rank whose peer is gone fails too, in its collective; that is the consequence and not told.
+        A rank whose peer is gone fails too, in its collective; that is the consequence and not told. It may be all that
+        is known yet, of a node that was cut off: then those of whom nothing is heard are named.
         """
+        if isinstance(error, PreemptionError):
+            ranks = error.preemption_info.preempted_ranks
+            return f"{_ranks(ranks)} on {self._nodes.get(ranks[0], 'a node')}: the node is taken away"
         failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
         if not failures:
             cause = getattr(error, "controller_failure", error)
@@ -121,6 +154,10 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         lost = {rank: why for rank, failure in failures.items() if (why := _lost(failure)) is not None}
         if lost:
             return "; ".join(f"{self._place(rank)} {why}" for rank, why in sorted(lost.items()))
+        gone = self._nodes.keys() - failures.keys()
+        if gone and all("by peer" in str(failure) for failure in failures.values()):
+            which = "was lost" if len(gone) == 1 else "or one of them was lost"
+            return f"{self._place(min(gone)) if len(gone) == 1 else _ranks(sorted(gone))} {which} (connection closed)"
         rank, failure = min(failures.items())
         first = next(iter(str(failure).strip().splitlines()), "")
         name = "" if isinstance(failure, UserError) else f"{type(failure).__name__}: "
@@ -188,11 +225,13 @@ class Watch:
         for rank in sorted(ranks):
             places.setdefault(self._place[rank][0], []).append(rank)
         told = [
-            f"{'ranks' if len(here) > 1 else 'rank'} {', '.join(map(str, here[:8]))}{', …' if len(here) > 8 else ''} "
-            f"{'wait' if len(here) > 1 else 'waits'} {_at(*place)}"
-            for place, here in places.items()
+            f"{_ranks(here)} {'wait' if len(here) > 1 else 'waits'} {_at(*place)}" for place, here in places.items()
         ]
         return f" ({'; '.join(told)})" if told else ""
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks[:8]))}{', …' if len(ranks) > 8 else ''}"
 
 
 def _at(step: int, doing: str) -> str:
@@ -218,7 +257,8 @@ def _kill(places: list[tuple[str, int]]) -> None:
     ray.wait(ended, num_returns=len(ended), timeout=30)
 
 
-def _amounts(resources: Mapping[str, float]) -> str:
+def amounts(resources: Mapping[str, float]) -> str:
+    """Say what one worker gets: `1 CPU`, `(6 CPU + 1 GPU)`."""
     told = " + ".join(f"{amount:g} {name}" for name, amount in resources.items())
     return told if len(resources) == 1 else f"({told})"
 

@@ -47,8 +47,10 @@ def train(*overrides: str, config: Annotated[Path, Parameter(name="--config")], 
     console = Console()
     settings = load(config, overrides)
     started = time.perf_counter()
+    workers, least = settings.cluster.workers, settings.cluster.min_workers
     console.print(
-        f"[bold]{settings.run.name}[/]  {settings.objective.name} · {settings.cluster.workers} worker(s) · "
+        f"[bold]{settings.run.name}[/]  {settings.objective.name} · "
+        f"{workers if least is None else f'{least} to {workers}'} worker(s) · "
         f"batch {settings.train.global_batch} · {settings.train.length} · {settings.run_dir}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

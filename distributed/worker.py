@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,8 +13,9 @@ from allpairs.errors import UserError
 from allpairs.files import disk_is_full, write_text
 from distributed.config import Config, validate
 from distributed.heartbeat import Heartbeat
+from distributed.preemption import PreemptionNotice
 from distributed.run_directory import RunDirectory
-from distributed.stopping import StopRequest
+from distributed.stopping import Request, stop_flag
 from distributed.world import Stopped, World
 
 
@@ -42,13 +43,27 @@ def _train(config: Config, heartbeat: Heartbeat) -> None:
 
     from distributed.finish import complete
     from distributed.loop import Training
+    from distributed.scaling import MakeWay
 
     world = World.join(ray.train.torch.get_device())
     run = RunDirectory(config.run_dir)
-    stop_request = StopRequest(run)
+    stop_request = Request(stop_flag(run.root))
+    make_way = None if config.cluster.min_workers is None else MakeWay(run)
     with told_in_one_line(run, world.rank):
-        training = Training(config, world, ray.train.report, heartbeat.at, stop_request)
-        with stop_request.heard() if world.rank == 0 else nullcontext():
+        training = Training(
+            config,
+            world,
+            ray.train.report,
+            heartbeat.at,
+            stop_request,
+            save_asked=PreemptionNotice(),
+            make_way=make_way,
+        )
+        with ExitStack() as listening:
+            if world.rank == 0:  # what it hears, all learn
+                listening.enter_context(stop_request.heard())
+                if make_way is not None:
+                    listening.enter_context(make_way.request.heard())
             complete(training)
 
 

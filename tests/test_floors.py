@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = ["allpairs", "retrieval_eval", "distributed", "tune"]
 HEAVY = {"ray", "faiss", "wandb", "deepspeed", "transformers", "matplotlib"}
 # These extend classes of Ray's, so they need Ray to be read at all; themselves imported late.
-SUBCLASSES = {"tune/progress.py", "tune/early_stop.py", "distributed/supervision.py"}
+SUBCLASSES = {"tune/progress.py", "tune/early_stop.py", "distributed/supervision.py", "distributed/scaling.py"}
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:

@@ -21,6 +21,9 @@ from retrieval_eval.evaluate import Engine
 OF_THE_HARDEST = ("triplet_hn", "nt_xent_hn", "goal")
 """Objectives that see one negative of an anchor, the hardest, and may collapse from scratch."""
 
+ROWS_FOR_ANY_WORLD = 16
+"""So many rows a worker give the same global batches whatever the number of workers (`distributed.data.order`)."""
+
 
 class Section(BaseModel):
     """A group of knobs: unknown keys are refused, values never change after loading."""
@@ -310,6 +313,12 @@ class Cluster(Section):
 
     workers: int = Field(1, ge=1)
     """Data-parallel workers; `train.global_batch` is split over them."""
+    min_workers: int | None = Field(None, ge=1)
+    """Go on with as few workers, where some are lost and not replaced, and with up to `workers` again: the same global
+    batches, in larger shares, encoded in chunks as large as the usual share. null: with `workers`, or not at all."""
+    replace_minutes: float = Field(1, gt=0)
+    """With `min_workers`: how long to wait for room for all `workers`, at the start and after a loss, before going on
+    with fewer; and how often to look for room for more."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto: one GPU per worker when the cluster has that many."""
     cpus_per_worker: int = Field(1, ge=1)
@@ -352,6 +361,22 @@ class Config(Section):
             raise ValueError(
                 f"train.global_batch={self.train.global_batch} is too small for "
                 f"cluster.workers={self.cluster.workers}: accepted are at least 2 pairs per worker"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fewer_workers_have_the_same_batches(self) -> Self:
+        cluster, batch = self.cluster, self.train.global_batch
+        if cluster.min_workers is not None and cluster.min_workers > cluster.workers:
+            raise ValueError(
+                f"cluster.min_workers={cluster.min_workers} is more than cluster.workers={cluster.workers}; accepted: "
+                f"1 to {cluster.workers}, or null"
+            )
+        if cluster.min_workers is not None and batch < ROWS_FOR_ANY_WORLD * cluster.workers:
+            raise ValueError(
+                f"train.global_batch={batch} is too small for cluster.min_workers with cluster.workers="
+                f"{cluster.workers}: the last batch of an epoch would depend on how many there are; accepted is at "
+                f"least {ROWS_FOR_ANY_WORLD * cluster.workers}"
             )
         return self
 

@@ -124,14 +124,17 @@ def _judge_room(found: dict[str, Any], config: "Config | None") -> list[Finding]
     if config is None:
         return rows
     cluster = config.cluster
-    cpus = cluster.workers * cluster.cpus_per_worker
-    asked = f"cluster.workers={cluster.workers}"
+    workers, key = cluster.workers, "workers"
+    if cluster.min_workers is not None:
+        workers, key = cluster.min_workers, "min_workers"
+    cpus = workers * cluster.cpus_per_worker
+    asked = f"cluster.{key}={workers}"
     if cpus > amounts["CPU"]:
         text = f"{asked} with cluster.cpus_per_worker={cluster.cpus_per_worker} ask for {cpus} CPU"
         rows.append(Finding("ray room", "warning", f"{text}, here are {amounts['CPU']}: the run would wait"))
-    if cluster.device != "cpu" and amounts["GPU"] < cluster.workers:
+    if cluster.device != "cpu" and amounts["GPU"] < workers:
         what = "the run would wait" if cluster.device == "gpu" else "the run would compute on CPUs"
-        text = f"{asked} with cluster.device={cluster.device} ask for {cluster.workers} GPU, here are {amounts['GPU']}"
+        text = f"{asked} with cluster.device={cluster.device} ask for {workers} GPU, here are {amounts['GPU']}"
         hurts = amounts["GPU"] > 0 or cluster.device == "gpu"
         rows.append(Finding("ray room", "warning" if hurts else "ok", f"{text}: {what}"))
     return rows

@@ -65,8 +65,14 @@ class MetricsFile:
     def __init__(self, run: RunDirectory, resume_step: int) -> None:
         # Steps after the checkpoint are done again, and so is the last measurement, which no checkpoint follows: their
         # rows go, or every curve would have two values there.
+        # A change of the number of workers is measured by those that go on after its step.
         again = {"train/loss", "val/best_rsum"}
-        kept = [row for row in run.history() if row["step"] <= resume_step and again & row.keys()]
+        kept = [
+            row
+            for row in run.history()
+            if (row["step"] <= resume_step and again & row.keys())
+            or (row["step"] < resume_step and "train/workers_before" in row)
+        ]
         write_text(run.metrics, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = run.metrics.open("a", encoding="utf-8")
 

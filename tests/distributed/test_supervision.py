@@ -111,6 +111,8 @@ def lost(cause: Exception) -> WorkerHealthCheckFailedError:
         ({0: RuntimeError("gloo: connection closed"), 1: lost(ActorDiedError())},
          "rank 1 on 10.0.0.2 was lost (its process died)"),
         ({1: lost(NodeDiedError("x"))}, "rank 1 on 10.0.0.2 was lost (its node is gone)"),
+        ({1: RuntimeError("gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.1]")},
+         "rank 0 on 10.0.0.1 was lost (connection closed)"),
         ({0: RuntimeError("a\nb"), 1: RuntimeError("c")},
          "rank 0 on 10.0.0.1 failed (and 1 more rank(s)): RuntimeError: a"),
         ({1: StandsStill("gave no sign of life for 5:00")}, "rank 1 on 10.0.0.2 gave no sign of life for 5:00"),
