@@ -1,9 +1,6 @@
 """What happened between two rows of metrics, and over an epoch: whether the embeddings fall together."""
 
-import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 
@@ -24,26 +21,18 @@ class Interval:
         self._losses: list[float] = []
         self._batch = 0
         self._rows = 0
-        self._norm = 0.0
+        self._norms: Mapping[str, float] = {}
         self._last: tuple[Pairs, StepOutput] | None = None
         self._steps = 0
-        self._seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def timing(self, what: str) -> Iterator[None]:
-        """Count the block's time under `what`: ``read``, ``agree``, ``forward``, ``update`` or ``save``."""
-        started = time.perf_counter()
-        yield
-        self._seconds[what] += time.perf_counter() - started
 
     @property
     def empty(self) -> bool:
         """Whether no step was noted yet."""
         return self._last is None
 
-    def add(self, loss: float, norm: float, rows: int, pairs: Pairs, output: StepOutput) -> None:
-        """Note one step: its global loss, gradient norm, global rows, and this rank's pairs and embeddings."""
-        self._norm = norm
+    def add(self, loss: float, norms: Mapping[str, float], rows: int, pairs: Pairs, output: StepOutput) -> None:
+        """Note one step: its global loss, norms by metric, global rows, and this rank's pairs and embeddings."""
+        self._norms = norms
         self._steps += 1
         self._rows += rows
         self._batch = self._batch or rows
@@ -51,13 +40,11 @@ class Interval:
             self._losses.append(loss)
             self._last = (pairs, output)
 
-    def measure(self, world: World, train_seconds: float) -> dict[str, float]:
+    def measure(self, world: World, train_seconds: float, parts: Mapping[str, float]) -> dict[str, float]:
         """Return the mean loss over whole batches, their size, the last one's global similarities, and the speed.
 
-        Collective. The gradient norm is the last step's, whatever its size. Where rank 0's time went, in ms a step:
-        waiting for samples (`ms_read`), for the other ranks' word (`ms_agree`), forward with the objective
-        (`ms_forward`), backward, average and optimiser (`ms_update`), for a checkpoint's copy or the one before it
-        (`ms_save`).
+        Collective. The norms are the last step's, whatever its size. Where rank 0's time went, in ms a step:
+        `parts` (`distributed.clock`) are seconds since the last row, and `ms_other` is what they leave of the steps.
         """
         assert self._last is not None, "an interval without steps"
         pairs, output = self._last
@@ -71,25 +58,33 @@ class Interval:
             text_ids=None if pairs.text_ids_c is None else pairs.text_ids_c[first],
             group=world.group,
         )
+        seconds = max(1e-9, train_seconds - self._started)
+        within = sum(spent for part, spent in parts.items() if part != "save")
         return {
             "train/loss": sum(self._losses) / len(self._losses),
             "train/batch": self._batch,
             "train/positive_similarity": similarities.positive,
             "train/hardest_negative_similarity": similarities.hardest_negative,
-            "train/gradient_norm": self._norm,
-            "train/samples_per_second": self._rows / max(1e-9, train_seconds - self._started),
-            **{f"train/ms_{what}": 1000 * seconds / self._steps for what, seconds in self._seconds.items()},
+            **self._norms,
+            "train/samples_per_second": self._rows / seconds,
+            "train/samples_per_second_per_worker": self._rows / seconds / world.size,
+            **{f"train/ms_{part}": 1000 * spent / self._steps for part, spent in parts.items()},
+            "train/ms_other": 1000 * max(0.0, seconds - within) / self._steps,
             **_memory(world),
         }
 
 
 def _memory(world: World) -> dict[str, float]:
-    """Return the most that tensors took on this rank's GPU since the last row, in GB (10⁹ bytes)."""
+    """Return the most that tensors took on a GPU since the last row, and the allocator held, in GB (10⁹ bytes).
+
+    Of the rank that needed most. Collective.
+    """
     if world.device.type != "cuda":
         return {}
-    most = torch.cuda.max_memory_allocated(world.device)
+    here = torch.cuda.max_memory_allocated(world.device), torch.cuda.max_memory_reserved(world.device)
     torch.cuda.reset_peak_memory_stats(world.device)
-    return {"train/gpu_gb": most / 1e9}
+    tensors, held = map(max, zip(*world.gather(here), strict=True))
+    return {"train/gpu_gb": tensors / 1e9, "train/gpu_reserved_gb": held / 1e9}
 
 
 class Collapse:

@@ -2,8 +2,8 @@
 
 Order of a step: read this rank's rows; agree with all ranks that everyone has a batch; seed dropout by (seed, step,
 rank); encode, gather the embeddings, loss; agree that all are about to take the same step and that the loss is finite
-everywhere; gradients, averaged over ranks; clip; optimiser; the objective's constraints (a learned scale is clamped);
-advance the position; log.
+everywhere; gradients, averaged over ranks; their norm, which must be finite; clip; optimiser; the objective's
+constraints (a learned scale is clamped); advance the position; log.
 Order at an epoch's end (and every `eval.every_steps`), which is what makes a restart exact: evaluate, choose the best,
 checkpoint, tell Ray.
 Resume order: weights and optimiser, position, then the reader from that position; dropout and captions are functions
@@ -37,6 +37,7 @@ from distributed.checkpoints import (
     read_progress,
     start_from,
 )
+from distributed.clock import Clock
 from distributed.compiling import compile_encoder
 from distributed.config import Config
 from distributed.data import Dataset, Position, TrainBatch, TrainReader, open_split
@@ -45,13 +46,15 @@ from distributed.data.dataset import CAUSES
 from distributed.data.margins import margin_source
 from distributed.elastic import change_of_workers, reason_for, rows_at_once, with_rows_at_once
 from distributed.evaluation import encode, engine_columns, loss_and_similarities
+from distributed.guards import Guards, explain_loss
 from distributed.heartbeat import READING, STEPPING
 from distributed.interval import Collapse, Interval
 from distributed.ncr.recipe import NoisyCorrespondence
+from distributed.norms import StepNorms
 from distributed.run_directory import RunDirectory, flat
 from distributed.step import Pairs, StepOutput, TrainStep
 from distributed.strategies import make_strategy
-from distributed.strategies.optimizer import learning_rate_factor
+from distributed.strategies.optimizer import NonFiniteGradients, learning_rate_factor
 from distributed.tracking import open_tracker
 from distributed.world import Stopped, World
 from retrieval_eval.indexes.probe import require_faiss
@@ -123,11 +126,13 @@ class Training:
         self.progress = self.checkpoints.restore(self.strategy, self.found) if self.found else Progress()
         if self.recipe is not None and self.progress.sample and self.progress.epoch >= config.train.triplet_epochs:
             self.world.together(self._restore_division)
-        self.saved_step = self.progress.step if self.found else None
+        self.guards = Guards(self.strategy, self.average, world)
+        self.guards.saved_step = self.progress.step if self.found else None
         self.dropped_before = Counter(self.progress.dropped)
         facts = read_json(self.run_dir.provenance) if world.rank == 0 else {}
         self.tracker = open_tracker(config, self.run_dir, rank=world.rank, resume_step=self.progress.step, facts=facts)
         self.interval = Interval(self.progress.train_seconds)
+        self.clock = self.strategy.step.clock = Clock(world.device)
         self.collapse = Collapse()
         self.saved_at = time.monotonic()
         self.save_due = False
@@ -278,7 +283,7 @@ class Training:
             with self.strategy.whole(self.encoder):
                 self.recipe.divide(self.encoder, self.vocabulary, progress.epoch, self.epochs)
         batches = self.reader.batches(Position(self.config.train.seed, progress.epoch, progress.sample))
-        every = self.config.train.checkpoint_every_steps
+        every, compare = self.config.train.checkpoint_every_steps, self.config.train.compare_every_steps
         started = time.perf_counter()
         try:
             while progress.step < self.stop_step:
@@ -287,10 +292,12 @@ class Training:
                     self.stopping = True
                     if not self.interval.empty:
                         self._log_interval(force=True)
-                    if self.saved_step != progress.step:
+                    if self.guards.saved_step != progress.step:
                         self._save(best=False)
                     return
                 self._step(batch)
+                if compare and progress.step % compare == 0:
+                    self._compare_ranks()
                 epoch_ended = batch.position.epoch > progress.epoch
                 progress.epoch, progress.sample = batch.position.epoch, batch.position.sample
                 progress.train_seconds += time.perf_counter() - started
@@ -307,17 +314,23 @@ class Training:
         finally:
             batches.close()
 
+    def _compare_ranks(self) -> None:
+        with self.clock.timing("agree"):
+            self.guards.compare(self.progress.step)
+
     def _save(self, *, best: bool) -> None:
+        if self.config.train.compare_every_steps is not None:
+            self._compare_ranks()
         self.heartbeat(self.progress.step, "writing a checkpoint")
-        with self.interval.timing("save"):
+        with self.clock.timing("save"):
             self.checkpoints.save(self.strategy, self.progress, best=best)
-        self.saved_step = self.progress.step
+        self.guards.saved_step = self.progress.step
         self.saved_at = time.monotonic()
 
     def _hold(self) -> None:
         """Save this step, and wait to be ended and to begin again among more workers."""
         assert self.make_way is not None
-        if self.saved_step != self.progress.step:
+        if self.guards.saved_step != self.progress.step:
             if not self.interval.empty:
                 self._log_interval(force=True)
             self._save(best=False)
@@ -335,13 +348,13 @@ class Training:
         batch, reason = None, None
         self.heartbeat(self.progress.step + 1, READING)
         try:
-            with self.interval.timing("read"):
+            with self.clock.timing("read"):
                 batch = next(batches)
         except UserError as error:
             reason = str(error)
         self.heartbeat(self.progress.step + 1, STEPPING)
         dropped = [self.reader.bad[cause] for cause in CAUSES]
-        with self.interval.timing("agree"):
+        with self.clock.timing("agree"):
             failed, seen, stop, due, way, written, *bad = self.world.sum(
                 [
                     reason is not None,
@@ -354,7 +367,7 @@ class Training:
                 ]
             )
         if written == self.world.size:
-            with self.interval.timing("save"):
+            with self.clock.timing("save"):
                 self.checkpoints.publish()
         self.save_due, self.making_way = bool(due), bool(way)
         limit = self.config.data.max_bad_fraction
@@ -382,20 +395,22 @@ class Training:
         return self.save_asked() or (minutes is not None and time.monotonic() - self.saved_at >= minutes * 60)
 
     def _step(self, batch: TrainBatch) -> None:
-        """Forward, agree that all ranks train alike and that the loss is finite everywhere, update."""
+        """Forward, agree that all train alike and that the loss is finite, backward, update if the gradients are."""
         progress = self.progress
-        torch.manual_seed(_step_seed(self.config.train.seed, progress.step, self.world.rank))
+        seed = _step_seed(self.config.train.seed, progress.step, self.world.rank)
+        torch.manual_seed(seed)
         factor = self._learning_rate_factor(progress.step)
-        pairs = Pairs.of(batch, self.world.device)
+        with self.clock.timing("copy"):
+            pairs = Pairs.of(batch, self.world.device)
         self.strategy.step.warming_up = progress.epoch < self.config.train.triplet_epochs
         micro = self.rows_at_once
         chunks = 1 if micro is None else chunks_of(batch.global_rows, self.world.size, micro)
-        with self.interval.timing("forward"):
-            output = self.strategy.forward(pairs, chunks)
+        output = self.strategy.forward(pairs, chunks)
+        with self.clock.timing("loss"):
             value = float(output.loss.detach())
         finite = value - value == 0
         # The mean over ranks of what each rank contributes is the loss of the global batch.
-        with self.interval.timing("agree"):
+        with self.clock.timing("agree"):
             settings = self._in_use(factor)
             loss, broken, one, square, *digests = self.world.sum(
                 [
@@ -409,14 +424,28 @@ class Training:
             refuse_difference(self.world, settings)
         if broken:
             self.world.raise_reasons(None if finite else self._explain(value, output, batch))
-        with self.interval.timing("update"):
-            norm = self.strategy.update(output.loss, factor)
+        with self.clock.timing("backward"):
+            self.strategy.backward(output.loss)
+        norms = StepNorms(self.strategy.step) if self._measures(batch) else None
+        with self.clock.timing("optimizer"):
+            try:
+                norm = self.strategy.update(factor)
+            except NonFiniteGradients:
+                self.guards.blame(self._coming, pairs, chunks, seed)
             if self.average is not None:
                 self.average.update(self.strategy.step.encoder)
         progress.step += 1
         progress.samples_seen += batch.global_rows
         progress.certificate = extend(progress.certificate, progress.step, digests)
-        self.interval.add(loss, norm, batch.global_rows, pairs, output)
+        lengths = {} if norms is None else norms.measure(self.world)
+        self.interval.add(loss, {"train/gradient_norm": norm} | lengths, batch.global_rows, pairs, output)
+
+    def _measures(self, batch: TrainBatch) -> bool:
+        """Whether a row of metrics follows the step of `batch`."""
+        step, progress = self.progress.step + 1, self.progress
+        return (
+            step % self.config.train.log_every == 0 or step == self.stop_step or batch.position.epoch > progress.epoch
+        )
 
     def _in_use(self, factor: float) -> dict[str, Any]:
         """Return what this step is about to be taken with: its learning rate, and the optimiser's settings."""
@@ -427,26 +456,20 @@ class Training:
         return learning_rate_factor(self.config.optimizer, step, self.reader.steps_per_epoch, self.total_steps)
 
     def _explain(self, value: float, output: StepOutput, batch: TrainBatch) -> str:
-        """Say where a non-finite loss comes from, as far as this rank can see."""
-        where = []
-        for name, rows in (("image", output.images_bD), ("caption", output.texts_cD)):
-            bad = (~torch.isfinite(rows).all(dim=1)).nonzero().flatten().tolist()
-            if bad:
-                keys = ", ".join(batch.keys[row] for row in bad[:3])
-                more = ", …" if len(bad) > 3 else ""
-                where.append(f"{len(bad)} of {len(rows)} {name} embeddings are not finite (samples {keys}{more})")
-        cause = "; ".join(where) or "this rank's embeddings are finite"
-        return (
-            f"the loss is {value} at step {self.progress.step + 1} (epoch {self.progress.epoch + 1}): {cause}. "
-            "This step changed no weight; try a lower optimizer.lr, a longer warm-up or a smaller objective scale"
-        )
+        rows = {"image": output.images_bD, "caption": output.texts_cD}
+        return explain_loss(value, self._coming, rows, batch.keys)
+
+    @property
+    def _coming(self) -> str:
+        """The step that is not done yet, in words."""
+        return f"step {self.progress.step + 1} (epoch {self.progress.epoch + 1})"
 
     def _log_interval(self, *, force: bool) -> None:
         """Every `train.log_every` steps: one row of metrics. The similarities are collective, the row is rank 0's."""
         progress = self.progress
         if not force and progress.step % self.config.train.log_every:
             return
-        row = self.interval.measure(self.world, progress.train_seconds)
+        row = self.interval.measure(self.world, progress.train_seconds, self.clock.take())
         self.interval = Interval(progress.train_seconds)
         self.collapse.add(row)
         remaining = (self.total_steps - progress.step) * progress.train_seconds / progress.step

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from allpairs.models import DualEncoder, Ensemble
 from allpairs.objectives import PairObjective
+from distributed.clock import Clock
 from distributed.compiling import leave_sizes_open
 from distributed.data import Batch
 
@@ -91,6 +92,8 @@ class TrainStep(nn.Module):
         self.compiled = False
         """Whether calls of the encoder run compiled code (`distributed.compiling`)."""
         self.group = group
+        self.clock = Clock(torch.device("cpu"))
+        """The training loop puts its own here."""
         self.bf16 = precision == "bf16"
 
     def constrain(self) -> None:
@@ -105,18 +108,25 @@ class TrainStep(nn.Module):
         if isinstance(work, Chunk):
             return self._carry(work)
         images_bD, texts_cD = self.encode(work)
-        return StepOutput(self.loss(images_bD, texts_cD, work), images_bD.detach(), texts_cD.detach())
+        loss = self.loss(images_bD, texts_cD, work)
+        self.clock.sync_follows(loss)
+        return StepOutput(loss, images_bD.detach(), texts_cD.detach())
 
     def encode(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Return the embeddings `[b, D]` and `[c, D]`."""
         if self.compiled:
             leave_sizes_open(pairs.images, pairs.tokens_cL, pairs.lengths_c)
-        with torch.autocast(pairs.images.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+        autocast = torch.autocast(pairs.images.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+        with self.clock.timing("encode"), autocast:
             images_bD, texts_cD = self.encoder(pairs.images, pairs.tokens_cL, pairs.lengths_c)
         return images_bD, texts_cD
 
     def loss(self, images_bD: Tensor, texts_cD: Tensor, pairs: Pairs) -> Tensor:
         """Return the objective over everybody's embeddings. Collective."""
+        with self.clock.timing("loss"):
+            return self._loss(images_bD, texts_cD, pairs)
+
+    def _loss(self, images_bD: Tensor, texts_cD: Tensor, pairs: Pairs) -> Tensor:
         objective = self.warmup if self.warming_up and self.warmup is not None else self.objective
         if self.bf16:
             # In the type that the encoders computed in: a GPU's fast products. The objective normalises in float32.
@@ -142,4 +152,5 @@ class TrainStep(nn.Module):
             learned = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
             for parameter, gradient in zip(learned, chunk.objective, strict=True):
                 carried = carried + (parameter * gradient).sum()
+            self.clock.sync_follows(carried)
         return carried

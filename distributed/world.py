@@ -135,3 +135,8 @@ def local(tensor: Tensor) -> Tensor:
     """Return this rank's rows of a tensor that ranks share (torch's DTensor), any other as it is."""
     shared: Any = tensor
     return shared.to_local() if hasattr(shared, "to_local") else tensor
+
+
+def is_shared(tensor: Tensor) -> bool:
+    """Whether `local` gives less than the whole of it."""
+    return hasattr(tensor, "to_local") or hasattr(tensor, "ds_tensor")

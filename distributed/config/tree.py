@@ -244,6 +244,9 @@ class Train(Section):
     """Checkpoint inside epochs once the last one is this old: what a crash costs at most; null: by steps only."""
     checkpoint_every_steps: int | None = Field(None, ge=1)
     """Checkpoint inside epochs after every so many steps too; null: at their ends and by the clock only."""
+    compare_every_steps: int | None = Field(200, ge=1)
+    """Compare the weights that all workers should hold alike, by a checksum, after every so many steps and before every
+    checkpoint; a difference ends the run, and no checkpoint is written of it. null: never."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
     """Evaluate and save a moving average of the weights with this decay per step, e.g. 0.999; null: the weights."""
     triplet_warmup_epochs: int = Field(0, ge=0)

@@ -30,8 +30,15 @@ class Strategy(Protocol):
     def forward(self, pairs: Pairs, chunks: int = 1) -> StepOutput:
         """Run one step's forward, encoding in so many `chunks`; collective."""
 
-    def update(self, loss: Tensor, lr_factor: float) -> float:
-        """Backward, average over ranks, clip, step. Return the gradient norm before clipping. Collective."""
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients, averaged over ranks, in the place of those of the step before. Collective."""
+
+    def update(self, lr_factor: float) -> float:
+        """Clip, step. Return the gradient norm before clipping. Collective.
+
+        Raises:
+            NonFiniteGradients: on all ranks, before any weight was changed.
+        """
 
     def place(self, encoder: nn.Module) -> None:
         """Lay out another encoder (an average) as the trained one is laid out. Collective."""

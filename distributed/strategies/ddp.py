@@ -12,7 +12,7 @@ from distributed.cached import CachedStep
 from distributed.config import Config
 from distributed.step import Pairs, StepOutput, TrainStep
 from distributed.strategies.moments import MOMENTS, Piece, SavedMoments, copied, copied_weights, state_of
-from distributed.strategies.optimizer import make_adamw, set_learning_rate
+from distributed.strategies.optimizer import make_adamw, require_finite, set_learning_rate
 from distributed.world import World
 
 
@@ -45,9 +45,8 @@ class DataParallel:
         output: StepOutput = self._module(pairs)
         return output
 
-    def update(self, loss: Tensor, lr_factor: float) -> float:
-        """Backward (DDP averages), clip, AdamW step; return the norm before clipping."""
-        set_learning_rate(self._optimizer.param_groups, self._peak * lr_factor)
+    def backward(self, loss: Tensor) -> None:
+        """Backward; DDP averages."""
         self._optimizer.zero_grad(set_to_none=True)
         if self._cached is None:
             loss.backward()
@@ -58,11 +57,16 @@ class DataParallel:
                 alone = chunk.objective is None and isinstance(module, DistributedDataParallel)
                 with module.no_sync() if alone else nullcontext():  # type: ignore[operator]  # DDP's own method
                     module(chunk).backward()
+
+    def update(self, lr_factor: float) -> float:
+        """Clip, AdamW step; return the norm before clipping."""
+        set_learning_rate(self._optimizer.param_groups, self._peak * lr_factor)
         limit = self._clip if self._clip is not None else float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.step.parameters(), limit)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.step.parameters(), limit))
+        require_finite(norm)
         self._optimizer.step()
         self.step.constrain()
-        return float(norm)
+        return norm
 
     def place(self, encoder: nn.Module) -> None:
         """Leave another encoder as it is."""

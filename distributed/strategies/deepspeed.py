@@ -11,7 +11,7 @@ from distributed.cached import CachedStep
 from distributed.config import Config
 from distributed.step import Pairs, StepOutput, TrainStep
 from distributed.strategies.moments import MOMENTS, Piece, SavedMoments, copied, copied_weights, state_of
-from distributed.strategies.optimizer import make_adamw, set_learning_rate
+from distributed.strategies.optimizer import NonFiniteGradients, make_adamw, set_learning_rate
 from distributed.world import World
 
 
@@ -61,16 +61,21 @@ class DeepSpeedZero:
         output: StepOutput = self._engine(pairs)
         return output
 
-    def update(self, loss: Tensor, lr_factor: float) -> float:
-        """Backward (ZeRO averages and shards), clip, step; return the norm before clipping."""
-        set_learning_rate(self._optimizer.param_groups, self._peak * lr_factor)
+    def backward(self, loss: Tensor) -> None:
+        """Backward; ZeRO averages and shards."""
         if self._cached is None:
             self._engine.backward(loss)
         else:
             for chunk in self._cached.chunks(loss):
                 self._engine.set_gradient_accumulation_boundary(chunk.objective is not None)
                 self._engine.backward(self._engine(chunk))
+
+    def update(self, lr_factor: float) -> float:
+        """Clip, step; return the norm before clipping."""
+        set_learning_rate(self._optimizer.param_groups, self._peak * lr_factor)
         self._engine.step()
+        if self._optimizer.overflow:  # DeepSpeed leaves such a step out, and says nothing
+            raise NonFiniteGradients
         self.step.constrain()
         norm = self._engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")

@@ -19,7 +19,7 @@ from distributed.cached import CachedStep
 from distributed.config import Config
 from distributed.step import Pairs, StepOutput, TrainStep
 from distributed.strategies.moments import MOMENTS, Piece, SavedMoments, copied, state_of
-from distributed.strategies.optimizer import make_adamw, set_learning_rate
+from distributed.strategies.optimizer import make_adamw, require_finite, set_learning_rate
 from distributed.world import World, local
 
 
@@ -49,9 +49,8 @@ class FullyShardedDataParallel:
         output: StepOutput = self.step(pairs)
         return output
 
-    def update(self, loss: Tensor, lr_factor: float) -> float:
-        """Backward (averaged and scattered layer by layer), clip, AdamW step; return the norm before clipping."""
-        set_learning_rate(self._optimizer.param_groups, self._peak * lr_factor)
+    def backward(self, loss: Tensor) -> None:
+        """Backward, averaged and scattered layer by layer."""
         self._optimizer.zero_grad(set_to_none=True)
         if self._cached is None:
             loss.backward()
@@ -61,7 +60,12 @@ class FullyShardedDataParallel:
                     self.step.encoder.set_requires_gradient_sync(chunk.objective is not None)
                 self.step(chunk).backward()
         self._average_whole()
+
+    def update(self, lr_factor: float) -> float:
+        """Clip, AdamW step; return the norm before clipping."""
+        set_learning_rate(self._optimizer.param_groups, self._peak * lr_factor)
         norm = self._clip_gradients()
+        require_finite(norm)
         self._optimizer.step()
         self.step.constrain()
         return norm

@@ -92,3 +92,17 @@ def learning_rate_factor(optimizer: Optimizer, step: int, steps_per_epoch: int, 
     if optimizer.schedule == "exponential":
         return optimizer.decay_factor ** (step // steps_per_epoch)
     return 1.0
+
+
+class NonFiniteGradients(RuntimeError):  # noqa: N818 -- what happened in a step, not what we did wrong
+    """The gradients, averaged over ranks, have no finite norm; no weight was changed."""
+
+
+def require_finite(norm: float) -> None:
+    """Refuse a step whose gradients have this norm, the same on all ranks.
+
+    Raises:
+        NonFiniteGradients: it is none.
+    """
+    if not math.isfinite(norm):
+        raise NonFiniteGradients

@@ -58,7 +58,8 @@ def _trajectory(way: dict[str, Any], world: World) -> dict[str, Any]:
         said = texts if number < TURN else texts.roll(1, dims=0)
         ids = torch.arange(8)
         pairs = Pairs(images[rows], said[rows], torch.ones(4), ids[rows], ids[rows])
-        strategy.update(strategy.forward(pairs).loss, 1.0)
+        strategy.backward(strategy.forward(pairs).loss)
+        strategy.update(1.0)
         if number + 1 in LOOKS:
             noted.append(step.objective.learned())
     learned = step.objective.learned()

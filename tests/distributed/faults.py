@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from distributed.config import Config, validate
 from distributed.data import Dataset
 from distributed.loop import Training
+from distributed.world import is_shared
 
 FAULTY_RANK = 1
 AFTER = 2
@@ -27,6 +29,41 @@ def nan_weights(config: Config, patch: pytest.MonkeyPatch) -> Config:
             next(training.encoder.parameters()).fill_(float("nan"))
 
     _before_a_step(poison, patch)
+    return config
+
+
+def nan_gradient(config: Config, patch: pytest.MonkeyPatch) -> Config:
+    """The image encoder's layer meets NaN from behind."""
+
+    def meet_nan(module: nn.Module, arguments: Any, output: torch.Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda gradient: gradient * float("nan"))
+
+    def poison(training: Training) -> None:
+        _note(config)
+        training.strategy.step.encoder.image.embedding.register_forward_hook(meet_nan)
+
+    _before_a_step(poison, patch)
+    return config
+
+
+def bent_weight(config: Config, patch: pytest.MonkeyPatch) -> Config:
+    """An update changes one number of the first parameter that all ranks hold whole, here alone."""
+
+    def bend(training: Training) -> None:
+        update = training.strategy.update
+        whole = [weight for weight in training.strategy.step.parameters() if not is_shared(weight)]
+
+        def bent(factor: float) -> float:
+            norm = update(factor)
+            _note(config)
+            with torch.no_grad():
+                whole[0].view(-1)[-1:] += 1e-3
+            return norm
+
+        patch.setattr(training.strategy, "update", bent)
+
+    _before_a_step(bend, patch)
     return config
 
 
@@ -97,13 +134,27 @@ def _before_a_step(harm: Callable[[Training], None], patch: pytest.MonkeyPatch) 
     patch.setattr(Training, "_step", harmed)
 
 
-FAULTS = {fault.__name__: fault for fault in (nan_weights, another_decay, another_schedule, another_rate, broken_shard)}
+FAULTS = {
+    fault.__name__: fault
+    for fault in (
+        nan_weights,
+        nan_gradient,
+        bent_weight,
+        another_decay,
+        another_schedule,
+        another_rate,
+        broken_shard,
+    )
+}
 
 
 @contextmanager
 def harmed(config: Config, rank: int) -> Iterator[Config]:
-    """Give the configuration that a rank trains with inside the block; a run named after a fault has it on rank 1."""
-    fault = FAULTS.get(config.run.name)
+    """Give the configuration that a rank trains with inside the block; a run named after a fault has it on rank 1.
+
+    What follows a hyphen in the name tells runs with the same fault apart.
+    """
+    fault = FAULTS.get(config.run.name.partition("-")[0])
     if fault is None or rank != FAULTY_RANK:
         yield config
         return

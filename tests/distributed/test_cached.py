@@ -125,7 +125,7 @@ def rank_main(rank: int, world: int, folder: str) -> None:
     strategy._module.register_comm_hook(None, lambda _, bucket: (averaged.append(1), _mean(bucket))[1])
     rows = share(rank, world)
     output = strategy.forward(pairs(ROWS).of_rows(rows, rows), chunks_of(ROWS, world, 2))
-    strategy.update(output.loss, 0.0)
+    strategy.backward(output.loss)
     torch.save((gradients(step), len(averaged)), f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

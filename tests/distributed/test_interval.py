@@ -17,7 +17,9 @@ def steps(*sizes):
         texts[:, -1] = (1 - 1 / step**2) ** 0.5
         ids = torch.arange(rows)
         pairs = Pairs(images, ids[:, None], torch.ones(rows), ids, ids)
-        interval.add(10.0 * step, float(step), rows, pairs, StepOutput(torch.tensor(0.0), images, texts))
+        interval.add(
+            10.0 * step, {"train/gradient_norm": float(step)}, rows, pairs, StepOutput(torch.tensor(0.0), images, texts)
+        )
     return interval
 
 
@@ -31,8 +33,10 @@ def steps(*sizes):
     ],
 )
 def test_loss_and_similarities_are_of_one_batch_size(sizes, loss, batch, last):
-    row = steps(*sizes).measure(World.join(torch.device("cpu")), train_seconds=4.0)
+    row = steps(*sizes).measure(World.join(torch.device("cpu")), 4.0, {"read": 0.5, "encode": 1.25, "save": 9.0})
     assert (row["train/loss"], row["train/batch"]) == (loss, batch)
     assert row["train/positive_similarity"] == pytest.approx(1 / last)
     assert row["train/gradient_norm"] == len(sizes)
-    assert row["train/samples_per_second"] == sum(sizes) / 2.0
+    assert row["train/samples_per_second"] == row["train/samples_per_second_per_worker"] == sum(sizes) / 2.0
+    times = {key.removeprefix("train/ms_"): len(sizes) * row[key] for key in row if key.startswith("train/ms_")}
+    assert times == pytest.approx({"read": 500, "encode": 1250, "save": 9000, "other": 250})

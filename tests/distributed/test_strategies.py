@@ -143,8 +143,43 @@ def test_sharded_strategies_compute_what_ddp_computes_and_resume(prepared):
     for way in ({"strategy": "deepspeed", "zero_stage": 2}, {"strategy": "fsdp2"}):
         ncr = NCR | {"train": NCR["train"] | {"micro_batch": 4} | way}
         divided.append(prepared(f"divided-{way['strategy']}", **ncr))
+    faulty = {}
+    gradients = r"^the gradients are not finite at step 3 \(epoch 1\), though the loss is: rank 1: 2 parameter\(s\) "
+    gradients += r"\(encoder\.image\.embedding\.weight, encoder\.image\.embedding\.bias\)\. This step changed no weight, and no checkpoint "
+    apart = "^the ranks came apart: after step 3 {} differs between ranks 0, 1 .*No checkpoint is written of that; "
+    for name, way, said in (
+        ("nan_gradient-parts", {"micro_batch": 4}, gradients),
+        ("nan_gradient-zero1", {"strategy": "deepspeed", "zero_stage": 1}, gradients),
+        ("nan_gradient-zero2", {"strategy": "deepspeed", "zero_stage": 2, "precision": "bf16"}, gradients),
+        ("nan_gradient-fsdp2", {"strategy": "fsdp2"}, gradients),
+        ("nan_gradient-bf16", {"strategy": "fsdp2", "precision": "bf16"}, gradients),
+        (
+            "bent_weight-zero2",
+            {"strategy": "deepspeed", "zero_stage": 2},
+            apart.format("encoder.image.embedding.weight"),
+        ),
+        ("bent_weight-fsdp2", {"strategy": "fsdp2"}, apart.format("objective.log_scale")),
+    ):
+        settings = PLAIN["train"] | {"checkpoint_every_steps": 1, "compare_every_steps": 1} | way
+        faulty[prepared(name, train=settings)] = said
     bound = ddp.with_name("scales.bound")
-    torchrun(2, bound, ddp, zero1, zero2, fsdp2, part, *averages, *in_parts.values(), *divided)
+    torchrun(
+        2,
+        bound,
+        *poisoned,
+        apart_zero,
+        apart_fsdp2,
+        ddp,
+        zero1,
+        zero2,
+        fsdp2,
+        part,
+        *averages,
+        *in_parts.values(),
+        *divided,
+    )
+    for path, said in faulty.items():
+        check_fault(path, said)
     assert_same_divisions(*divided)
     assert largest_difference(*averages) < 1e-4
     assert largest_difference(averages[0], ddp) > 1e-3
@@ -205,14 +240,17 @@ def test_a_checkpoint_is_resumed_by_another_strategy_and_another_number_of_worke
 def test_what_goes_wrong_on_one_rank_ends_all_with_one_line(prepared):
     """The same in real workers of Ray: test_ray_train.py."""
     alike = "on ranks 0, 2, .* on rank 1; all must have the same$"
+    apart = r"^the ranks came apart: after step 3 encoder\.image\.embedding\.weight differs on rank 1 "
     said = {
         "nan_weights": r"rank 1: the loss is nan at step 3 \(epoch 1\): 7 of 7 image embeddings are not finite",
         "another_rate": rf"^the ranks do not train alike: optimizer\.lr is 0\.01 {alike}",
         "another_schedule": rf"^the ranks do not train alike: the learning rate of step 3 is 0\.0\d+ {alike}",
         "another_decay": rf"^the ranks do not train alike: weight_decay of parameter group 0 is 0\.\d+ {alike}",
         "broken_shard": r"^rank 1: \S+/cut/\S+\.tar: item-\d+: the shard ends inside this sample: it was cut off",
+        "bent_weight": rf"{apart}\(2 of 15 parameters do\)\. No checkpoint is written of that; there is none yet",
     }
-    paths = {name: prepared(name) for name in said}
+    of_average = {"train": PLAIN["train"] | {"ema_decay": 0.9, "compare_every_steps": 1}}
+    paths = {name: prepared(name, **(of_average if name == "bent_weight" else {})) for name in said}
     torchrun(3, *paths.values())
     for name, path in paths.items():
         ends = [path.with_suffix(f".stopped{rank}") for rank in range(3)]
@@ -223,3 +261,16 @@ def test_what_goes_wrong_on_one_rank_ends_all_with_one_line(prepared):
         began = (path.parent / "fault").stat().st_mtime
         assert max(end.stat().st_mtime for end in ends) - began < 20
         assert not (path.parent / "checkpoints").exists()
+
+
+def check_fault(path: Path, said: str) -> None:
+    """Rank 1's fault in step 3 ended both ranks with one line; the weights are those of the checkpoint of step 2."""
+    first, other = (path.with_suffix(f".stopped{rank}").read_text() for rank in (0, 1))
+    assert re.search(said, first), (path, first)
+    assert other == first
+    assert "--resume auto goes on from step 2's" in first
+    last = path.parent / "checkpoints/last"
+    assert last.readlink().name == "step-00000002"
+    left, kept = load_file(path.with_suffix(".left")), load_file(last / "model.safetensors")
+    assert left.keys() == kept.keys()
+    assert all(torch.equal(left[name], kept[name]) for name in kept) == ("nan_gradient" in path.parent.name)

@@ -146,10 +146,10 @@ from distributed.loop import Training
 from distributed.world import World
 training = Training(validate(json.loads(sys.argv[1])), World.join(torch.device("cpu")), lambda _: None)
 update = training.strategy.update
-def killing(loss, factor):
+def killing(factor):
     if training.progress.step == 7:
         os.kill(os.getpid(), signal.SIGKILL)
-    return update(loss, factor)
+    return update(factor)
 training.strategy.update = killing
 training.run()
 """
@@ -245,12 +245,12 @@ def test_a_server_lost_in_training_stops_nothing(tiny_config, server, monkeypatc
     training = Training(config, World.join(torch.device("cpu")), lambda _: None)
     update = training.strategy.update
 
-    def losing(loss, factor):
+    def losing(factor):
         if training.progress.step == 7:
             server.status = 503 if lost == "refusing" else 200
             if lost == "silent":
                 server.answers.clear()
-        return update(loss, factor)
+        return update(factor)
 
     training.strategy.update = losing
     started = time.monotonic()

@@ -1,7 +1,8 @@
 """Train each resolved configuration named on the command line, one after the other, as a rank started by torchrun.
 
-A run named after one of `tests.distributed.faults` has that fault. A name that ends in `.bound` is no configuration,
-but where each rank writes what `tests.distributed.bound` finds.
+A run named after one of `tests.distributed.faults` has that fault; beside one that all stopped, `.stopped0` has the
+reason of rank 0 and `.left` the encoder's weights. A name that ends in `.bound` is no configuration, but where each
+rank writes what `tests.distributed.bound` finds.
 """
 
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 
 from distributed.config import load
 from distributed.finish import complete
@@ -31,7 +33,13 @@ def main() -> None:
         try:
             with harmed(load(path), world.rank) as config:
                 training = Training(config, world, lambda _: None)
-                complete(training)
+                try:
+                    complete(training)
+                except Stopped:
+                    weights = training.strategy.weights(training.strategy.step.encoder)
+                    if world.rank == 0:
+                        save_file(weights, path.with_suffix(".left"))
+                    raise
         except Stopped as stopped:
             path.with_suffix(f".stopped{world.rank}").write_text(str(stopped))
     dist.barrier()
