@@ -3,7 +3,8 @@
 - `train`, `embed`: the commands; `summary`: the table at the end.
 - `config`: the typed configuration; `data`: data sets and their readers; `doctor`: what a machine lacks.
 - `launch`: from a configuration to workers on Ray; `worker`: what each of them runs; `stopping`: signals to the driver.
-- `progress`, `supervision`, `heartbeat`: a run as its driver sees it: rows, workers that are lost, signs of life.
+- `progress`, `supervision`, `heartbeat`, `stacks`: a run as its driver sees it: rows, workers that are lost, signs of
+  life, where in the code a rank stands.
 - `elastic`, `scaling`: a run with fewer workers, and with more again; `preemption`: a notice that a node will go.
 - `world`: what all ranks know and agree on; `agreement`: what must be the same on all of them.
 - `loop`: training; `step`, `cached`: its forward, whole or in chunks; `interval`: its rows of metrics.

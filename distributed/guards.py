@@ -49,8 +49,8 @@ class Guards:
         differs = difference(self._modules, self._world)
         if differs is not None:
             raise Stopped(
-                f"the ranks came apart: after step {step} {differs}. No checkpoint is written of that; {self._kept}. If "
-                "it happens again, a device, its memory or the network fails, or some code changes weights on one rank"
+                f"the ranks came apart: after step {step} {differs}. No checkpoint is written of that; {self._kept}. "
+                "If it happens again, a device, its memory or the network fails, or some code changes weights on one rank"
             )
 
     @property

@@ -49,7 +49,8 @@ class Follower:
             for event in events[happened:]:
                 kind = event["event"]
                 if kind not in _SAID_BY_OTHERS:
-                    self.say(event["text"], style="yellow" if kind in _UNUSUAL else None)
+                    for text in (event["text"], *event.get("stacks", ())):
+                        self.say(text, style="yellow" if kind in _UNUSUAL else None)
                 if kind not in _BESIDE:
                     waiting = Waiting(event) if kind == "asked" else None
                     doing = None if kind == "placed" else ""
@@ -74,8 +75,8 @@ class Follower:
                 noted = note
 
 
-_UNUSUAL = ("note", "restart", "making way", "resized")
-_BESIDE = ("note", "decided", "resized")
+_UNUSUAL = ("note", "still", "restart", "making way", "resized")
+_BESIDE = ("note", "still", "decided", "resized")
 """Events that leave open where the workers are."""
 _SAID_BY_OTHERS = ("failed", "decided")
 """How the run ends is said by who started it; why there are so many workers, by those."""

@@ -106,6 +106,11 @@ class RunDirectory:
         """Signs of life of the ranks while the run goes on."""
         return self.root / "heartbeats"
 
+    @property
+    def stacks(self) -> Path:
+        """What every rank's code was doing when one last stood still."""
+        return self.root / "stacks.txt"
+
     def heartbeat(self, rank: int) -> Path:
         """The sign of life of one rank."""
         return self.heartbeats / f"rank-{rank:05d}.json"

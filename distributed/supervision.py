@@ -5,7 +5,7 @@ prints them (`distributed.progress`). Ray's own words, forty lines a lost worker
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import NodeDiedError, RayActorError
@@ -26,6 +26,7 @@ from distributed.elastic import WaitedTooLong
 from distributed.heartbeat import READING, STEPPING, read
 from distributed.progress import duration
 from distributed.run_directory import RunDirectory
+from distributed.stacks import gather_stacks
 
 if TYPE_CHECKING:
     from ray.train.v2._internal.execution.controller.state import TrainControllerState
@@ -51,6 +52,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         self._told_leaving: set[str] = set()
         self._restarts = 0
         self._watch = Watch(config.cluster.stuck_after * 60)
+        self._early, self._warned = Watch(config.cluster.stuck_after * 60 / 2), False
 
     def before_worker_group_start(self, worker_group_context: "WorkerGroupContext") -> None:
         """Say what is asked for; raise once it was asked for longer than the user would wait."""
@@ -83,6 +85,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
     def after_worker_group_training_start(self, worker_group: "WorkerGroup") -> None:
         """Start to listen."""
         self._watch.start(len(self._nodes))
+        self._early.start(len(self._nodes))
 
     def after_worker_group_poll_status(self, worker_group_status: "WorkerGroupPollStatus") -> None:
         """End the run where a rank names a mistake; raise for a restart, as Ray Train's own detector of hangs does,
@@ -97,11 +100,30 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
             return
         statuses = worker_group_status.worker_statuses
         running = [rank for rank, status in statuses.items() if status.running]
-        still = self._watch.look({rank: read(self._run.heartbeat(rank)) for rank in running})
+        beats = {rank: read(self._run.heartbeat(rank)) for rank in running}
+        self._warn(beats)
+        still = self._watch.look(beats)
         if still:
+            gather_stacks(self._run, self._places_of(still, beats))
             # Ray would ask a stopped process, or one inside NCCL, to shut down, and wait for its answer for ever.
             _kill(self._places)
-            raise WorkerGroupError("; ".join(still.values()), {rank: StandsStill(text) for rank, text in still.items()})
+            raise WorkerGroupError(
+                "; ".join(still.values()),
+                {rank: StandsStill(f"{text}; stacks in {self._run.stacks}") for rank, text in still.items()},
+            )
+
+    def _warn(self, beats: Mapping[int, dict[str, Any] | None]) -> None:
+        """Say once, halfway to a restart, who stands still and where in the code each rank is."""
+        still = self._early.look(beats)
+        if still and not self._warned:
+            told = "; ".join(f"{self._place(rank)} {text}" for rank, text in still.items())
+            after = f"restart after {duration(self._cluster.stuck_after * 60)} (cluster.stuck_after)"
+            stacks = gather_stacks(self._run, self._places_of(still, beats))
+            self._run.note("still", f"{told}; {after}", stacks=stacks)
+        self._warned = bool(still)
+
+    def _places_of(self, first: Collection[int], ranks: Collection[int]) -> dict[int, str]:
+        return {rank: self._place(rank) for rank in (*sorted(first), *sorted(set(ranks) - set(first)))}
 
     def after_controller_state_update(
         self, previous_state: "TrainControllerState", current_state: "TrainControllerState"

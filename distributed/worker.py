@@ -33,7 +33,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     if config.train.strategy == "deepspeed":
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     path = RunDirectory(config.run_dir).heartbeat(ray.train.get_context().get_world_rank())
-    with Heartbeat(path, interval=min(10.0, config.cluster.stuck_after * 60 / 5)) as heartbeat:
+    limit = config.cluster.stuck_after * 60
+    with Heartbeat(path, interval=min(10.0, limit / 10), patience=limit / 3) as heartbeat:
         _train(config, heartbeat)
 
 

@@ -332,7 +332,8 @@ class Cluster(Section):
     """How long to wait for room on the cluster, at the start and after a loss, before the run ends (`--resume` goes
     on); null: as long as it takes."""
     stuck_after: float = Field(5, gt=0)
-    """Minutes without a sign of life from a rank, or without a step, after which the workers are restarted."""
+    """Minutes without a sign of life from a rank, or without a step, after which the workers are restarted; after half
+    of them a line says which rank stands still and where in the code every rank is (`stacks.txt`)."""
 
 
 class Config(Section):

@@ -1,6 +1,9 @@
 """Who stands still, who was lost, and how it is said; the same on live workers is in tests/deploy/test_job.py."""
 
+import io
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,12 +19,17 @@ from ray.train.v2._internal.execution.controller.state import (
 )
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
+from rich.console import Console
 
 from allpairs.errors import UserError
 from distributed import supervision
-from distributed.heartbeat import READING, STEPPING, Heartbeat, read
+from distributed.heartbeat import READING, STEPPING, Heartbeat, read, read_stack
+from distributed.progress import Follower
+from distributed.run_directory import RunDirectory
 from distributed.supervision import StandsStill, Supervisor, Watch
 from retrieval_eval.run_files import read_rows
+
+ROOT = Path(__file__).parents[2]
 
 
 def beats(count: int, **places: tuple[int, str]) -> dict[int, dict]:
@@ -90,6 +98,107 @@ def test_a_heart_beats_while_its_rank_is_busy_and_stops_with_it(tmp_path: Path) 
     last = read(path)
     time.sleep(0.1)
     assert read(path) == last
+
+
+HOLDING = """
+import re, sys, time
+from pathlib import Path
+from distributed.heartbeat import Heartbeat
+
+def hold():
+    re.match("(a+)+$", "a" * 60 + "b")
+
+with Heartbeat(Path(sys.argv[1]), interval=0.05, patience=0.4):
+    while not Path(sys.argv[1]).exists():
+        time.sleep(0.05)
+    hold()
+"""
+
+
+def test_code_that_keeps_python_s_lock_leaves_its_stack_too(tmp_path: Path) -> None:
+    path = tmp_path / "rank-00000.json"
+    process = subprocess.Popen([sys.executable, "-c", HOLDING, str(path)], cwd=ROOT)
+    try:
+        deadline = time.monotonic() + 60
+        while not (stack := read_stack(path)):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert "stack" not in read(path)  # the heart itself has stopped
+    finally:
+        process.kill()
+        process.wait()
+    assert [call.rpartition(" ")[2] for call in stack][:2] == ["<module>", "hold"]
+    assert stack[1].startswith("<string>:7 ")
+
+
+STUCK = """
+import sys, time
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from distributed.heartbeat import READING, STEPPING, Heartbeat
+from distributed.world import World
+
+def nap():
+    time.sleep(300)
+
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+with Heartbeat(folder / f"heartbeats/rank-{rank:05d}.json", interval=0.1, patience=0.3) as heart:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    world = World.join(torch.device("cpu"))
+    heart.at(7, READING)
+    if rank == 1:
+        nap()
+    heart.at(7, STEPPING)
+    world.sum([1.0])
+"""
+
+
+def poll_for_ever(supervisor: Supervisor, status: WorkerGroupPollStatus) -> None:
+    """What Ray Train's controller does."""
+    while True:
+        supervisor.after_worker_group_poll_status(status)
+        time.sleep(0.05)
+
+
+def test_of_a_rank_that_sleeps_the_driver_shows_where_every_rank_is(supervisor, tiny_config, monkeypatch) -> None:
+    """Two real ranks: rank 1 sleeps where it reads, rank 0 waits for it in a collective."""
+    supervisor = Supervisor(tiny_config(cluster={"workers": 2, "stuck_after": 0.04}))
+    supervisor._nodes = {0: "10.0.0.1", 1: "10.0.0.2"}
+    run = RunDirectory(supervisor._run.root)
+    ranks = [subprocess.Popen([sys.executable, "-c", STUCK, str(rank), str(run.root)], cwd=ROOT) for rank in (0, 1)]
+    ended = []
+    monkeypatch.setattr(supervision, "_kill", ended.append)
+    printed = io.StringIO()
+    try:
+        while [(read(run.heartbeat(rank)) or {}).get("doing") for rank in (0, 1)] != [STEPPING, READING]:
+            assert all(process.poll() is None for process in ranks)
+            time.sleep(0.05)
+        with Follower(Console(file=printed)).following(run):
+            supervisor.after_worker_group_training_start(None)
+            status = WorkerGroupPollStatus({rank: WorkerStatus(running=True) for rank in (0, 1)})
+            with pytest.raises(WorkerGroupError) as caught:
+                poll_for_ever(supervisor, status)
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+    assert len(ended) == 1
+    assert {rank: str(why) for rank, why in caught.value.worker_failures.items()} == {
+        1: f"stands still reading samples, step 7 for 2 s (rank 0 waits at step 7); stacks in {run.stacks}"
+    }
+    (event,) = read_rows(run.events)
+    still = "rank 1 on 10.0.0.2 stands still reading samples, step 7 for 1 s (rank 0 waits at step 7)"
+    assert event["text"] == f"{still}; restart after 2 s (cluster.stuck_after)"
+    asleep, waits, where = event["stacks"]
+    assert asleep == "rank 1 on 10.0.0.2: nap (<string>:10) ← <module> (<string>:18)"
+    assert waits.startswith("rank 0 on 10.0.0.1: all_reduce (distributed/distributed_c10d.py:")
+    assert " ← sum (distributed/world.py:" in waits
+    assert where == f"the whole stacks of 2 rank(s): {run.stacks}"
+    assert printed.getvalue().splitlines()[-4:] == [f"  {text}" for text in (event["text"], *event["stacks"])]
+    whole = run.stacks.read_text()
+    assert whole.index("rank 1 on 10.0.0.2\n  <string>:18 <module>\n  <string>:10 nap\n") < whole.index("rank 0 on")
 
 
 @pytest.fixture
