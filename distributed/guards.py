@@ -50,7 +50,7 @@ class Guards:
         if differs is not None:
             raise Stopped(
                 f"the ranks came apart: after step {step} {differs}. No checkpoint is written of that; {self._kept}. "
-                "If it happens again, a device, its memory or the network fails, or some code changes weights on one rank"
+                "Where it happens again, a device, its memory or the network fails, or code changes weights on one rank"
             )
 
     @property
