@@ -177,7 +177,7 @@ class Supervisor(WorkerGroupCallback, ControllerCallback):
         if lost:
             return "; ".join(f"{self._place(rank)} {why}" for rank, why in sorted(lost.items()))
         gone = self._nodes.keys() - failures.keys()
-        if gone and all("by peer" in str(failure) for failure in failures.values()):
+        if gone and all("gloo" in str(failure) and "by peer" in str(failure) for failure in failures.values()):
             which = "was lost" if len(gone) == 1 else "or one of them was lost"
             return f"{self._place(min(gone)) if len(gone) == 1 else _ranks(sorted(gone))} {which} (connection closed)"
         rank, failure = min(failures.items())

@@ -221,6 +221,7 @@ def test_a_cluster_s_room_is_told_and_measured_against_the_run(tiny_config, monk
         ("ray room", "warning", f"{asked}cpus_per_worker=1 ask for 9 CPU, here are 4: the run would wait"),
         ("ray room", "warning", f"{asked}device=auto ask for 9 GPU, here are 1: the run would compute on CPUs"),
     ]
+    assert len(told(tiny_config(train={"global_batch": 99}, cluster={"workers": 6, "min_workers": 1}))) == 3  # enough
     cluster_of(monkeypatch, "http://head:8265", {"CPU": 4.0})
     ((_, status, found),) = told()
     assert (status, found) == ("warning", "0 node(s): 4 CPU, 0 GPU, 0 tune_driver; no search can run")
