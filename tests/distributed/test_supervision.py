@@ -13,12 +13,15 @@ from ray.train import ControllerError, FailureConfig, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.controller.state import (
     ErroredState,
+    PreemptingState,
     RestartingState,
     RunningState,
     ShuttingDownState,
 )
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
+from ray.train.v2.api.exceptions import PreemptionError
+from ray.train.v2.api.preemption import PreemptionInfo
 from rich.console import Console
 
 from allpairs.errors import UserError
@@ -260,3 +263,21 @@ def test_restarts_are_counted_and_say_where_they_begin(supervisor, tiny_config) 
     assert first["text"] == "rank 1 on 10.0.0.2 was lost (its process died): restart 1 of 2, from the start"
     assert second["text"].endswith("restart 2 of 2, from step 7")
     assert "forty lines" in first["detail"]
+
+
+def test_a_node_that_is_to_go_is_told_once_and_its_restart_not_counted(supervisor, tiny_config) -> None:
+    notice = PreemptionInfo(deadline_ms=int((time.time() + 119.5) * 1000), preempted_node_to_ranks={"node-b": [1]})
+    leaving = PreemptingState(preemption_info=notice, detected_at_s=0.0)
+    supervisor.after_controller_state_update(RunningState(), leaving)
+    supervisor.after_controller_state_update(leaving, PreemptingState(preemption_info=notice, detected_at_s=0.0))
+    error = PreemptionError(preemption_info=notice, drain_timed_out=True)
+    restarting = RestartingState(training_failed_error=error)
+    supervisor.after_controller_state_update(leaving, restarting)
+    supervisor.after_controller_state_update(restarting, restarting)  # Ray looks for room, again and again
+    killed = WorkerGroupError("forty lines", {1: lost(ActorDiedError())})
+    supervisor.after_controller_state_update(RunningState(), RestartingState(training_failed_error=killed))
+    assert [row["text"] for row in read_rows(tiny_config().run_dir / "events.jsonl")] == [
+        "10.0.0.2 is to be taken away in 1:59 (rank 1): all ranks save a checkpoint now",
+        "rank 1 on 10.0.0.2: the node is taken away: restart from the start, not counted",
+        "rank 1 on 10.0.0.2 was lost (its process died): restart 1 of 2, from the start",
+    ]
