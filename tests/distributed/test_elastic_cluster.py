@@ -64,7 +64,7 @@ def happened(run: RunDirectory, event: str) -> list[str]:
 
 
 def wait_until(holds: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 300
     while not holds():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
