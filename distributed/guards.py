@@ -1,5 +1,6 @@
 """What stops all ranks together: a loss or gradients that are not finite, before they change a weight; ranks apart."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -28,6 +29,14 @@ class Guards:
         self._world = world
         self.saved_step: int | None = None
         """The step of the last checkpoint."""
+
+    def refuse_loss(self, value: float, where: str, rows: Mapping[str, Tensor], keys: Sequence[str]) -> NoReturn:
+        """Say whose embeddings, `[n, D]` by kind, the loss comes from that is not finite on some rank. Collective.
+
+        Raises:
+            Stopped: always.
+        """
+        raise Stopped(explain_loss(where, self._world.gather((value, not_finite(rows, keys)))))
 
     def blame(self, where: str, pairs: Pairs, chunks: int, seed: int) -> NoReturn:
         """Compute gradients that are not finite once more, to name the ranks and parameters. Collective.
@@ -116,8 +125,21 @@ def explain_gradients(where: str, ranks: Sequence[Mapping[str, int]], kept: str)
     )
 
 
-def explain_loss(value: float, where: str, rows: Mapping[str, Tensor], keys: Sequence[str]) -> str:
-    """Say where a non-finite loss comes from, as far as this rank can see: its embeddings, `[n, D]` by kind."""
+def explain_loss(where: str, ranks: Sequence[tuple[float, str]]) -> str:
+    """Say which ranks' embeddings a non-finite loss comes from: the same line on every rank.
+
+    `ranks` are each rank's value of the loss and what `not_finite` says of its embeddings.
+    """
+    value = next((value for value, _ in ranks if not math.isfinite(value)), math.nan)
+    told = [f"rank {rank}: {found}" for rank, (_, found) in enumerate(ranks) if found]
+    return (
+        f"the loss is {value} at {where}: {'; '.join(told) or 'the embeddings of every rank are finite'}. "
+        "This step changed no weight; try a lower optimizer.lr, a longer warm-up or a smaller objective scale"
+    )
+
+
+def not_finite(rows: Mapping[str, Tensor], keys: Sequence[str]) -> str:
+    """Say how many of a rank's embeddings, `[n, D]` by kind, are not finite, and of which samples; or nothing."""
     causes = []
     for name, embeddings in rows.items():
         bad = (~torch.isfinite(embeddings).all(dim=1)).nonzero().flatten().tolist()
@@ -125,8 +147,4 @@ def explain_loss(value: float, where: str, rows: Mapping[str, Tensor], keys: Seq
             samples = ", ".join(keys[row] for row in bad[:SHOWN])
             more = ", …" if len(bad) > SHOWN else ""
             causes.append(f"{len(bad)} of {len(embeddings)} {name} embeddings are not finite (samples {samples}{more})")
-    cause = "; ".join(causes) or "this rank's embeddings are finite"
-    return (
-        f"the loss is {value} at {where}: {cause}. "
-        "This step changed no weight; try a lower optimizer.lr, a longer warm-up or a smaller objective scale"
-    )
+    return ", ".join(causes)

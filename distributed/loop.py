@@ -46,13 +46,13 @@ from distributed.data.dataset import CAUSES
 from distributed.data.margins import margin_source
 from distributed.elastic import change_of_workers, reason_for, rows_at_once, with_rows_at_once
 from distributed.evaluation import encode, engine_columns, loss_and_similarities
-from distributed.guards import Guards, explain_loss
+from distributed.guards import Guards
 from distributed.heartbeat import READING, STEPPING
 from distributed.interval import Collapse, Interval
 from distributed.ncr.recipe import NoisyCorrespondence
 from distributed.norms import StepNorms
 from distributed.run_directory import RunDirectory, flat
-from distributed.step import Pairs, StepOutput, TrainStep
+from distributed.step import Pairs, TrainStep
 from distributed.strategies import make_strategy
 from distributed.strategies.optimizer import NonFiniteGradients, learning_rate_factor
 from distributed.tracking import open_tracker
@@ -423,7 +423,8 @@ class Training:
         if not same((one, square), self.world.size):
             refuse_difference(self.world, settings)
         if broken:
-            self.world.raise_reasons(None if finite else self._explain(value, output, batch))
+            rows = {"image": output.images_bD, "caption": output.texts_cD}
+            self.guards.refuse_loss(value, self._coming, rows, batch.keys)
         with self.clock.timing("backward"):
             self.strategy.backward(output.loss)
         norms = StepNorms(self.strategy.step) if self._measures(batch) else None
@@ -454,10 +455,6 @@ class Training:
 
     def _learning_rate_factor(self, step: int) -> float:
         return learning_rate_factor(self.config.optimizer, step, self.reader.steps_per_epoch, self.total_steps)
-
-    def _explain(self, value: float, output: StepOutput, batch: TrainBatch) -> str:
-        rows = {"image": output.images_bD, "caption": output.texts_cD}
-        return explain_loss(value, self._coming, rows, batch.keys)
 
     @property
     def _coming(self) -> str:

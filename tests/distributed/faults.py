@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from allpairs.errors import UserError
 from distributed.config import Config, validate
-from distributed.data import Dataset
+from distributed.data import Dataset, RawSample
 from distributed.loop import Training
 from distributed.world import is_shared
 
@@ -101,12 +102,11 @@ def another_rate(config: Config, patch: pytest.MonkeyPatch) -> Config:
 
 def broken_shard(config: Config, patch: pytest.MonkeyPatch) -> Config:
     """The shards of the training split, as this rank sees them, were cut off in the middle after they were opened."""
-    begin = Dataset.__init__
+    begin, read = Dataset.__init__, Dataset.read
 
     def cut(self: Dataset, *arguments: Any) -> None:
         begin(self, *arguments)
         if self.folder == config.data.folder("train"):
-            _note(config)
             folder = config.run_dir / "cut"
             folder.mkdir(exist_ok=True)
             self._files = [Path(shutil.copy(file, folder)) for file in self._files]
@@ -114,12 +114,20 @@ def broken_shard(config: Config, patch: pytest.MonkeyPatch) -> Config:
                 with file.open("r+b") as stream:
                     stream.truncate(file.stat().st_size // 2)
 
+    def noted(self: Dataset, row: int) -> RawSample:
+        try:
+            return read(self, row)
+        except UserError:
+            _note(config)
+            raise
+
     patch.setattr(Dataset, "__init__", cut)
+    patch.setattr(Dataset, "read", noted)
     return config
 
 
 def _note(config: Config) -> None:
-    """Leave in the run's folder when the fault began."""
+    """Leave in the run's folder when the fault was met."""
     (config.run_dir / "fault").touch()
 
 

@@ -172,7 +172,7 @@ def test_a_non_finite_loss_stops_before_the_update(tiny_config):
     before = {
         name: value.clone() for name, value in training.strategy.step.state_dict().items() if "running" not in name
     }
-    with pytest.raises(Stopped, match=r"rank 0: the loss is nan at step 1 \(epoch 1\): 22 of 22 image embeddings"):
+    with pytest.raises(Stopped, match=r"the loss is nan at step 1 \(epoch 1\): rank 0: 22 of 22 image embeddings"):
         training.run()
     after = training.strategy.step.state_dict()
     assert all(

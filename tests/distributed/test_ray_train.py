@@ -176,7 +176,7 @@ def test_a_mistake_ends_with_one_line_and_code_2(tmp_path):
 def test_what_goes_wrong_in_one_worker_ends_the_run_with_one_line(tiny_config_file, tmp_path, in_process, monkeypatch):
     """In three runs of one Ray; what every rank says is in test_strategies.py."""
     said = {
-        "nan_weights": r"rank 1: the loss is nan at step 3 \(epoch 1\): 11 of 11 image embeddings are not finite",
+        "nan_weights": r"the loss is nan at step 3 \(epoch 1\): rank 1: 11 of 11 image embeddings are not finite",
         "another_rate": r"the ranks do not train alike: optimizer\.lr is 0\.001 on rank 0, 0\.002 on rank 1; all must",
         "broken_shard": r"rank 1: \S+/cut/\S+\.tar: \S+: the shard ends inside this sample: it was cut off",
     }
