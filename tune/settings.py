@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FIGURES = (*(f"{way}/r{k}" for way in ("i2t", "t2i") for k in RECALLS), "rsum")
 """What a paper's table shows of a setting, without the split."""
+MOST_COLUMNS = 4
+"""Searched keys with a column each in a terminal's table; of more, most of which a trial may not have, one says all."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def split_of(settings: Sequence[Setting], search: Search) -> str:
 
 
 def table(settings: Sequence[Setting], search: Search) -> "Table":
-    """Return a rich table of `settings`, best first."""
+    """Return a rich table of `settings`, best first: a column for each searched key, or one for all of many."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -137,8 +139,12 @@ def table(settings: Sequence[Setting], search: Search) -> "Table":
     test = split_of(settings, search) == "test"
     result = Table(box=None, pad_edge=False, header_style="bold")
     result.add_column("seeds" if several else "trial", no_wrap=True)
-    for key in [*search.space, *(["reference"] if search.references else [])]:
-        result.add_column(short_key(key), justify="right")
+    many = len(search.space) > MOST_COLUMNS
+    if many:
+        result.add_column("setting", overflow="fold")
+    else:
+        for key in [*search.space, *(["reference"] if search.references else [])]:
+            result.add_column(short_key(key), justify="right")
     result.add_column(search.metric, justify="right", no_wrap=True)
     if test:
         result.add_column("test/rsum", justify="right", no_wrap=True)
@@ -147,9 +153,10 @@ def table(settings: Sequence[Setting], search: Search) -> "Table":
     for rank, setting in enumerate(ranked(settings, search)):
         best, spread = setting.best(search.metric, search.mode), setting.spread(search.metric, search.mode)
         measured = spread.seeds if spread else 0
+        row = _cells(setting, search)
         result.add_row(
             f"{measured} of {search.seeds}" if several else setting.trials[0].id,
-            *("–" if cell is None else escape(short_value(cell)) for cell in _cells(setting, search)),
+            *([escape(setting.name)] if many else ["–" if cell is None else escape(short_value(cell)) for cell in row]),
             "–" if spread is None else spread.text(3 if abs(spread.mean) < 10 else 1),
             *([setting.figures("test", search)["rsum"].text(1) if measured else "–"] if test else []),
             "–" if best is None else f"{best[1]:.3g}",

@@ -94,6 +94,16 @@ def test_table_lists_the_best_first_and_says_why_one_failed() -> None:
     assert "failed: the loss is nan at step 7" in lines[4]
 
 
+def test_table_of_many_keys_names_each_setting_in_one_column() -> None:
+    keys = {f"objective.key{number}": number / 7 for number in range(5)}
+    many = search(space={key: {"uniform": [0, 1]} for key in keys}, trials=2, algorithm="random")
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(table(settings_of([trial(0, dict(list(keys.items())[1:]), [50.0])], many), many))
+    text = " ".join(capture.get().split())
+    assert text.startswith("trial setting val/rsum epoch 7f_00000 key1=0.143 key2=0.286 key3=0.429 key4=0.571 50.0")
+
+
 def test_evaluations_are_read_from_the_run_without_its_final_one(tmp_path: Path) -> None:
     rows = [
         {"step": 9, "epoch": 1.0, "train/loss": 1.0},
