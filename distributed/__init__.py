@@ -8,7 +8,7 @@
 - `elastic`, `scaling`: a run with fewer workers, and with more again; `preemption`: a notice that a node will go.
 - `world`: what all ranks know and agree on; `agreement`: what must be the same on all of them.
 - `loop`: training; `step`, `cached`: its forward, whole or in chunks; `interval`: its rows of metrics.
-- `clock`, `norms`: where a step's time goes; how long weights and updates are.
+- `clock`, `norms`, `profiling`: where a step's time goes; how long weights and updates are; a profiler's trace.
 - `guards`: losses and gradients that are not finite; `replicas`: ranks that came apart.
 - `compiling`: the encoder through torch.compile.
 - `average`: a moving average of the weights; `certificate`: a chain of hashes over what every step was trained on.

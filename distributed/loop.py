@@ -51,6 +51,7 @@ from distributed.heartbeat import READING, STEPPING
 from distributed.interval import Collapse, Interval
 from distributed.ncr.recipe import NoisyCorrespondence
 from distributed.norms import StepNorms
+from distributed.profiling import StepProfiler
 from distributed.run_directory import RunDirectory, flat
 from distributed.step import Pairs, TrainStep
 from distributed.strategies import make_strategy
@@ -133,6 +134,9 @@ class Training:
         self.tracker = open_tracker(config, self.run_dir, rank=world.rank, resume_step=self.progress.step, facts=facts)
         self.interval = Interval(self.progress.train_seconds)
         self.clock = self.strategy.step.clock = Clock(world.device)
+        self.profiler: StepProfiler | None = None
+        if config.tracking.profile == "all" or (config.tracking.profile == "rank0" and world.rank == 0):
+            self.profiler = StepProfiler(self.run_dir, world.rank, self.clock, world.device, self._say)
         self.collapse = Collapse()
         self.saved_at = time.monotonic()
         self.save_due = False
@@ -273,6 +277,8 @@ class Training:
 
     def close(self, summary: dict[str, float] | None) -> None:
         """Flush what was measured; without a `summary` the run is not finished."""
+        if self.profiler is not None:
+            self.profiler.close()
         self.tracker.close(summary)
 
     def _epoch(self) -> None:
@@ -439,6 +445,8 @@ class Training:
         progress.samples_seen += batch.global_rows
         progress.certificate = extend(progress.certificate, progress.step, digests)
         lengths = {} if norms is None else norms.measure(self.world)
+        if self.profiler is not None:
+            self.profiler.stepped(progress.step)
         self.interval.add(loss, {"train/gradient_norm": norm} | lengths, batch.global_rows, pairs, output)
 
     def _measures(self, batch: TrainBatch) -> bool:

@@ -11,18 +11,27 @@ from rich.console import Console
 from allpairs.terminal import visible
 from distributed.heartbeat import READING, STEPPING, read
 from distributed.run_directory import RunDirectory
+from retrieval_eval.page.times import PREFIX, shares
 from retrieval_eval.run_files import read_rows
 
 
 class Follower:
     """Prints rows of metrics and what happens to the workers, as they are written: on a laptop as in a job's log."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, step_times: bool = False) -> None:
         self._console = console
+        self._step_times = step_times
 
     def say(self, text: str, style: str | None = None) -> None:
         """Print one line."""
         self._console.print(f"  {visible(text)}", style=style, highlight=False, markup=False, soft_wrap=True)
+
+    def _show(self, row: dict[str, Any]) -> None:
+        self._console.print(line(row), highlight=False, soft_wrap=True)
+        if self._step_times and (times := step_times(row)):
+            self.say(times)
+        if "val/collapsing" in row:
+            self.say(collapsing(row), style="yellow")
 
     @contextmanager
     def following(self, run: RunDirectory) -> Iterator[None]:
@@ -66,9 +75,7 @@ class Follower:
                 self.say(f"continuing after step {rows[-1]['step'] if rows else 0:,}", style="yellow")
                 measured = len(rows)
             for row in rows[measured:]:
-                self._console.print(line(row), highlight=False, soft_wrap=True)
-                if "val/collapsing" in row:
-                    self.say(collapsing(row), style="yellow")
+                self._show(row)
             measured = len(rows)
             if run.tracking_note.exists() and (note := run.tracking_note.read_text(encoding="utf-8")) != noted:
                 self.say(note, style="yellow")
@@ -141,10 +148,18 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
+def step_times(row: dict[str, Any]) -> str:
+    """Say where the time of a step went; nothing where the row doesn't tell."""
+    parts = shares([row])
+    whole = sum(value for name, value in row.items() if name.startswith(PREFIX))
+    told = " · ".join(f"{part} {share:.0%}" for part, share in parts.items() if share >= 0.005)
+    memory = f" · GPU {row['train/gpu_gb']:.1f} GB" if "train/gpu_gb" in row else ""
+    return f"{whole:,.0f} ms a step: {told}{memory}" if parts else ""
+
+
 def _waits(row: dict[str, Any]) -> str:
     """Say that steps wait for samples, where that takes a tenth of the time or more."""
-    times = {name: value for name, value in row.items() if name.startswith("train/ms_")}
-    share = times.get("train/ms_read", 0.0) / max(1e-9, sum(times.values()))
+    share = shares([row]).get("read", 0.0)
     return f"  waiting for data {share:.0%}" if share >= 0.1 else ""
 
 

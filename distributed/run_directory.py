@@ -106,6 +106,10 @@ class RunDirectory:
         """Signs of life of the ranks while the run goes on."""
         return self.root / "heartbeats"
 
+    def profile(self, rank: int) -> Path:
+        """The profiler's trace of some steps on one rank (`tracking.profile`), for Chrome's and Perfetto's viewers."""
+        return self.root / "profile" / f"rank-{rank:05d}.json.gz"
+
     @property
     def stacks(self) -> Path:
         """What every rank's code was doing when one last stood still."""

@@ -1,6 +1,7 @@
 """The table at the end of a run."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -11,6 +12,8 @@ from distributed.data.texts import describe_shared
 from distributed.launch import Result
 from distributed.progress import duration
 from retrieval_eval.metrics import RECALLS, metric_of, notes
+from retrieval_eval.page.times import shares
+from retrieval_eval.run_files import read_rows
 
 SHOWN = (*(f"r{k}" for k in RECALLS), "average_recall", "median_rank", "mean_rank", "map5")
 """What fits beside each other in 80 columns; the report has every metric."""
@@ -49,12 +52,26 @@ def summary_lines(result: Result, seconds: float) -> str:
         f"best epoch {metrics['val/best_epoch']:.4g} (val RSUM {metrics['val/best_rsum']:.1f}) · "
         f"training {duration(metrics['train/seconds'])}, this command {duration(seconds)}\n"
         + (f"recalls by   {engine}\n" if engine != "exact" else "")
+        + _steps(folder)
         + (f"dropped      {dropped}\n" if dropped else "")
         + (f"same words   {alike} (data.equal_captions)\n" if alike else "")
         + f"report       {folder / 'report.html'}\n"
         f"checkpoints  {folder / 'checkpoints'}\n"
         f"metrics      {folder / 'metrics.jsonl'}"
     )
+
+
+def _steps(folder: Path) -> str:
+    """Return where the time of all steps went, how fast they were, and the most memory that a GPU needed."""
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if "train/samples_per_second" in row]
+    parts = shares(rows)
+    if not parts:
+        return ""
+    told = ", ".join(f"{part} {share:.0%}" for part, share in sorted(parts.items(), key=lambda part: -part[1])[:6])
+    each = rows[-1].get("train/samples_per_second_per_worker")
+    speed = f"{rows[-1]['train/samples_per_second']:,.0f} samples/s" + (f", {each:,.0f} a worker" if each else "")
+    memory = max((row["train/gpu_gb"] for row in rows if "train/gpu_gb" in row), default=None)
+    return f"steps        {told}; {speed}" + (f"; GPU memory {memory:.1f} GB" if memory else "") + "\n"
 
 
 def _engine(metrics: Mapping[str, Any]) -> str:

@@ -28,7 +28,12 @@ app = App(name="python -m distributed.train", help=__doc__, version_flags=[])
 
 
 @app.default
-def train(*overrides: str, config: Annotated[Path, Parameter(name="--config")], resume: Resume = False) -> int:
+def train(
+    *overrides: str,
+    config: Annotated[Path, Parameter(name="--config")],
+    resume: Resume = False,
+    profile: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
     """Train, evaluate and report one run.
 
     SIGTERM or Ctrl-C: all ranks save a checkpoint at the step they are in and the command ends with 128 plus the
@@ -43,9 +48,11 @@ def train(*overrides: str, config: Annotated[Path, Parameter(name="--config")], 
     resume
         Continue an unfinished run of the same name from its last checkpoint. `--resume auto` starts it if there is
         none yet: one command for a first start and every retry.
+    profile
+        Trace a few steps of rank 0 with torch's profiler, into the run's folder: `tracking.profile=rank0`.
     """
     console = Console()
-    settings = load(config, overrides)
+    settings = load(config, ("tracking.profile=rank0", *overrides) if profile else overrides)
     started = time.perf_counter()
     workers, least = settings.cluster.workers, settings.cluster.min_workers
     console.print(
@@ -57,7 +64,7 @@ def train(*overrides: str, config: Annotated[Path, Parameter(name="--config")], 
     surrogate = make(settings.objective.name, **settings.objective.arguments()).surrogate
     if surrogate:
         console.print(f"its loss is a surrogate, {surrogate}: the gradient is given directly, the value need not fall")
-    follower = Follower(console)
+    follower = Follower(console, step_times=settings.tracking.step_times)
     follower.say("checking the data and the run directory")
     settings = settle(settings, lambda text: follower.say(text, style="yellow"))
     directory = set_up(settings, resume=resume, tell=lambda text: follower.say(text, style="yellow"))

@@ -290,7 +290,7 @@ class Eval(Section):
 
 
 class Tracking(Section):
-    """Weights & Biases, written by rank 0."""
+    """What is recorded while a run goes on: Weights & Biases, written by rank 0, and where the time goes."""
 
     wandb: Literal["offline", "online", "disabled"] = "offline"
     """offline: files in the run directory, for a later `python -m distributed.tracking sync RUN --upload`."""
@@ -309,6 +309,11 @@ class Tracking(Section):
     """W&B tags."""
     examples: int = Field(8, ge=0, le=100)
     """Retrievals with thumbnails in the table of examples, per direction."""
+    step_times: bool = False
+    """Progress lines say where the time of a step went, too; rows of metrics and the report always do."""
+    profile: Literal["off", "rank0", "all"] = "off"
+    """Trace a few steps with torch's profiler, after some to warm up: on rank 0, or on every rank. The command's
+    `--profile` is rank0."""
 
 
 class Cluster(Section):

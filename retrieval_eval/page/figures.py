@@ -1,43 +1,34 @@
-"""The report's figures: SVG with the colours and the font of the page, so that one drawing suits light and dark.
+"""The report's figures of training and of ranks.
 
 Each says in words what it shows, for those who cannot see it: its axes, and the first, last and best values.
 """
 
-import html
-import io
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from retrieval_eval.page.drawing import (
+    BLUE,
+    INK,
+    LINE,
+    ORANGE,
+    Figure,
+    History,
+    axis_of,
+    draw,
+    in_words,
+    is_number,
+    label_ends,
+)
 from retrieval_eval.page.query_results import QueryResults
 from retrieval_eval.report import Report
 
-# matplotlib wants real colours: each stands for a CSS colour of the page, put in its place in the finished SVG.
-INK, GRID = "#010101", "#010102"
-BLUE, ORANGE = "#010103", "#010104"
-PAGE_COLOURS = {INK: "var(--muted)", GRID: "var(--line)", BLUE: "var(--first)", ORANGE: "var(--second)"}
-SIZE = (5.0, 3.0)  # inches, at 72 units each in the viewBox
-TEXT = 10.5  # units: over 10 px where the drawing is 358 px wide, on a phone of 390
-LINE = 0.105  # of the drawing's height, from one label to the next
 BINS = 50
 CLASSES = (1, 5, 10, 50, 100)  # upper ends of the classes of ranks; what is beyond is one more
-
-History = Sequence[Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One drawing, its heading and a note."""
-
-    heading: str
-    note: str
-    svg: str
 
 
 @dataclass(frozen=True)
@@ -137,12 +128,12 @@ def rank_figures(report: Report) -> list[Figure]:
         Figure(
             "Recall@k",
             "percent of the queries answered within the first k",
-            _draw(cumulated, _recall_in_words({name: (report, name) for name in report.directions})),
+            draw(cumulated, _recall_in_words({name: (report, name) for name in report.directions})),
         ),
         Figure(
             "Ranks in classes",
             "percent of the queries",
-            _draw(classes, _in_words("Percent of the queries by the rank of their best right answer", told)),
+            draw(classes, in_words("Percent of the queries by the rank of their best right answer", told)),
         ),
     ]
 
@@ -153,7 +144,7 @@ def similarity_figures(directions: Mapping[str, QueryResults]) -> list[Figure]:
         Figure(
             f"Similarity, {direction}",
             "percent of all positives, and of each query's hardest negative",
-            _draw(*_histogram(results)),
+            draw(*_histogram(results)),
         )
         for direction, results in directions.items()
     ]
@@ -165,7 +156,7 @@ def _histogram(results: QueryResults) -> tuple[Callable[[Any], None], str]:
         kinds.append(("hardest negatives", results.hardest_Q[np.isfinite(results.hardest_Q)], ORANGE))
     edges = np.histogram_bin_edges(np.concatenate([scores for _, scores, _ in kinds]).astype(np.float64), BINS)
 
-    def draw(axes: Any) -> None:
+    def paint(axes: Any) -> None:
         for place, (label, scores, colour) in enumerate(kinds):
             share = 100.0 * np.histogram(scores, edges)[0] / len(scores)
             axes.stairs(share, edges, fill=True, color=colour, alpha=0.25)
@@ -179,26 +170,26 @@ def _histogram(results: QueryResults) -> tuple[Callable[[Any], None], str]:
         label: f"lowest {scores.min():.3f}, half of them below {np.median(scores):.3f}, highest {scores.max():.3f}"
         for label, scores, _ in kinds
     }
-    return draw, _in_words(f"Percent by score, {results.direction}", told)
+    return paint, in_words(f"Percent by score, {results.direction}", told)
 
 
 def compared_figures(a: Report, b: Report, names: Sequence[str]) -> list[Figure]:
     """Draw recall@k of two runs, per direction."""
 
     def curves(direction: str) -> Callable[[Any], None]:
-        def draw(axes: Any) -> None:
+        def paint(axes: Any) -> None:
             for place, (report, name, colour) in enumerate(zip((a, b), names, (BLUE, ORANGE), strict=True)):
                 _recall_curve(axes, report, direction, colour)
                 _name(axes, name, colour, place, below=2)
             _ranks_below(axes)
 
-        return draw
+        return paint
 
     return [
         Figure(
             f"Recall@k, {direction}",
             "percent of the queries",
-            _draw(
+            draw(
                 curves(direction),
                 _recall_in_words(dict(zip(names, ((a, direction), (b, direction)), strict=True)), direction),
             ),
@@ -214,7 +205,7 @@ def _recall_in_words(curves: Mapping[str, tuple[Report, str]], direction: str = 
         deepest = report.depth or report.gallery(of_direction)
         shares = [f"{100 * np.mean(ranks <= k):.1f} at {k}" for k in (1, 5, 10, 100) if k <= deepest]
         told[name] = ", ".join(shares) + (f", 100 from {ranks.max():,.0f}" if report.depth is None else "")
-    return _in_words(
+    return in_words(
         " ".join(["Percent of the queries answered within the first k, against k", direction]).strip(), told
     )
 
@@ -238,14 +229,14 @@ def _ranks_below(axes: Any) -> None:
 
 
 def _curves(heading: str, note: str, history: History, curves: Sequence[Curve]) -> Figure | None:
-    rows = {curve.key: [row for row in history if _is_number(row.get(curve.key))] for curve in curves}
+    rows = {curve.key: [row for row in history if is_number(row.get(curve.key))] for curve in curves}
     curves = [curve for curve in curves if rows[curve.key]]
     if not curves:
         return None
-    axis = _axis([rows[curve.key] for curve in curves])
+    axis = axis_of([rows[curve.key] for curve in curves])
     told = {curve.label: _course(rows[curve.key], curve, axis) for curve in curves}
 
-    def draw(axes: Any) -> None:
+    def paint(axes: Any) -> None:
         ends = []
         for curve in curves:
             x = [row[axis] for row in rows[curve.key]]
@@ -255,9 +246,9 @@ def _curves(heading: str, note: str, history: History, curves: Sequence[Curve]) 
             ends.append((x[-1], y[-1], curve.label, curve.colour))
         axes.set_xlabel(axis.replace("_", " "))
         axes.xaxis.get_major_locator().set_params(integer=True)
-        _label_ends(axes, ends)
+        label_ends(axes, ends)
 
-    return Figure(heading, note, _draw(draw, _in_words(f"{heading} against {axis.replace('_', ' ')}", told)))
+    return Figure(heading, note, draw(paint, in_words(f"{heading} against {axis.replace('_', ' ')}", told)))
 
 
 def _course(rows: History, curve: Curve, axis: str) -> str:
@@ -268,103 +259,8 @@ def _course(rows: History, curve: Curve, axis: str) -> str:
     return ", ".join(f"{word} {row[curve.key]:.4g} at {row[axis]:.4g}" for word, row in points)
 
 
-def _in_words(axes: str, told: Mapping[str, str]) -> str:
-    return f"{axes}. {'; '.join(f'{name}: {what}' for name, what in told.items())}."
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _axis(series: Sequence[History]) -> str:
-    """Return the friendliest key that every row has and that advances from row to row of each curve."""
-    for key in ("epoch", "step", "samples_seen"):
-        values = [[row.get(key) for row in rows] for rows in series]
-        numbers = all(_is_number(value) for curve in values for value in curve)
-        if numbers and all(bool((np.diff(np.array(curve, float)) > 0).all()) for curve in values):
-            return key
-    return "step"
-
-
-def _label_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Write each curve's label beside its end, moved apart where ends are close."""
-    low, high = axes.get_ylim()
-    gap = LINE * (high - low)
-    ordered = sorted(ends, key=lambda end: end[1])
-    places: list[float] = []
-    for _, y, _, _ in ordered:
-        places.append(max(y, places[-1] + gap) if places else y)
-    ceiling = high
-    for i in reversed(range(len(places))):  # the pile may have grown over the top: press it down again
-        places[i] = min(places[i], ceiling)
-        ceiling = places[i] - gap
-    right = axes.get_xlim()[1]
-    for (_, _, label, colour), y in zip(ordered, places, strict=True):
-        axes.annotate(
-            label, (right, y), xytext=(4, 0), textcoords="offset points", va="center", color=colour,
-            annotation_clip=False,
-        )  # fmt: skip
-
-
 def _name(axes: Any, label: str, colour: str, place: int, *, below: int = 0, left: bool = False) -> None:
     """Write the label of colour number `place` into a corner of the drawing, the lower one under `below` labels."""
     x, align = (0.02, "left") if left else (0.98, "right")
     y = 0.06 + LINE * (below - 1 - place) if below else 0.9 - LINE * place
     axes.text(x, y, label, transform=axes.transAxes, ha=align, color=colour)
-
-
-@contextmanager
-def _style(salt: str) -> Iterator[None]:
-    import matplotlib as mpl
-
-    settings: Any = {
-        "svg.fonttype": "none",  # text stays text, in the page's own font
-        "svg.hashsalt": salt,
-        "font.size": TEXT,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": GRID,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "grid.color": GRID,
-        "grid.linewidth": 0.8,
-        "xtick.color": GRID,
-        "ytick.color": GRID,
-        "xtick.labelcolor": INK,
-        "ytick.labelcolor": INK,
-        "ytick.major.size": 0,
-        "axes.xmargin": 0.01,
-    }
-    with mpl.rc_context(settings):
-        yield
-
-
-def _draw(paint: Callable[[Any], None], words: str) -> str:
-    """Return a drawing that is named by `words`."""
-    # The figure is made without pyplot, which would keep it alive and choose a window system.
-    from matplotlib.figure import Figure as Canvas
-
-    with _style(words):
-        canvas = Canvas(figsize=SIZE, layout="constrained")
-        paint(canvas.subplots())
-        buffer = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        canvas.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return _for_page(buffer.getvalue(), words)
-
-
-def _for_page(svg: str, words: str) -> str:
-    """Take a matplotlib SVG document to an inline SVG that scales, without namespaces, fonts or colours of its own."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    view = re.search(r"<svg[^>]*?viewBox=(\"[^\"]*\")[^>]*>", svg)
-    assert view is not None, "matplotlib's SVG begins with its viewBox"
-    svg = f'<svg viewBox={view[1]} role="img" aria-label="{html.escape(words)}">{svg[view.end() :]}'
-    svg = re.sub(r"font: ([0-9.]+px) [^;\"]*", r"font-size: \1", svg)
-    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
-    for colour, of_page in PAGE_COLOURS.items():
-        svg = svg.replace(colour, of_page)
-    return svg

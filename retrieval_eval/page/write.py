@@ -25,6 +25,7 @@ from retrieval_eval.page.query_results import (
     worst_first,
 )
 from retrieval_eval.page.suspects import GENERAL, RULES, Suspect, Suspects, suspects
+from retrieval_eval.page.times import time_figure
 from retrieval_eval.report import Report
 from retrieval_eval.searched.agreement import agreement
 from retrieval_eval.ties import TREATMENTS, Ranks
@@ -74,7 +75,7 @@ def write_report(
         intervals={name: interval(name, *bounds) for name, bounds in (intervals or {}).items()},
         treatments=TREATMENTS,
         tied=sum(report.tied_queries.values()),
-        training=training_figures(history, report.directions),
+        training=[*training_figures(history, report.directions), *filter(None, [time_figure(history)])],
         figures=rank_figures(report) + similarity_figures(directions),
         directions=[_direction(one) for one in directions.values()],
         orders=ORDERS,

@@ -17,7 +17,7 @@ from distributed.finish import complete
 from distributed.interval import Collapse
 from distributed.launch import Result, set_up
 from distributed.loop import Training
-from distributed.progress import collapsing, line
+from distributed.progress import collapsing, line, step_times
 from distributed.run_directory import RunDirectory
 from distributed.summary import summary_lines, summary_table
 from distributed.world import Stopped, World
@@ -385,6 +385,9 @@ def test_a_row_says_where_the_time_went(tiny_config, monkeypatch):
     shown = line(steps[0] | given)
     assert shown.endswith("waiting for data 30%")
     assert "waiting" not in line(steps[0] | given | {"train/ms_read": 0.1})
+    assert step_times(given) == "100 ms a step: read 30% · encode 50% · optimizer 20%"
+    assert step_times(given | {"train/gpu_gb": 3.21}).endswith(" · GPU 3.2 GB")
+    assert step_times({"val/rsum": 1.0}) == ""
 
 
 def test_recalls_by_faiss_are_the_counted_ones(tiny_config, monkeypatch):

@@ -1,5 +1,6 @@
 """Real runs through Ray: two workers, real process groups, real W&B files."""
 
+import gzip
 import json
 import os
 import re
@@ -41,6 +42,7 @@ def emoji_run(pairs, tmp_path_factory) -> Path:
     result = command(
         "distributed.train", "--config", "configs/emoji.yaml", f"data.root={pairs}", f"run.dir={runs}",
         "train.epochs=4", "train.global_batch=128", "cluster.workers=2",
+        "tracking.step_times=true", "--profile",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     (runs / "emoji" / "stdout.txt").write_text(result.stdout)
@@ -61,6 +63,16 @@ def test_two_workers_learn_real_pairs(emoji_run):
 def test_a_run_shows_itself(emoji_run):
     output = (emoji_run / "stdout.txt").read_text()
     assert "samples/s" in output
+    assert re.search(r"^  [\d,]+ ms a step: read \d+% .*encode \d+% .*backward \d+%", output, re.MULTILINE)
+    assert re.search(r"^steps        \w+ \d+%, .*; [\d,]+ samples/s, [\d,]+ a worker$", output, re.MULTILINE)
+    trace = emoji_run / "profile/rank-00000.json.gz"
+    assert f"profile of steps 8 to 10: {trace}; open it in https://ui.perfetto.dev" in output
+    assert [path.name for path in trace.parent.iterdir()] == [trace.name]
+    named = [event["name"] for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]]
+    assert {name: named.count(name) for name in ("step: read", "step: encode", "step: optimizer")} == {
+        "step: read": 3, "step: encode": 3, "step: optimizer": 3
+    }  # fmt: skip
+    assert "Time of a step" in (emoji_run / "report.html").read_text()
     assert "epoch 4" in output
     assert "RSUM" in output
     assert "mAP@5: sum of the precisions at the hits in the top 5, over the hits found" in " ".join(output.split())

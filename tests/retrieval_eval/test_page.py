@@ -25,6 +25,7 @@ from retrieval_eval.page import payload, write_comparison, write_report
 from retrieval_eval.page import query_results as query_results_module
 from retrieval_eval.page.query_results import hubs, never_found, query_results
 from retrieval_eval.page.suspects import suspects
+from retrieval_eval.page.times import shares, time_figure
 from retrieval_eval.uncertainty import clusters_of
 
 NASTY = "<script>alert('caption')</script><img src=x onerror=alert(1)>\u2028&"
@@ -297,6 +298,26 @@ def test_the_loss_is_drawn_for_one_batch_size(embeddings, report, tmp_path):
         assert f"train: {words}." in page.all("svg")[0]["aria-label"]
         assert page.text["training"].startswith(f"Training Loss{note}")
         assert ("last 0.025 at 2" in page.all("svg")[1]["aria-label"]) == (name == "silent")
+
+
+def test_the_time_of_a_step_is_drawn_by_part():
+    """Two rows of 10 and 30 steps: read 1 and 5 ms, encode 9 and 13, a hundredth copied."""
+    times = [
+        {"step": 10, "epoch": 1, "train/ms_read": 1.0, "train/ms_copy": 0.1, "train/ms_encode": 9.0},
+        {"step": 15, "epoch": 1, "val/rsum": 3.0},
+        {"step": 40, "epoch": 4, "train/ms_read": 5.0, "train/ms_copy": 0.1, "train/ms_encode": 13.0},
+    ]
+    whole = 10 * 10.1 + 30 * 18.1
+    assert shares(times) == pytest.approx({"read": 160 / whole, "copy": 4 / whole, "encode": 480 / whole})
+    figure = time_figure(times)
+    assert (
+        'aria-label="Milliseconds a step by part against epoch. read: 25% of the time, 4 ms a step on average; '
+        'encode: 75% of the time, 12 ms a step on average; other: 1% of the time, 0.1 ms a step on average."'
+    ) in figure.svg
+    assert {"var(--part-1)", "var(--part-3)"} <= set(re.findall(r"var\([^)]*\)", figure.svg))
+    assert "#01" not in figure.svg
+    assert time_figure(times[:2]) is None
+    assert shares(times[1:2]) == shares([]) == {}
 
 
 def test_without_history_and_embeddings(report, tmp_path):

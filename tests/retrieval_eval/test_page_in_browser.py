@@ -54,6 +54,8 @@ SEARCHES = {
     "…": list(range(10)),
 }
 
+PARTS = ["read", "copy", "encode", "loss", "agree", "backward", "sync", "optimizer", "save", "other"]
+
 
 def thumbnail(rng):
     """80 × 80 pixels of a photograph's size: about 4 kB."""
@@ -103,6 +105,7 @@ def page(embeddings, report, tmp_path_factory):
             for split in ("train", "val")
             for kind in ("positive", "hardest_negative")
         }
+        | {f"train/ms_{part}": 10.0 + step for part in PARTS}
         for step in range(5)
     ]
     return write_report(path, embeddings, report, title="one thousand", intervals=intervals(report), history=history)
