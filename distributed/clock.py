@@ -25,6 +25,7 @@ class Clock:
     """Adds up seconds by part; a part inside another interrupts it."""
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._cuda = device.type == "cuda"
         self._part: str | None = None
         self._marks: list[tuple[Mark, str | None]] = []
@@ -77,7 +78,7 @@ class Clock:
         if not self._cuda:
             return time.perf_counter()
         event = self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))  # autograd's threads have a device of their own
         return event
 
     def _fold(self) -> None:

@@ -71,3 +71,52 @@ def test_the_wait_after_the_last_gradient_is_sync():
         loss.backward()
     seconds = clock.take()
     assert 0.05 <= seconds["backward"] < 0.08 <= seconds["sync"]
+
+
+class Queue:
+    """A GPU's queue: it takes a second for each mark, and stands at `reached`."""
+
+    def __init__(self) -> None:
+        self.length, self.reached, self.made = 0, 0, 0
+
+    def event(self, enable_timing: bool) -> "Event":
+        assert enable_timing
+        self.made += 1
+        return Event(self)
+
+
+class Event:
+    """A mark in it, as `torch.cuda.Event`."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+
+    def record(self, stream: None) -> None:
+        self.queue.length += 1
+        self.at = self.queue.length
+
+    def query(self) -> bool:
+        return self.at <= self.queue.reached
+
+    def synchronize(self) -> None:
+        self.queue.reached = max(self.queue.reached, self.at)
+
+    def elapsed_time(self, end: "Event") -> float:
+        assert self.query()
+        assert end.query()
+        return 1000.0 * (end.at - self.at)
+
+
+def test_on_a_gpu_the_marks_are_in_its_queue_and_nobody_waits_until_they_are_read(monkeypatch):
+    queue = Queue()
+    monkeypatch.setattr(torch.cuda, "Event", queue.event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    clock = Clock(torch.device("cuda"))
+    for step in range(100):
+        with clock.timing("encode"), clock.timing("loss"):
+            pass
+        assert queue.reached == max(0, 4 * (step - 2))
+        queue.reached = max(0, 4 * (step - 1))  # the GPU is two steps behind
+    assert clock.take() == {"encode": 200.0, "loss": 100.0}
+    assert queue.reached == queue.length == 400
+    assert queue.made < 150  # used again
