@@ -1,10 +1,8 @@
 """The moving average of an encoder's weights, which is evaluated and saved in their place (`train.ema_decay`)."""
 
-from typing import Any, cast
+from copy import deepcopy
 
 import torch
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from allpairs.models import DualEncoder
 from distributed.world import local
@@ -14,27 +12,24 @@ class Average:
     """Weights averaged over steps: ``a ← d·a + (1 − d)·w``, with d rising to the configured decay over the first steps.
 
     ``d = min(decay, (1 + n) / (10 + n))`` after n steps, so that the first weights, which know nothing, fade soon.
-    Batch statistics are those of the newest step. Every rank keeps the same.
+    Batch statistics are those of the newest step. Every rank keeps the same, or of weights that ranks share its part.
+
+    Attributes:
+        encoder: with the averaged weights.
     """
 
     def __init__(self, encoder: DualEncoder, decay: float, steps: int) -> None:
         """Begin with the weights of `encoder`, the average after `steps` steps."""
+        self.encoder = deepcopy(encoder).eval()
+        self._decay = decay
+        self._steps = steps
 
-        def blend(averages: Any, weights: Any, count: Tensor | int) -> None:
-            n = int(count) - 1
-            # Of sharded weights each rank averages its own rows.
-            rows = [local(average) for average in averages]
-            torch._foreach_lerp_(rows, [local(w) for w in weights], 1 - min(decay, (1 + n) / (10 + n)))
-
-        self._averaged = AveragedModel(encoder, multi_avg_fn=blend)
-        self._averaged.n_averaged.fill_(steps + 1)  # at 0 it would copy the weights after the first step
-        self._averaged.eval()
-
-    @property
-    def encoder(self) -> DualEncoder:
-        """The encoder with the averaged weights."""
-        return cast("DualEncoder", self._averaged.module)
-
+    @torch.no_grad()
     def update(self, encoder: DualEncoder) -> None:
         """Take the weights after a step in."""
-        self._averaged.update_parameters(encoder)
+        averages = [local(average) for average in self.encoder.parameters()]
+        weights = [local(weight) for weight in encoder.parameters()]
+        n, self._steps = self._steps, self._steps + 1
+        torch._foreach_lerp_(averages, weights, 1 - min(self._decay, (1 + n) / (10 + n)))
+        for ours, newest in zip(self.encoder.buffers(), encoder.buffers(), strict=True):
+            ours.copy_(newest)

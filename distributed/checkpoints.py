@@ -4,6 +4,8 @@ checkpoints/
   step-00000120/   the model (allpairs.models: weights, description, words, preprocessing), the optimiser's state
                    (strategies.moments), objective.safetensors (learned scale), position.json, and hashes.json of all;
                    with train.ema_decay the model is the average, and trained.safetensors what training goes on with;
+                   of ranks that share the weights each writes its part: model/rank-*.safetensors in the place of
+                   model.safetensors, trained/ in that of trained.safetensors (allpairs.models.pieces);
                    with train.recipe=ncr it is both nets, and division.safetensors what this epoch makes of the pairs
   last -> step-00000120, previous -> step-00000100, best -> step-00000090      relative links, replaced atomically
 
@@ -23,29 +25,30 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
 from allpairs import models
 from allpairs.errors import UserError
-from allpairs.files import existing, replacing, unwritable
+from allpairs.files import existing, unwritable
 from allpairs.hashes import HASHES, Hashes, check_files, files_in, hash_files, read_hashes, write_hashes
 from allpairs.models import DualEncoder, ModelSpec, Tokens
+from allpairs.models.pieces import (
+    WeightPiece,
+    is_rank_file,
+    rank_file,
+    read_weights,
+    write_pieces,
+    write_weights,
+)
 from allpairs.objectives import PairObjective
 from distributed.average import Average
 from distributed.strategies import Strategy
-from distributed.strategies.moments import (
-    Piece,
-    SavedMoments,
-    copied_weights,
-    is_moments,
-    moments_file,
-    write_moments,
-)
+from distributed.strategies.moments import FOLDER as OPTIMIZER
+from distributed.strategies.moments import Piece, SavedMoments, copied_weights, write_moments
 from distributed.world import Stopped, World
 
 LAST, PREVIOUS, BEST = "last", "previous", "best"
-OBJECTIVE, POSITION, TRAINED = "objective.safetensors", "position.json", "trained.safetensors"
+OBJECTIVE, POSITION, TRAINED = "objective.safetensors", "position.json", "trained"
 
 
 @dataclass
@@ -75,9 +78,11 @@ class _Copy:
 
     encoder: DualEncoder
     """For its description alone."""
-    weights: dict[str, Tensor]
-    averaged: dict[str, Tensor] | None
-    objective: dict[str, Tensor]
+    weights: list[WeightPiece]
+    averaged: list[WeightPiece] | None
+    in_pieces: bool
+    """Whether other ranks keep the rest of the weights."""
+    objective: list[WeightPiece]
     moments: list[Piece]
     position: str
     also: Callable[[Path], None] | None
@@ -144,31 +149,45 @@ class Checkpoints:
         self._pending = _Pending(progress.step, temporary, final, best, self._thread.submit(write))
 
     def _copy(self, strategy: Strategy, progress: Progress) -> "_Copy":
-        """Copy all that belongs to this moment. Collective."""
+        """Copy all that belongs to this moment. Waits for nobody."""
         weights = strategy.weights(strategy.step.encoder)
         averaged = None if self._average is None else strategy.weights(self._average.encoder)
         objective = copied_weights(strategy.step.objective)
         position = json.dumps(asdict(progress), indent=1)
-        return _Copy(strategy.step.encoder, weights, averaged, objective, strategy.moments(), position, self._also())
+        return _Copy(
+            strategy.step.encoder,
+            weights,
+            averaged,
+            strategy.shares_weights,
+            objective,
+            strategy.moments(),
+            position,
+            self._also(),
+        )
 
     def _write(self, folder: Path, copy: "_Copy") -> Hashes:
         """Write this rank's files, have the disk hold them, and return their hashes; in a thread."""
-        write_moments(folder, copy.moments, self._world.rank)
-        if self._world.rank == 0:
-            evaluated = copy.weights if copy.averaged is None else copy.averaged
-            models.save(folder, copy.encoder, self._spec, self._vocabulary, weights=evaluated)
-            if copy.averaged is not None:
-                with replacing(folder / TRAINED) as path:
-                    save_file(copy.weights, path)
-            with replacing(folder / OBJECTIVE) as path:
-                save_file(copy.objective, path)
+        rank = self._world.rank
+        write_moments(folder, copy.moments, rank)
+        self._write_weights(folder, models.MODEL, copy.weights if copy.averaged is None else copy.averaged, copy)
+        if copy.averaged is not None:
+            self._write_weights(folder, TRAINED, copy.weights, copy)
+        if rank == 0:
+            models.save_description(folder, copy.encoder, self._spec, self._vocabulary)
+            write_weights(folder, Path(OBJECTIVE).stem, copy.objective)
             (folder / POSITION).write_text(copy.position, encoding="utf-8")
             if copy.also is not None:
                 copy.also(folder)
-        mine = moments_file(self._world.rank)
-        names = [name for name in files_in(folder) if name == mine or (self._world.rank == 0 and not is_moments(name))]
+        mine = {rank_file(name, rank) for name in (models.MODEL, TRAINED, OPTIMIZER)}
+        names = [name for name in files_in(folder) if name in mine or (rank == 0 and not is_rank_file(name))]
         _flush([folder / name for name in names])
         return hash_files(folder, names)
+
+    def _write_weights(self, folder: Path, name: str, pieces: list[WeightPiece], copy: "_Copy") -> None:
+        if copy.in_pieces:
+            write_pieces(folder, name, pieces, self._world.rank)
+        elif self._world.rank == 0:
+            write_weights(folder, name, pieces)
 
     @property
     def written(self) -> bool:
@@ -396,11 +415,11 @@ def checkpoint_of(folder: str) -> Path:
 
 def load_trained(folder: Path, encoder: DualEncoder) -> None:
     """Load the weights that training goes on with, where those evaluated are their moving average."""
-    path = folder / TRAINED
-    check_files(folder, (TRAINED,))
+    path = folder / f"{TRAINED}.safetensors"
+    check_files(folder, (TRAINED, path.name))
     try:
-        encoder.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        encoder.load_state_dict(read_weights(folder, TRAINED))
+    except RuntimeError as error:
         raise UserError(f"{path}: not the weights of this model ({' '.join(str(error).split())})") from None
 
 
@@ -411,10 +430,12 @@ def start_from(folder: Path, encoder: DualEncoder, objective: PairObjective[Any]
         UserError: it holds another model, or other bytes than were written.
     """
     path = folder / models.WEIGHTS
-    check_files(folder, (models.WEIGHTS, OBJECTIVE))
+    check_files(folder, (models.WEIGHTS, models.MODEL, OBJECTIVE))
     try:
-        encoder.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        encoder.load_state_dict(read_weights(folder, models.MODEL))
+    except UserError as error:
+        raise UserError(f"model.init_from: {error}") from None
+    except RuntimeError as error:
         raise UserError(f"model.init_from: {path} does not fit this model: {' '.join(str(error).split())}") from None
     if objective.learned() and not objective.learned().keys() & set(given):
         learned = load_file(folder / OBJECTIVE)

@@ -29,6 +29,7 @@ from allpairs.models import (
 )
 from distributed.checkpoints import checkpoint_of
 from distributed.config import Config
+from distributed.config.deepspeed import unknown_settings
 from distributed.config.tree import Cluster
 from distributed.data import Dataset, open_split
 from distributed.data.dataset import BadSampleError, shared_pictures
@@ -120,6 +121,8 @@ def set_up(config: Config, *, resume: Resume, tell: Callable[[str], None] = lamb
     if config.eval.engine == "faiss":
         require_faiss("eval.engine=faiss")
     run = refuse_taken(config, resume=resume)
+    for line in unknown_settings(config.train.deepspeed):
+        tell(line)
     datasets = check_data(config, tell)
     if run.has_checkpoint:
         _refuse_other_data(run, datasets)

@@ -18,7 +18,7 @@ from retrieval_eval.run_files import read_rows
 FREE_TO_CHANGE = ("run.dir", "data.root", "data.verify", "data.cache_mb", "data.threads", "eval", "tracking", "cluster",
                   "train.log_every", "train.checkpoint_every_minutes", "train.checkpoint_every_steps",
                   "train.compare_every_steps", "train.activation_checkpointing", "train.stop_after_epochs",
-                  "train.strategy", "train.zero_stage")  # fmt: skip
+                  "train.strategy", "train.zero_stage", "train.deepspeed")  # fmt: skip
 """Keys that may differ when a run is resumed: none of them changes what is learned from which sample.
 
 (`cluster.workers` regroups the batch-norm statistics and the rounding, not the stream of global batches.)

@@ -132,8 +132,11 @@ class World:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return this rank's rows of a tensor that ranks share (torch's DTensor), any other as it is."""
+    """Return this rank's part of a tensor that ranks share (torch's DTensor, ZeRO-3's), any other as it is."""
     shared: Any = tensor
+    if hasattr(shared, "ds_tensor"):
+        part: Tensor = shared.ds_tensor
+        return part
     return shared.to_local() if hasattr(shared, "to_local") else tensor
 
 

@@ -201,7 +201,9 @@ class AnchorObjective(nn.Module, ABC, Generic[StatisticT]):
 
     def settings(self) -> dict[str, object]:
         """Return what the objective is, by name and as texts: equal on two ranks that compute the same."""
-        public = {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "training"}
+        public = {
+            name: value for name, value in vars(self).items() if not name.startswith("_") and name not in _OF_TORCH
+        }
         return {
             "objective": type(self).__name__,
             **{name.removeprefix("fixed_"): _text(value) for name, value in public.items()},
@@ -218,6 +220,10 @@ class AnchorObjective(nn.Module, ABC, Generic[StatisticT]):
 
     def constrain(self) -> None:
         """Take learned parameters back into their bounds: call it after each step of the optimiser."""
+
+
+_OF_TORCH = ("training", "ds_id", "ds_recompute_parameters", "ds_grads_remaining", "pre_bwd_fn", "post_bwd_fn")
+"""What a module has beside its own settings, DeepSpeed's stage 3 included."""
 
 
 def _text(value: object) -> str:

@@ -9,12 +9,12 @@
   expect of a picture.
 - `text`, `language`: caption encoders; `vocabulary`, `tokenizer`: their words.
 - `pooling`: from a set of vectors to one.
-- `checkpoint`: a model as a folder.
+- `checkpoint`: a model as a folder; `pieces`: its weights, whole or as several processes held them.
 """
 
 from allpairs.models.build import build
 from allpairs.models.check import check_networks
-from allpairs.models.checkpoint import DESCRIPTION, WEIGHTS, load, read_spec, save
+from allpairs.models.checkpoint import DESCRIPTION, MODEL, WEIGHTS, load, read_spec, save, save_description
 from allpairs.models.dual import DualEncoder
 from allpairs.models.ensemble import Ensemble
 from allpairs.models.hub import recompute_activations
@@ -44,6 +44,7 @@ from allpairs.models.vocabulary import Vocabulary
 
 __all__ = [
     "DESCRIPTION",
+    "MODEL",
     "WEIGHTS",
     "CnnSpec",
     "DualEncoder",
@@ -71,5 +72,6 @@ __all__ = [
     "reads_regions",
     "recompute_activations",
     "save",
+    "save_description",
     "save_tokens",
 ]

@@ -1,25 +1,24 @@
 """A trained model as a folder that needs nothing else, and in which no file holds code.
 
-model.safetensors, model.json (its description), vocabulary.json or the tokenizer's files in tokenizer/, and, of a
-whole pretrained model, its image preprocessing: preprocessor_config.json.
+model.safetensors (or, of a training that shares the weights, model/ with each rank's: `pieces`), model.json (its
+description), vocabulary.json or the tokenizer's files in tokenizer/, and, of a whole pretrained model, its image
+preprocessing: preprocessor_config.json.
 """
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
 from allpairs.errors import UserError, nearest
 from allpairs.files import replacing, write_json
 from allpairs.hashes import HASHES, check_files
 from allpairs.models.build import build
 from allpairs.models.dual import DualEncoder
+from allpairs.models.pieces import has_weights, read_weights
 from allpairs.models.preprocessing import FILE as PREPROCESSING
 from allpairs.models.preprocessing import ImagePreprocessing
 from allpairs.models.spec import (
@@ -39,32 +38,29 @@ from allpairs.models.spec import (
 from allpairs.models.tokenizer import FOLDER as TOKENIZER
 from allpairs.models.tokenizer import VOCABULARY, Tokens, load_tokens, save_tokens
 
-WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+MODEL, DESCRIPTION = "model", "model.json"
+WEIGHTS = f"{MODEL}.safetensors"
 _FORMAT = 2
 _BEFORE = 1
 """The format whose built-in CNN had batch normalisation; everything else is as it was."""
 
 
-def save(
-    folder: str | Path,
-    model: DualEncoder,
-    spec: ModelSpec,
-    vocabulary: Tokens,
-    *,
-    weights: Mapping[str, Tensor] | None = None,
-) -> None:
+def save(folder: str | Path, model: DualEncoder, spec: ModelSpec, vocabulary: Tokens) -> None:
     """Write `model`, the `spec` it was built from and its `vocabulary` into `folder`, which is made if need be.
 
-    `weights` are saved in the place of the model's own: a copy of an earlier moment, or what ranks hold together. The
-    description of transformers networks is written self-contained: loading needs no hub.
+    The description of transformers networks is written self-contained: loading needs no hub.
     """
     folder = Path(folder)
+    save_description(folder, model, spec, vocabulary)
+    # safetensors stores plain row-major tensors; the channels-last layout is restored by loading into a fresh model.
+    with replacing(folder / WEIGHTS) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, partial)
+
+
+def save_description(folder: Path, model: DualEncoder, spec: ModelSpec, vocabulary: Tokens) -> None:
+    """Write what `save` does but for the weights, which come from elsewhere (`pieces`)."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / HASHES).unlink(missing_ok=True)  # of what was there before
-    # safetensors stores plain row-major tensors; the channels-last layout is restored by loading into a fresh model.
-    tensors = model.state_dict() if weights is None else weights
-    with replacing(folder / WEIGHTS) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
     save_tokens(folder, vocabulary)
     if model.preprocessing is not None:
         model.preprocessing.save(folder)
@@ -81,15 +77,15 @@ def load(folder: str | Path) -> tuple[DualEncoder, Tokens]:
     folder = Path(folder)
     words = TOKENIZER if (folder / TOKENIZER).is_dir() else VOCABULARY
     for name in (DESCRIPTION, words, WEIGHTS):
-        if not (folder / name).exists():
+        if not (folder / name).exists() and not (name == WEIGHTS and has_weights(folder, MODEL)):
             raise UserError(f"checkpoint {folder}: no {name} in it")
-    check_files(folder, (DESCRIPTION, words, WEIGHTS, PREPROCESSING))
+    check_files(folder, (DESCRIPTION, words, WEIGHTS, MODEL, PREPROCESSING))
     spec = read_spec(folder)
     vocabulary = load_tokens(folder, spec.member if isinstance(spec, EnsembleSpec) else spec)
     try:
-        weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"checkpoint {folder / WEIGHTS}: not a safetensors file ({error})") from None
+        weights = read_weights(folder, MODEL)
+    except UserError as error:
+        raise UserError(f"checkpoint {error}") from None
     with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten; the caller's draws must not move
         model = build(spec, len(vocabulary))
     try:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -90,13 +90,16 @@ def hold(parameter: Tensor, low: float | None = None, high: float | None = None)
     """
     if not parameter.numel():
         raise UserError(
-            "constrain(): DeepSpeed's stage 3 has taken the learned scale apart; accepted: ZeRO-1 and 2, FSDP2, DDP"
+            "constrain(): DeepSpeed's stage 3 has taken the learned scale apart; accepted: its "
+            "stage3_param_persistence_threshold at 1 or more, ZeRO-1 and 2, FSDP2, DDP"
         )
     parameter.clamp_(low, high)
     # ZeRO's next step starts from masters of which this rank has a part, or none.
-    master = getattr(parameter, "_hp_mapping", None)
-    if master is not None:
-        master.update_hp()
+    shared: Any = parameter
+    if getattr(shared, "_hp_mapping", None) is not None:
+        shared._hp_mapping.update_hp()
+    if hasattr(shared, "_z3_optimizer"):
+        shared._z3_optimizer.set_local_hp_param(shared.ds_tensor.clamp_(low, high), parameter)
 
 
 def _kept_full(changed: Tensor, before: Tensor) -> Tensor:

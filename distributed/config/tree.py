@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from allpairs.models import CnnSpec, DualSpec, GruSpec, ModelSpec
+from distributed.config.deepspeed import check_settings, read_settings
 from distributed.config.objective import (
     check_objective,
     objectives_over_sets,
@@ -230,8 +231,11 @@ class Train(Section):
     strategy: Literal["ddp", "deepspeed", "fsdp2"] = "ddp"
     """What workers share: gradients (ddp), the optimiser's state (deepspeed, `zero_stage`), or weights as well (fsdp2).
     A run may be resumed with another one."""
-    zero_stage: Literal[1, 2] = 1
-    """For `strategy: deepspeed`: shard optimiser state (1) and gradients (2)."""
+    zero_stage: Literal[1, 2, 3] = 1
+    """For `strategy: deepspeed`: shard optimiser state (1), gradients as well (2), weights as well (3)."""
+    deepspeed: Annotated[dict[str, Any] | None, BeforeValidator(read_settings)] = None
+    """For `strategy: deepspeed`: DeepSpeed's own settings, or a JSON file that holds them, merged into ours: bucket
+    sizes, offloading. What a key here decides (batch, precision, optimiser, clipping, stage) they cannot change."""
     activation_checkpointing: bool = False
     """Layers of transformers networks keep their input alone and are computed again backwards: less memory, about a
     third more time, the same gradients."""
@@ -390,10 +394,17 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _deepspeed_s_settings_fit(self) -> Self:
+        check_settings(self)
+        return self
+
+    @model_validator(mode="after")
     def _compiles_whole_weights(self) -> Self:
-        if self.train.strategy == "fsdp2" and self.train.compile:
+        train = self.train
+        way = "train.zero_stage=3" if train.strategy == "deepspeed" and train.zero_stage == 3 else train.strategy
+        if train.compile and way in ("train.zero_stage=3", "fsdp2"):
             raise ValueError(
-                "train.compile: fsdp2 gathers weights inside the encoder; accepted are false, or train.strategy=ddp"
+                f"train.compile: {way} gathers weights inside the encoder; accepted are false, or train.strategy=ddp"
             )
         return self
 

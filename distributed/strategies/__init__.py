@@ -1,6 +1,6 @@
 """How the ranks share gradients and optimiser state: one class per way, chosen by `train.strategy`.
 
-- `ddp`, `deepspeed`, `fsdp2`: the ways.
+- `ddp`, `deepspeed`, `zero3`, `fsdp2`: the ways.
 - `moments`: the optimiser's state on disk, the same for every way.
 - `optimizer`: groups of parameters and the learning rate, whatever the way.
 """
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from allpairs.models.pieces import WeightPiece
 from distributed.config import Config
 from distributed.step import Pairs, StepOutput, TrainStep
 from distributed.strategies.moments import Piece, SavedMoments
@@ -26,6 +27,9 @@ class Strategy(Protocol):
     @property
     def groups(self) -> list[dict[str, Any]]:
         """The optimiser's groups of parameters, with the settings they have now."""
+
+    shares_weights: bool
+    """Whether each rank holds a part of the encoder's weights alone."""
 
     def forward(self, pairs: Pairs, chunks: int = 1) -> StepOutput:
         """Run one step's forward, encoding in so many `chunks`; collective."""
@@ -46,8 +50,11 @@ class Strategy(Protocol):
     def whole(self, encoder: nn.Module) -> AbstractContextManager[None]:
         """Hold an encoder's weights whole on every rank within the block: for evaluations. Collective."""
 
-    def weights(self, encoder: nn.Module) -> dict[str, Tensor]:
-        """Copy an encoder's weights, on the CPU; on rank 0, nothing elsewhere. Collective."""
+    def weights(self, encoder: nn.Module) -> list[WeightPiece]:
+        """Copy, on the CPU, the part of an encoder's weights that this rank keeps. Waits for nobody.
+
+        Where ranks do not share the weights that is everything on rank 0, and nothing elsewhere.
+        """
 
     def load_weights(self, encoder: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """Have an encoder take `weights`, all of which every rank has."""
@@ -61,6 +68,10 @@ class Strategy(Protocol):
 
 def make_strategy(config: Config, step: TrainStep, world: World) -> Strategy:
     """Wrap `step` as `config.train.strategy` says."""
+    if config.train.strategy == "deepspeed" and config.train.zero_stage == 3:
+        from distributed.strategies.zero3 import ZeroStage3
+
+        return ZeroStage3(config, step, world)
     if config.train.strategy == "deepspeed":
         from distributed.strategies.deepspeed import DeepSpeedZero
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from allpairs.models.pieces import WeightPiece
 from distributed.cached import CachedStep
 from distributed.config import Config
 from distributed.step import Pairs, StepOutput, TrainStep
@@ -18,6 +19,8 @@ from distributed.world import World
 
 class DataParallel:
     """DDP over the ranks; a single rank is not wrapped."""
+
+    shares_weights = False
 
     def __init__(self, config: Config, step: TrainStep, world: World) -> None:
         self.step = step.to(world.device)
@@ -75,9 +78,9 @@ class DataParallel:
         """Nothing to do: every rank holds all weights."""
         return nullcontext()
 
-    def weights(self, encoder: nn.Module) -> dict[str, Tensor]:
+    def weights(self, encoder: nn.Module) -> list[WeightPiece]:
         """Copy an encoder's weights on rank 0; they are the same on all ranks."""
-        return copied_weights(encoder) if self._rank == 0 else {}
+        return copied_weights(encoder) if self._rank == 0 else []
 
     def load_weights(self, encoder: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """Take an encoder's `weights`."""

@@ -1,15 +1,18 @@
-"""DeepSpeed ZeRO stages 1 and 2: optimiser state (and gradients) sharded over the ranks."""
+"""DeepSpeed ZeRO stages 1 and 2: optimiser state (and gradients) sharded over the ranks; what stage 3 shares of it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from allpairs.errors import UserError
+from allpairs.models.pieces import WeightPiece
 from distributed.cached import CachedStep
 from distributed.config import Config
-from distributed.step import Pairs, StepOutput, TrainStep
+from distributed.config.deepspeed import merged
+from distributed.step import Chunk, Pairs, StepOutput, TrainStep
 from distributed.strategies.moments import MOMENTS, Piece, SavedMoments, copied, copied_weights, state_of
 from distributed.strategies.optimizer import NonFiniteGradients, make_adamw, set_learning_rate
 from distributed.world import World
@@ -17,6 +20,8 @@ from distributed.world import World
 
 class DeepSpeedZero:
     """ZeRO over the ranks. DeepSpeed averages gradients as DDP does, so the objective's scaling is the same."""
+
+    shares_weights = False
 
     def __init__(self, config: Config, step: TrainStep, world: World) -> None:
         try:
@@ -35,17 +40,7 @@ class DeepSpeedZero:
             model=self.step,
             optimizer=make_adamw(self.step, config.optimizer),
             dist_init_required=False,
-            config={
-                "train_batch_size": config.train.global_batch // world.size * world.size,
-                "train_micro_batch_size_per_gpu": config.train.global_batch // world.size,
-                "gradient_clipping": config.optimizer.clip_norm or 0.0,
-                "zero_optimization": {"stage": config.train.zero_stage},
-                # torch's AdamW serves CPU and GPU alike; DeepSpeed's own would need another compiled op.
-                "zero_allow_untested_optimizer": True,
-                "zero_force_ds_cpu_optimizer": False,
-                "wall_clock_breakdown": False,
-                "steps_per_print": 10**9,
-            },
+            config=self._settings(config, world),
         )
 
     @property
@@ -53,6 +48,27 @@ class DeepSpeedZero:
         """The groups of AdamW."""
         groups: list[dict[str, Any]] = self._optimizer.param_groups
         return groups
+
+    def _settings(self, config: Config, world: World) -> dict[str, Any]:
+        """Return DeepSpeed's configuration: ours, and what `train.deepspeed` adds."""
+        share = config.train.global_batch // world.size
+        zero: dict[str, Any] = {"stage": config.train.zero_stage}
+        if config.train.zero_stage == 3:
+            # Buffers are made at once, for half a billion gradients unless the model has fewer.
+            elements = sum(parameter.numel() for parameter in self.step.parameters())
+            zero["reduce_bucket_size"] = min(500_000_000, max(1, elements))
+        if self._cached is not None:
+            zero["stage3_prefetch_bucket_size"] = 0  # the first pass runs beside the order that is fetched ahead of
+        ours = {"steps_per_print": 10**9, "wall_clock_breakdown": False, "zero_optimization": zero}
+        return merged(config.train.deepspeed, ours) | {
+            "train_batch_size": share * world.size,
+            "train_micro_batch_size_per_gpu": share,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": config.optimizer.clip_norm or 0.0,
+            # torch's AdamW serves CPU and GPU alike; DeepSpeed's own would need another compiled op.
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
 
     def forward(self, pairs: Pairs, chunks: int = 1) -> StepOutput:
         """Run the step's forward through DeepSpeed's engine; encoding in chunks does not need it yet."""
@@ -68,7 +84,7 @@ class DeepSpeedZero:
         else:
             for chunk in self._cached.chunks(loss):
                 self._engine.set_gradient_accumulation_boundary(chunk.objective is not None)
-                self._engine.backward(self._engine(chunk))
+                self._engine.backward(self._engine(self._with_objective(chunk)))
 
     def update(self, lr_factor: float) -> float:
         """Clip, step; return the norm before clipping."""
@@ -80,6 +96,16 @@ class DeepSpeedZero:
         norm = self._engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 
+    def _with_objective(self, chunk: Chunk) -> Chunk:
+        """Give the objective's parameters a gradient in every chunk, zeros in all but the last.
+
+        Stage 3 puts a step's first chunk in the place of what the step before left, and adds all others to that.
+        """
+        if chunk.objective is not None:
+            return chunk
+        learned = (parameter for parameter in self.step.objective.parameters() if parameter.requires_grad)
+        return chunk._replace(objective=tuple(map(torch.zeros_like, learned)))
+
     def place(self, encoder: nn.Module) -> None:
         """Leave another encoder as it is."""
 
@@ -87,9 +113,9 @@ class DeepSpeedZero:
         """Nothing to do: every rank holds all weights, in stages 1 and 2."""
         return nullcontext()
 
-    def weights(self, encoder: nn.Module) -> dict[str, Tensor]:
+    def weights(self, encoder: nn.Module) -> list[WeightPiece]:
         """Copy an encoder's weights on rank 0: the masters that the ranks share, in float32."""
-        return copied_weights(encoder) if self._rank == 0 else {}
+        return copied_weights(encoder) if self._rank == 0 else []
 
     def load_weights(self, encoder: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """Take an encoder's `weights`, for an evaluation: the masters stay as they are."""

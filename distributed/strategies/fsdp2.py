@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from allpairs.models.pieces import WeightPiece
 from distributed.cached import CachedStep
 from distributed.config import Config
 from distributed.step import Pairs, StepOutput, TrainStep
@@ -28,6 +29,7 @@ class FullyShardedDataParallel:
 
     def __init__(self, config: Config, step: TrainStep, world: World) -> None:
         self.step = step.to(world.device)
+        self.shares_weights = world.size > 1
         self._world = world
         self._peak = config.optimizer.lr
         self._clip = config.optimizer.clip_norm
@@ -121,14 +123,14 @@ class FullyShardedDataParallel:
                 layer.reshard()
                 layer.set_reshard_after_forward(layer is not encoder, recurse=False)
 
-    def weights(self, encoder: nn.Module) -> dict[str, Tensor]:
-        """Return an encoder's weights on rank 0, copied to the CPU one after the other; nothing elsewhere."""
-        gathered = {}
+    def weights(self, encoder: nn.Module) -> list[WeightPiece]:
+        """Copy the rows this rank holds; of what is whole everywhere rank 0 does."""
+        pieces = []
         for name, value in encoder.state_dict().items():
-            full = value.full_tensor() if isinstance(value, DTensor) else value
-            if self._world.rank == 0:
-                gathered[name] = copied(full)
-        return gathered
+            start, stop = _range(value, self._world)
+            if start < stop and (isinstance(value, DTensor) or self._world.rank == 0):
+                pieces.append(WeightPiece(name, tuple(value.shape), start, copied(local(value)).view(-1)))
+        return pieces
 
     def load_weights(self, encoder: nn.Module, weights: Mapping[str, Tensor]) -> None:
         """Take this rank's rows of an encoder's `weights`, which every rank has."""
@@ -164,13 +166,18 @@ class FullyShardedDataParallel:
         for name, parameter in self.step.named_parameters():
             if not parameter.requires_grad:
                 continue
-            start, stop = 0, parameter.numel()
-            if isinstance(parameter, DTensor):
-                rows, width = len(parameter), parameter.numel() // len(parameter)
-                most = -(-rows // self._world.size)  # rows a rank, but for the last ones
-                start = min(self._world.rank * most, rows) * width
-                stop = min(start + most * width, rows * width)
+            start, stop = _range(parameter, self._world)
             yield name, parameter, start, stop
+
+
+def _range(tensor: Tensor, world: World) -> tuple[int, int]:
+    """Return which of a tensor's flattened elements this rank holds."""
+    if not isinstance(tensor, DTensor):
+        return 0, tensor.numel()
+    rows, width = len(tensor), tensor.numel() // len(tensor)
+    most = -(-rows // world.size)  # rows a rank, but for the last ones
+    start = min(world.rank * most, rows) * width
+    return start, min(start + most * width, rows * width)
 
 
 def _shard(encoder: nn.Module, world: World, *, bf16: bool) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from allpairs.errors import UserError
 from allpairs.files import replacing
 from allpairs.hashes import check_files
+from allpairs.models.pieces import WeightPiece, rank_file
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 FOLDER = "optimizer"
@@ -41,16 +42,6 @@ class Piece:
     moments: dict[str, Tensor]
 
 
-def moments_file(rank: int) -> str:
-    """Return the name of the file that `rank` writes."""
-    return f"{FOLDER}/rank-{rank:05}.safetensors"
-
-
-def is_moments(name: str) -> bool:
-    """Whether a file of this name is one of them, whole or still being written: each rank's own concern."""
-    return name.startswith(f"{FOLDER}/")
-
-
 def write_moments(folder: Path, pieces: Iterable[Piece], rank: int) -> None:
     """Write what `rank` holds; nothing where that is nothing."""
     tensors: dict[str, Tensor] = {}
@@ -59,7 +50,7 @@ def write_moments(folder: Path, pieces: Iterable[Piece], rank: int) -> None:
         for moment in MOMENTS:
             tensors[f"{moment}/{piece.name}@{piece.start}"] = piece.moments[moment]
     if tensors:
-        with replacing(folder / moments_file(rank)) as path:
+        with replacing(folder / rank_file(FOLDER, rank)) as path:
             save_file(tensors, path)
 
 
@@ -139,6 +130,8 @@ def copied(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def copied_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Copy all of a module's weights and buffers."""
-    return {name: copied(value) for name, value in module.state_dict().items()}
+def copied_weights(module: nn.Module) -> list[WeightPiece]:
+    """Copy all of a module's weights and buffers, whole."""
+    return [
+        WeightPiece(name, tuple(value.shape), 0, copied(value).view(-1)) for name, value in module.state_dict().items()
+    ]

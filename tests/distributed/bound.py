@@ -16,6 +16,7 @@ WAYS = {
     "ddp": {"strategy": "ddp"},
     "zero1": {"strategy": "deepspeed", "zero_stage": 1},
     "zero2": {"strategy": "deepspeed", "zero_stage": 2},
+    "zero3": {"strategy": "deepspeed", "zero_stage": 3},
     "fsdp2": {"strategy": "fsdp2"},
 }
 TURN, LOOKS = 60, (60, 71, 120)

@@ -5,12 +5,12 @@ import torch
 
 from allpairs.errors import UserError
 from allpairs.hashes import files_in
+from allpairs.models.pieces import is_rank_file, rank_file
 from distributed.strategies.moments import (
+    FOLDER,
     MOMENTS,
     Piece,
     SavedMoments,
-    is_moments,
-    moments_file,
     state_of,
     write_moments,
 )
@@ -25,8 +25,8 @@ def piece(start: int, stop: int, name: str = "weight") -> Piece:
 def test_ranges_are_joined_and_cut_as_asked(tmp_path) -> None:
     for rank, (start, stop) in enumerate([(0, 3), (3, 3), (3, 7), (7, 10)]):
         write_moments(tmp_path, [piece(start, stop)] if start < stop else [], rank)
-    assert files_in(tmp_path) == [moments_file(rank) for rank in (0, 2, 3)]
-    assert all(is_moments(name) for name in files_in(tmp_path))
+    assert files_in(tmp_path) == [rank_file(FOLDER, rank) for rank in (0, 2, 3)]
+    assert all(is_rank_file(name) for name in files_in(tmp_path))
     saved = SavedMoments(tmp_path)
     assert saved.step("weight") == 7
     for start in range(10):
@@ -43,10 +43,10 @@ def test_what_is_missing_or_of_an_earlier_version_is_said(tmp_path) -> None:
     write_moments(tmp_path, [piece(0, 8)], rank=0)
     with pytest.raises(UserError, match=r"weight has 10 elements here, 8 in the checkpoint$"):
         SavedMoments(tmp_path).read("weight", 0, 10)
-    (tmp_path / moments_file(0)).write_bytes(b"no tensors")
+    (tmp_path / rank_file(FOLDER, 0)).write_bytes(b"no tensors")
     with pytest.raises(UserError, match=r"rank-00000\.safetensors: not a readable optimiser state"):
         SavedMoments(tmp_path)
-    (tmp_path / moments_file(0)).unlink()
+    (tmp_path / rank_file(FOLDER, 0)).unlink()
     (tmp_path / "optimizer.pt").write_bytes(b"")
     with pytest.raises(UserError, match=r"an earlier version .* model\.init_from="):
         SavedMoments(tmp_path)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from allpairs.models.pieces import read_weights
 from distributed.launch import set_up
-from tests.distributed.bound import WAYS
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("torchrun_script.py")
@@ -30,6 +30,17 @@ NCR = {
     "train": PLAIN["train"] | {"epochs": 3, "recipe": "ncr", "ncr": {"warmup_epochs": 1}},
 }
 """Two nets; noisy pairs are left out in the second epoch and train in the third."""
+
+
+WAYS = {
+    "ddp": {"strategy": "ddp"},
+    "zero1": {"strategy": "deepspeed", "zero_stage": 1},
+    "zero2": {"strategy": "deepspeed", "zero_stage": 2},
+    # As DeepSpeed has it, it would keep a model of this size whole.
+    "zero3": {"strategy": "deepspeed", "zero_stage": 3}
+    | {"deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}},
+    "fsdp2": {"strategy": "fsdp2"},
+}
 
 
 def torchrun(world: int, *paths: Path) -> None:
@@ -57,7 +68,7 @@ def prepared(tiny_config, regions, tmp_path):
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
     last = path.parent / "checkpoints/last"
-    return load_file(last / "model.safetensors") | load_file(last / "objective.safetensors")
+    return read_weights(last, "model") | load_file(last / "objective.safetensors")
 
 
 def largest_difference(one: Path, other: Path) -> float:
@@ -74,6 +85,11 @@ def gradient_norms(path: Path) -> list[float]:
     """AdamW hides constant factors in the gradients, so weights alone would not show a wrong average: the norms do."""
     rows = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
     return [row["train/gradient_norm"] for row in rows if "train/gradient_norm" in row]
+
+
+def evaluations(path: Path) -> list[float]:
+    rows = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
+    return [row["val/rsum"] for row in rows if "val/rsum" in row]
 
 
 def assert_same_divisions(*paths: Path) -> None:
@@ -119,30 +135,20 @@ def test_the_number_of_workers_changes_nothing_but_rounding(prepared):
 
 
 def test_sharded_strategies_compute_what_ddp_computes_and_resume(prepared):
-    train = PLAIN["train"] | {"strategy": "deepspeed"}
-    ddp = prepared("ddp")
-    zero1 = prepared("zero1", train=train | {"zero_stage": 1})
-    zero2 = prepared("zero2", train=train | {"zero_stage": 2})
-    fsdp2 = prepared("fsdp2", train=PLAIN["train"] | {"strategy": "fsdp2"})
-    averages = [
-        prepared(f"average-{way}", train=PLAIN["train"] | {"strategy": way, "ema_decay": 0.9})
-        for way in ("ddp", "fsdp2")
-    ]
-    part = prepared("part", train=train | {"zero_stage": 1, "stop_after_epochs": 1})
+    runs = {name: prepared(name, train=PLAIN["train"] | way) for name, way in WAYS.items()}
+    averages = {
+        name: prepared(f"average-{name}", train=PLAIN["train"] | WAYS[name] | {"ema_decay": 0.9})
+        for name in ("ddp", "zero3", "fsdp2")
+    }
+    part = prepared("part", train=PLAIN["train"] | WAYS["zero1"] | {"stop_after_epochs": 1})
     # In micro-batches of 4 of each rank's 11 rows.
     in_parts = {
-        name: prepared(f"{name}-parts", train=PLAIN["train"] | way | {"micro_batch": 4})
-        for name, way in {
-            "ddp": {"strategy": "ddp"},
-            "zero1": {"strategy": "deepspeed", "zero_stage": 1},
-            "zero2": {"strategy": "deepspeed", "zero_stage": 2},
-            "fsdp2": {"strategy": "fsdp2"},
-        }.items()
+        name: prepared(f"{name}-parts", train=PLAIN["train"] | way | {"micro_batch": 4}) for name, way in WAYS.items()
     }
     divided = [prepared("divided", **NCR)]
-    for way in ({"strategy": "deepspeed", "zero_stage": 2}, {"strategy": "fsdp2"}):
-        ncr = NCR | {"train": NCR["train"] | {"micro_batch": 4} | way}
-        divided.append(prepared(f"divided-{way['strategy']}", **ncr))
+    for name in ("zero2", "zero3", "fsdp2"):
+        ncr = NCR | {"train": NCR["train"] | {"micro_batch": 4} | WAYS[name]}
+        divided.append(prepared(f"divided-{name}", **ncr))
     faulty = {}
     gradients = r"^the gradients are not finite at step 3 \(epoch 1\), though the loss is: rank 1: 2 parameter\(s\) "
     gradients += (
@@ -153,6 +159,7 @@ def test_sharded_strategies_compute_what_ddp_computes_and_resume(prepared):
         ("nan_gradient-parts", {"micro_batch": 4}, gradients),
         ("nan_gradient-zero1", {"strategy": "deepspeed", "zero_stage": 1}, gradients),
         ("nan_gradient-zero2", {"strategy": "deepspeed", "zero_stage": 2, "precision": "bf16"}, gradients),
+        ("nan_gradient-zero3", WAYS["zero3"], gradients),
         ("nan_gradient-fsdp2", {"strategy": "fsdp2"}, gradients),
         ("nan_gradient-bf16", {"strategy": "fsdp2", "precision": "bf16"}, gradients),
         (
@@ -164,26 +171,28 @@ def test_sharded_strategies_compute_what_ddp_computes_and_resume(prepared):
     ):
         settings = PLAIN["train"] | {"checkpoint_every_steps": 1, "compare_every_steps": 1} | way
         faulty[prepared(name, train=settings)] = said
+    ddp = runs["ddp"]
     bound = ddp.with_name("scales.bound")
-    torchrun(2, bound, *faulty, ddp, zero1, zero2, fsdp2, part, *averages, *in_parts.values(), *divided)
+    torchrun(2, bound, *faulty, *runs.values(), part, *averages.values(), *in_parts.values(), *divided)
     for path, said in faulty.items():
         check_fault(path, said)
     assert_same_divisions(*divided)
-    assert largest_difference(*averages) < 1e-4
-    assert largest_difference(averages[0], ddp) > 1e-3
+    for path in averages.values():
+        assert largest_difference(averages["ddp"], path) < 1e-4, path
+    assert largest_difference(averages["ddp"], ddp) > 1e-3
     found = [json.loads(bound.with_suffix(f".bound{rank}").read_text()) for rank in (0, 1)]
     for one in found:
         check_bounds(one)
     assert all(any(one[way]["masters"] for one in found) for way in ("zero1", "zero2"))
-    for path in in_parts.values():
+    for path in (*runs.values(), *in_parts.values()):
         assert gradient_norms(path) == pytest.approx(gradient_norms(ddp), rel=1e-4), path
+        assert evaluations(path) == pytest.approx(evaluations(ddp)), path
         assert largest_difference(ddp, path) < 1e-4, path
-    for path in (zero1, zero2, fsdp2):
-        assert gradient_norms(path) == pytest.approx(gradient_norms(ddp), rel=1e-4), path
-        assert largest_difference(ddp, path) < 1e-4, path
-    again = prepared("part", resume=True, train=train | {"zero_stage": 1})
+    for name, path in runs.items():
+        assert (path.parent / "checkpoints/last/model.safetensors").exists() != (name in ("zero3", "fsdp2"))
+    again = prepared("part", resume=True, train=PLAIN["train"] | WAYS["zero1"])
     torchrun(2, again)
-    assert largest_difference(zero1, again) == 0
+    assert largest_difference(runs["zero1"], again) == 0
 
 
 def check_bounds(found: dict) -> None:
@@ -192,8 +201,8 @@ def check_bounds(found: dict) -> None:
     at_bound, coming_back, back = expected
     assert at_bound["scale"] == pytest.approx(100)
     assert back["scale"] < coming_back["scale"] < 99
-    for way in WAYS:
-        one = found[way]
+    assert found.keys() == WAYS.keys()
+    for way, one in found.items():
         for here, there in zip(one["noted"], expected, strict=True):
             assert here == pytest.approx(there, rel=1e-4), way
         assert one["losses"][0] == pytest.approx(one["losses"][1], rel=1e-5), way
@@ -205,18 +214,12 @@ def check_bounds(found: dict) -> None:
 def test_a_checkpoint_is_resumed_by_another_strategy_and_another_number_of_workers(prepared):
     """Each way begins a run of two epochs, another goes on after the first: all end as one that nobody stopped."""
     train = PLAIN["train"] | {"stop_after_epochs": 1}
-    ways = {
-        "ddp": {"strategy": "ddp"},
-        "zero1": {"strategy": "deepspeed", "zero_stage": 1},
-        "zero2": {"strategy": "deepspeed", "zero_stage": 2},
-        "fsdp2": {"strategy": "fsdp2"},
-    }
     whole = prepared("undisturbed")
-    first = {name: prepared(f"{name}-first", train=train | way) for name, way in ways.items()}
+    first = {name: prepared(f"{name}-first", train=train | way) for name, way in WAYS.items()}
     torchrun(2, whole, *first.values())
-    then = {"ddp": "zero1", "zero1": "fsdp2", "zero2": "ddp", "fsdp2": "zero2"}
+    then = {"ddp": "zero1", "zero1": "zero3", "zero2": "ddp", "zero3": "fsdp2", "fsdp2": "zero2"}
     second = {
-        name: prepared(f"{name}-first", resume=True, train=PLAIN["train"] | ways[other]) for name, other in then.items()
+        name: prepared(f"{name}-first", resume=True, train=PLAIN["train"] | WAYS[other]) for name, other in then.items()
     }
     torchrun(3, *second.values())
     for name, path in second.items():
