@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 
 from allpairs import models
 from allpairs.errors import UserError
-from allpairs.files import existing, unwritable
+from allpairs.files import existing, replacing_folder, unwritable
 from allpairs.hashes import HASHES, Hashes, check_files, files_in, hash_files, read_hashes, write_hashes
 from allpairs.models import DualEncoder, ModelSpec, Tokens
 from allpairs.models.pieces import (
@@ -253,6 +253,18 @@ class Checkpoints:
                 return link
             reasons.append(reason)
         raise Stopped("; ".join(reasons))
+
+    def export(self, name: str, folder: Path) -> None:
+        """Write the model of checkpoint `name` into `folder`, whole: what others load. On rank 0.
+
+        Raises:
+            UserError, OSError: a file of it is not what was written, or it cannot be written.
+        """
+        source = self._folder / name
+        with replacing_folder(folder) as fresh:
+            models.export(source, fresh)
+            shutil.copyfile(source / OBJECTIVE, fresh / OBJECTIVE)
+            write_hashes(fresh, hash_files(fresh, files_in(fresh)))
 
     def step_of(self, name: str) -> int:
         """Return the step at which checkpoint `name` was written."""

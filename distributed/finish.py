@@ -43,7 +43,7 @@ def complete(training: Training) -> dict[str, Any] | None:
 
 
 def finish(training: Training) -> dict[str, Any] | None:
-    """Evaluate the best checkpoint on `data.test` (without one: on `data.val`) and write what a person looks at.
+    """Evaluate the best checkpoint on `data.test` (without one: on `data.val`), write its model and the report.
 
     Collective; returns the final metrics on rank 0, None elsewhere. The summary is written last: it says "finished".
     """
@@ -56,6 +56,7 @@ def finish(training: Training) -> dict[str, Any] | None:
     if encoded is None:
         return None
     report = encoded.evaluate(config.eval.engine)
+    training.checkpoints.export(checkpoint, run.model)
     assert progress.best_rsum is not None, "the last epoch is always evaluated"
     assert progress.best_epoch is not None
     metrics = {f"{split}/{name}": value for name, value in report.metrics.items()}

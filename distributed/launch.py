@@ -26,7 +26,9 @@ from allpairs.models import (
     make_tokens,
     reads_regions,
     save_tokens,
+    skeleton,
 )
+from distributed.cached import refuse_batch_statistics
 from distributed.checkpoints import checkpoint_of
 from distributed.config import Config
 from distributed.config.deepspeed import unknown_settings
@@ -128,6 +130,12 @@ def set_up(config: Config, *, resume: Resume, tell: Callable[[str], None] = lamb
         _refuse_other_data(run, datasets)
     else:  # a checkpoint needs neither hub nor another run
         check_networks(config.model, tell)
+        for key, value in (
+            ("train.micro_batch", config.train.micro_batch),
+            ("cluster.min_workers", config.cluster.min_workers),
+        ):
+            if value is not None:
+                refuse_batch_statistics(skeleton(config.model), f"{key}={value}")
         check_text(config.model, config.data.max_caption_tokens)
         if config.model.init_from is not None:
             checkpoint_of(config.model.init_from)

@@ -52,6 +52,11 @@ class RunDirectory:
         return self.root / "checkpoints"
 
     @property
+    def model(self) -> Path:
+        """Of a finished run: the model of the best checkpoint, whole under every strategy, for others to load."""
+        return self.root / "model"
+
+    @property
     def vocabulary(self) -> Path:
         """The words of the training captions, collected once."""
         return self.root / "vocabulary.json"

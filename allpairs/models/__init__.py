@@ -13,8 +13,8 @@
 """
 
 from allpairs.models.build import build
-from allpairs.models.check import check_networks
-from allpairs.models.checkpoint import DESCRIPTION, MODEL, WEIGHTS, load, read_spec, save, save_description
+from allpairs.models.check import check_networks, skeleton
+from allpairs.models.checkpoint import DESCRIPTION, MODEL, WEIGHTS, export, load, read_spec, save, save_description
 from allpairs.models.dual import DualEncoder
 from allpairs.models.ensemble import Ensemble
 from allpairs.models.hub import recompute_activations
@@ -65,6 +65,7 @@ __all__ = [
     "build",
     "check_networks",
     "check_text",
+    "export",
     "load",
     "load_tokens",
     "make_tokens",
@@ -74,4 +75,5 @@ __all__ = [
     "save",
     "save_description",
     "save_tokens",
+    "skeleton",
 ]

@@ -1,11 +1,16 @@
 """What of a model's networks can be checked before anything is built, where a mistake costs a second."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from allpairs.errors import UserError
-from allpairs.models.hub import NetworkSpec, configuration, is_model_type
-from allpairs.models.spec import DualSpec, TextTransformersSpec, TransformersSpec, WholeSpec
+from allpairs.models.build import build
+from allpairs.models.hub import NetworkSpec, configuration, is_model_type, quietly
+from allpairs.models.spec import DualSpec, GruSpec, TextTransformersSpec, TransformersSpec, WholeSpec
 
 WEIGHTS = (
     "model.safetensors",
@@ -45,3 +50,28 @@ def _networks(spec: DualSpec | WholeSpec) -> Iterator[tuple[str, NetworkSpec]]:
     for key, tower in (("model.image", spec.image), ("model.text", spec.text)):
         if isinstance(tower, TransformersSpec | TextTransformersSpec):
             yield key, tower
+
+
+def skeleton(spec: DualSpec | WholeSpec) -> nn.ModuleDict:
+    """Return the modules of a model's image side and networks, frozen ones so: what they are can be asked beforehand.
+
+    They lie on torch's meta device: nothing is loaded, and no weights are made.
+
+    Raises:
+        UserError: as `check_networks`.
+    """
+    from transformers import AutoModel
+
+    parts = nn.ModuleDict()
+    with torch.device("meta"), quietly():
+        for key, network in _networks(spec):
+            made = AutoModel.from_config(configuration(network, key, _TOWERS.get(key)))
+            frozen = network.freeze in (True, "image", "both", "all")
+            place = key.removeprefix("model").removeprefix(".") or "model"
+            parts[place] = nn.ModuleDict({"backbone": made.requires_grad_(not frozen)})
+        if isinstance(spec, DualSpec) and "image" not in parts:
+            parts["image"] = build(dataclasses.replace(spec, text=GruSpec()), vocabulary_size=2).image
+    return parts
+
+
+_TOWERS = {"model.image": "vision", "model.text": "text"}

@@ -7,6 +7,7 @@ preprocessing: preprocessor_config.json.
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from allpairs.files import replacing, write_json
 from allpairs.hashes import HASHES, check_files
 from allpairs.models.build import build
 from allpairs.models.dual import DualEncoder
-from allpairs.models.pieces import has_weights, read_weights
+from allpairs.models.pieces import SavedPieces, has_weights, join_pieces, read_weights
 from allpairs.models.preprocessing import FILE as PREPROCESSING
 from allpairs.models.preprocessing import ImagePreprocessing
 from allpairs.models.spec import (
@@ -66,6 +67,21 @@ def save_description(folder: Path, model: DualEncoder, spec: ModelSpec, vocabula
         model.preprocessing.save(folder)
     description = {"format": _FORMAT, "spec": dataclasses.asdict(model.described(spec))}
     write_json(folder / DESCRIPTION, description)
+
+
+def export(source: Path, folder: Path) -> None:
+    """Write the model that `source` holds into `folder`, its weights in one file, whoever wrote them.
+
+    No more than one tensor is in memory. Raises as `pieces.join_pieces`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (DESCRIPTION, VOCABULARY, PREPROCESSING, WEIGHTS):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    if (source / TOKENIZER).is_dir():
+        shutil.copytree(source / TOKENIZER, folder / TOKENIZER)
+    if not (folder / WEIGHTS).exists():
+        join_pieces(SavedPieces(source, MODEL), folder / WEIGHTS)
 
 
 def load(folder: str | Path) -> tuple[DualEncoder, Tokens]:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from allpairs.models.pieces import read_weights
 from benchmarks.drills.disturbed import DrillError
 from benchmarks.drills.setting import STEPS
 from distributed.run_directory import RunDirectory
@@ -46,7 +47,7 @@ def check_alike(run: RunDirectory, undisturbed: RunDirectory, others: list[RunDi
 def weights(run: RunDirectory) -> dict[str, Tensor]:
     """Return what a run has learned: the encoder and the scale."""
     last = run.checkpoints / "last"
-    return load_file(last / "model.safetensors") | load_file(last / "objective.safetensors")
+    return read_weights(last, "model") | load_file(last / "objective.safetensors")
 
 
 def difference(run: RunDirectory, other: RunDirectory) -> float:

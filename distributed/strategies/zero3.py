@@ -37,12 +37,11 @@ class _Held:
 class ZeroStage3(DeepSpeedZero):
     """Stage 3 over the ranks; a module's weights are gathered where it is run."""
 
-    shares_weights = True
-
     def __init__(self, config: Config, step: TrainStep, world: World) -> None:
         # DeepSpeed calls torch's collectives by their former names, at each of which torch warns.
         warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+_tensor` is deprecated", FutureWarning)
         super().__init__(config, step, world)
+        self.shares_weights = world.size > 1
         self._keep_whole(self.step.objective)
 
     def _keep_whole(self, module: nn.Module) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor.debug import CommDebugMode
 
 from allpairs.engine import global_value
 from allpairs.objectives import make
@@ -73,4 +74,10 @@ def _trajectory(way: dict[str, Any], world: World) -> dict[str, Any]:
     ]
     saved = {key: value.double().item() for key, value in step.objective.state_dict().items()}
     losses = [used, float(global_value(again, world.group))]
-    return {"noted": noted, "losses": losses, "masters": masters, "saved": saved}
+    with CommDebugMode() as copying:
+        strategy.weights(step.encoder)
+        strategy.moments()
+    with CommDebugMode() as gathering, strategy.whole(step.encoder):
+        pass
+    collectives = [copying.get_total_counts(), gathering.get_total_counts()]
+    return {"noted": noted, "losses": losses, "masters": masters, "saved": saved, "collectives": collectives}

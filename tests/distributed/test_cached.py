@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import multiprocessing as mp
 
 from allpairs.errors import UserError
-from allpairs.models import DualSpec, GruSpec, RegionsSpec, build
+from allpairs.models import DualSpec, GruSpec, RegionsSpec, build, skeleton
 from allpairs.objectives import make
-from distributed.cached import CachedStep, chunks_of
+from distributed.cached import CachedStep, chunks_of, refuse_batch_statistics
 from distributed.config import validate
 from distributed.finish import complete
 from distributed.launch import set_up
@@ -157,6 +157,46 @@ def test_batch_statistics_are_refused_by_name():
     encoder = build(DualSpec(image=image, text=GruSpec(embedding=4), dim=4), WORDS)
     with pytest.raises(UserError, match=r"train\.micro_batch: image\.\S+ \(BatchNorm1d\).*accepted is null"):
         CachedStep(TrainStep(encoder, make("vlc"), None, "fp32"))
+
+
+RANDOM = {"kind": "transformers", "pretrained": False}
+RESNET = RANDOM | {"name": "resnet"}
+RESNET["config"] = {"embedding_size": 8, "hidden_sizes": [8], "depths": [1], "layer_type": "basic"}
+_SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+CLIP = RANDOM | {"name": "clip", "config": {"text_config": _SMALL, "vision_config": _SMALL, "projection_dim": 4}}
+
+
+@pytest.mark.parametrize(
+    ("image", "refused"),
+    [
+        ({"kind": "vsrn", "features": 24}, r"image\.graph\.0\.norm \(BatchNorm1d\)"),
+        ({"kind": "regions", "features": 24, "mlp": True}, r"image\.mlp\.norm \(BatchNorm1d\)"),
+        (RESNET, r"image\.backbone\.\S+\.normalization \(BatchNorm2d\)"),
+        (RESNET | {"freeze": True}, None),
+        ({"kind": "cnn"}, None),
+        (None, None),
+    ],
+    ids=["vsrn", "regions", "resnet", "frozen", "cnn", "clip"],
+)  # fmt: skip
+def test_the_driver_knows_of_batch_statistics_before_workers_start(image, refused):
+    model = CLIP if image is None else {"image": image, "text": {"kind": "gru"}}
+    spec = validate({"run": {"name": "x"}, "model": model}).model
+    torch.manual_seed(0)
+    if refused is None:
+        refuse_batch_statistics(skeleton(spec), "train.micro_batch=4")
+        refuse_batch_statistics(build(spec, 300), "train.micro_batch=4")
+    else:
+        for encoder in (skeleton(spec), build(spec, 300)):
+            with pytest.raises(UserError, match=rf"^train\.micro_batch=4: {refused} takes statistics over the batch"):
+                refuse_batch_statistics(encoder, "train.micro_batch=4")
+
+
+def test_micro_batches_of_batch_statistics_leave_no_run_behind(tiny_config, regions):
+    model = {"image": {"kind": "regions", "features": 24, "mlp": True}, "text": {"kind": "gru", "embedding": 16}}
+    config = tiny_config("refused", data={"root": str(regions), "test": None}, model=model, train={"micro_batch": 4})
+    with pytest.raises(UserError, match=r"^train\.micro_batch=4: image\.mlp\.norm .*accepted is null"):
+        set_up(config, resume=False)
+    assert not config.run_dir.exists()
 
 
 @pytest.mark.parametrize("image", ["regions", "cnn"])

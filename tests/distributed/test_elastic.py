@@ -222,13 +222,15 @@ def test_fewer_workers_compute_in_chunks_what_all_would(tiny_config):
 
 
 def test_batch_statistics_are_refused_in_one_line(tiny_config, regions):
-    config = tiny_config(
-        "norm",
-        data={"root": str(regions), "test": None},
-        model={"image": {"kind": "regions", "features": 24, "mlp": True}},
-        train={"global_batch": 32},
-        cluster={"workers": 2, "min_workers": 1},
-    )
-    set_up(config, resume=False)
-    with pytest.raises(RuntimeError, match=r"cluster\.min_workers=1: .*BatchNorm1d.* takes statistics over the batch"):
+    sections = {
+        "data": {"root": str(regions), "test": None},
+        "model": {"image": {"kind": "regions", "features": 24, "mlp": True}},
+        "train": {"global_batch": 32},
+    }
+    line = r"cluster\.min_workers=1: .*BatchNorm1d.* takes statistics over the batch"
+    config = tiny_config("norm", **sections, cluster={"workers": 2, "min_workers": 1})
+    with pytest.raises(UserError, match=line):
+        set_up(config, resume=False)
+    set_up(tiny_config("norm", **sections, cluster={"workers": 2}), resume=False)
+    with pytest.raises(RuntimeError, match=line):  # as of a run that goes on with fewer
         Training(config, World.join(CPU), print)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from allpairs.models import load
 from allpairs.models.pieces import read_weights
 from distributed.launch import set_up
 
@@ -189,6 +190,9 @@ def test_sharded_strategies_compute_what_ddp_computes_and_resume(prepared):
         assert evaluations(path) == pytest.approx(evaluations(ddp)), path
         assert largest_difference(ddp, path) < 1e-4, path
     for name, path in runs.items():
+        best, whole = (load(path.parent / folder)[0].state_dict() for folder in ("checkpoints/best", "model"))
+        assert all(torch.equal(whole[key], tensor) for key, tensor in best.items())
+        assert (path.parent / "model/model.safetensors").exists()
         assert (path.parent / "checkpoints/last/model.safetensors").exists() != (name in ("zero3", "fsdp2"))
     again = prepared("part", resume=True, train=PLAIN["train"] | WAYS["zero1"])
     torchrun(2, again)
@@ -207,6 +211,9 @@ def check_bounds(found: dict) -> None:
             assert here == pytest.approx(there, rel=1e-4), way
         assert one["losses"][0] == pytest.approx(one["losses"][1], rel=1e-5), way
         assert all(one["masters"])
+        copying, gathering = one["collectives"]
+        assert copying == 0, f"{way}: what a checkpoint takes is gathered from nowhere"
+        assert (gathering > 0) == (way in ("zero3", "fsdp2")), way
         saved = {"scale": math.exp(one["saved"]["log_scale"]), "bias": one["saved"]["bias"]}
         assert saved == pytest.approx(one["noted"][-1], rel=1e-12), way
 
