@@ -20,9 +20,10 @@ def difference(modules: Mapping[str, nn.Module], world: World) -> str | None:
     nobody else has it. Collective; the same words on every rank. A number a parameter crosses the network, as long as
     they are equal.
     """
-    if world.control is None:
+    whole = list(_whole(modules))
+    if world.control is None or not whole:
         return None
-    names, tensors = zip(*_whole(modules), strict=True)
+    names, tensors = zip(*whole, strict=True)
     sums_P = torch.stack([checksum(tensor) for tensor in tensors]).cpu()
     # The largest of x and of ~x, that is of x the smallest: apart where any rank's differs.
     extremes_2P = torch.cat([sums_P, ~sums_P])
@@ -47,7 +48,8 @@ def checksum(tensor: Tensor) -> Tensor:
 def _whole(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:
     for prefix, module in modules.items():
         for name, parameter in module.named_parameters():
-            if not is_shared(parameter) and parameter.numel():
+            # What ZeRO-3 keeps whole for the forward is shared for the step: both.
+            if (not is_shared(parameter) or getattr(parameter, "ds_persist", False)) and parameter.numel():
                 yield prefix + name, parameter
 
 

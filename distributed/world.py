@@ -135,9 +135,21 @@ def local(tensor: Tensor) -> Tensor:
     """Return this rank's part of a tensor that ranks share (torch's DTensor, ZeRO-3's), any other as it is."""
     shared: Any = tensor
     if hasattr(shared, "ds_tensor"):
-        part: Tensor = shared.ds_tensor
+        _, count = zero3_range(tensor)
+        part: Tensor = shared.ds_tensor.narrow(0, 0, count)
         return part
     return shared.to_local() if hasattr(shared, "to_local") else tensor
+
+
+def zero3_range(parameter: Tensor) -> tuple[int, int]:
+    """Return the first of the flattened elements that ZeRO-3 gives this rank of `parameter`, and how many they are.
+
+    All ranks have as many but for the last, whose part is filled up with what means nothing.
+    """
+    shared: Any = parameter
+    most = shared.partition_numel()
+    start = min(dist.get_rank(shared.ds_process_group) * most, shared.ds_numel)
+    return start, min(most, shared.ds_numel - start)
 
 
 def is_shared(tensor: Tensor) -> bool:

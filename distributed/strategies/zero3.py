@@ -18,7 +18,8 @@ from distributed.config import Config
 from distributed.step import TrainStep
 from distributed.strategies.deepspeed import DeepSpeedZero
 from distributed.strategies.moments import MOMENTS, Piece, SavedMoments, copied, state_of
-from distributed.world import World
+from distributed.strategies.optimizer import NonFiniteGradients
+from distributed.world import World, local, zero3_range
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,14 @@ class ZeroStage3(DeepSpeedZero):
         if kept:
             kept[0].all_gather(param_list=kept)
 
+    def update(self, lr_factor: float) -> float:
+        """As in the other stages; what is kept whole is there again after a step that DeepSpeed left out, too."""
+        try:
+            return super().update(lr_factor)
+        except NonFiniteGradients:
+            self._gather_kept()
+            raise
+
     def place(self, encoder: nn.Module) -> None:
         """Take another encoder's weights apart as the trained one's are."""
         trained: Any = next(self.step.encoder.parameters())
@@ -92,8 +101,7 @@ class ZeroStage3(DeepSpeedZero):
         pieces = []
         for name, value in encoder.state_dict(keep_vars=True).items():
             if hasattr(value, "ds_tensor"):
-                start, count = self._part(value)
-                shape, values = value.ds_shape, value.ds_tensor.narrow(0, 0, count)
+                (start, _), shape, values = zero3_range(value), value.ds_shape, local(value)
             else:
                 start, shape, values = 0, value.shape, value.flatten()
             if len(values) and (hasattr(value, "ds_tensor") or self._rank == 0):
@@ -105,9 +113,9 @@ class ZeroStage3(DeepSpeedZero):
         """Take this rank's part of an encoder's `weights`, for an evaluation: the masters stay as they are."""
         for name, value in encoder.state_dict(keep_vars=True).items():
             if hasattr(value, "ds_tensor"):
-                start, count = self._part(value)
+                start, count = zero3_range(value)
                 value.partition()  # or what is whole here would stay as it is
-                value.ds_tensor.narrow(0, 0, count).copy_(weights[name].flatten()[start : start + count])
+                local(value).copy_(weights[name].flatten()[start : start + count])
             else:
                 value.copy_(weights[name])
         self._gather_kept()
@@ -128,7 +136,7 @@ class ZeroStage3(DeepSpeedZero):
         for held in self._held():
             if held.parameter in learned:  # it was loaded after the masters were made
                 values = held.parameter.flatten()[held.start : held.start + held.count]
-                held.parameter.ds_tensor.narrow(0, 0, held.count).copy_(values)
+                local(held.parameter).copy_(values)
                 held.flat.narrow(0, held.offset, held.count).copy_(values)
             moments = saved.read(held.name, held.start, held.start + held.count)
             if moments is None:
@@ -146,12 +154,6 @@ class ZeroStage3(DeepSpeedZero):
         for name, parameter in self.step.named_parameters():
             if parameter.requires_grad:
                 group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
-                start, count = self._part(parameter)
+                start, count = zero3_range(parameter)
                 if count:
                     yield _Held(name, parameter, start, count, zero.fp32_partitioned_groups_flat[group], offset)
-
-    def _part(self, parameter: Any) -> tuple[int, int]:
-        """Return the first of a parameter's flattened elements that this rank holds, and how many it does."""
-        most = parameter.partition_numel()
-        start = min(self._rank * most, parameter.ds_numel)
-        return start, min(most, parameter.ds_numel - start)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 
+from allpairs.models.pieces import write_pieces
 from distributed.config import load
 from distributed.finish import complete
 from distributed.loop import Training
@@ -37,8 +37,7 @@ def main() -> None:
                     complete(training)
                 except Stopped:
                     weights = training.strategy.weights(training.strategy.step.encoder)
-                    if world.rank == 0:
-                        save_file(weights, path.with_suffix(".left"))
+                    write_pieces(path.parent, "left", weights, world.rank)
                     raise
         except Stopped as stopped:
             path.with_suffix(f".stopped{world.rank}").write_text(str(stopped))
