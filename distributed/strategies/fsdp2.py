@@ -80,7 +80,8 @@ class FullyShardedDataParallel:
         whole = [p for p in self.step.parameters() if p.requires_grad and not isinstance(p, DTensor)]
         if not whole:
             return
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten().float() for p in whole])
+        parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in whole]
+        flat = torch.cat([part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts])
         dist.all_reduce(flat, group=self._world.group)
         flat /= self._world.size
         for parameter, values in zip(whole, flat.split([p.numel() for p in whole]), strict=True):

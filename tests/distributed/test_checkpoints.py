@@ -246,7 +246,7 @@ def assert_intact(run: RunDirectory) -> None:
     assert all(check_files(run.checkpoints / folder) for folder in steps(run))
 
 
-@pytest.mark.parametrize("function", ["save_file", "write_moments", "hash_files", "write_hashes", "_flush"])
+@pytest.mark.parametrize("function", ["write_weights", "write_moments", "hash_files", "write_hashes", "_flush"])
 def test_a_disk_that_is_full_at_any_moment_of_a_checkpoint(part, tiny_config, monkeypatch, function) -> None:
     training = Training(tiny_config("part"), World.join(CPU), lambda _: None)
     training.progress.step += 1
