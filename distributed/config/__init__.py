@@ -3,6 +3,7 @@
 - `tree`: the knobs.
 - `load`, `keys`: from a file and overrides to the tree, and the names of all keys.
 - `objective`: the section whose keys are an objective's own arguments.
+- `deepspeed`: a user's own settings of DeepSpeed, beside ours.
 - `mistakes`: what is said of a file that does not fit.
 """
 
