@@ -335,7 +335,6 @@ def test_ranks_choose_the_same_checkpoint_and_stop_together(tiny_config, tiny, t
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert first["one rank reads other data"].startswith("the ranks do not train alike: data.train is ")
-    assert "it was cut off or replaced" in first["one rank's shard is cut"]
     assert first["saved"] == 6
     assert first["fell back to"] == 5
     assert first["one rank cannot read back"].startswith("rank 1: the checkpoint of step 5 cannot be written to ")
