@@ -12,14 +12,8 @@ from distributed.config import validate
 from distributed.step import Pairs, TrainStep
 from distributed.strategies import make_strategy
 from distributed.world import World
+from tests.distributed.first_step import WAYS
 
-WAYS = {
-    "ddp": {"strategy": "ddp"},
-    "zero1": {"strategy": "deepspeed", "zero_stage": 1},
-    "zero2": {"strategy": "deepspeed", "zero_stage": 2},
-    "zero3": {"strategy": "deepspeed", "zero_stage": 3},
-    "fsdp2": {"strategy": "fsdp2"},
-}
 TURN, LOOKS = 60, (60, 71, 120)
 """From this step on every image meets another one's caption; after these steps the numbers are noted."""
 

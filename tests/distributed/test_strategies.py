@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from allpairs.models import load
 from allpairs.models.pieces import read_weights
 from distributed.launch import set_up
+from distributed.world import World
+from tests.distributed.first_step import WAYS, made
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("torchrun_script.py")
@@ -31,17 +33,6 @@ NCR = {
     "train": PLAIN["train"] | {"epochs": 3, "recipe": "ncr", "ncr": {"warmup_epochs": 1}},
 }
 """Two nets; noisy pairs are left out in the second epoch and train in the third."""
-
-
-WAYS = {
-    "ddp": {"strategy": "ddp"},
-    "zero1": {"strategy": "deepspeed", "zero_stage": 1},
-    "zero2": {"strategy": "deepspeed", "zero_stage": 2},
-    # As DeepSpeed has it, it would keep a model of this size whole.
-    "zero3": {"strategy": "deepspeed", "zero_stage": 3}
-    | {"deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}}},
-    "fsdp2": {"strategy": "fsdp2"},
-}
 
 
 def torchrun(world: int, *paths: Path) -> None:
@@ -174,9 +165,11 @@ def test_sharded_strategies_compute_what_ddp_computes_and_resume(prepared):
         faulty[prepared(name, train=settings)] = said
     ddp = runs["ddp"]
     bound = ddp.with_name("scales.bound")
-    torchrun(2, bound, *faulty, *runs.values(), part, *averages.values(), *in_parts.values(), *divided)
+    first = ddp.with_name("first.gradients")
+    torchrun(2, bound, first, *faulty, *runs.values(), part, *averages.values(), *in_parts.values(), *divided)
     for path, said in faulty.items():
         check_fault(path, said)
+    check_gradients([torch.load(first.with_suffix(f".gradients{rank}"), weights_only=True) for rank in (0, 1)])
     assert_same_divisions(*divided)
     for path in averages.values():
         assert largest_difference(averages["ddp"], path) < 1e-4, path
@@ -197,6 +190,23 @@ def test_sharded_strategies_compute_what_ddp_computes_and_resume(prepared):
     again = prepared("part", resume=True, train=PLAIN["train"] | WAYS["zero1"])
     torchrun(2, again)
     assert largest_difference(runs["zero1"], again) == 0
+
+
+def check_gradients(ranks: list[dict]) -> None:
+    """Each element of each gradient is there once, and is the one that a single process computes."""
+    step, pairs = made(World.join(torch.device("cpu")))
+    step(pairs).loss.backward()
+    expected = {name: parameter.grad.flatten() for name, parameter in step.named_parameters()}
+    assert len(ranks[0]) == 2 * len(WAYS)
+    for way in ranks[0]:
+        found = {name: torch.full_like(values, torch.nan) for name, values in expected.items()}
+        for name, start, values in (piece for rank in ranks for piece in rank[way]):
+            assert found[name][start : start + len(values)].isnan().all(), (way, name)
+            found[name][start : start + len(values)] = values
+        for name, values in expected.items():
+            torch.testing.assert_close(
+                found[name], values, rtol=1e-5, atol=1e-6, msg=lambda said, what=f"{way}, {name}": f"{what}: {said}"
+            )
 
 
 def check_bounds(found: dict) -> None:

@@ -2,7 +2,8 @@
 
 A run named after one of `tests.distributed.faults` has that fault; beside one that all stopped, `.stopped0` has the
 reason of rank 0 and `.left` the encoder's weights. A name that ends in `.bound` is no configuration, but where each
-rank writes what `tests.distributed.bound` finds.
+rank writes what `tests.distributed.bound` finds, or, in
+`.gradients`, `tests.distributed.first_step`.
 """
 
 import json
@@ -20,6 +21,7 @@ from distributed.loop import Training
 from distributed.world import Stopped, World
 from tests.distributed.bound import trajectories
 from tests.distributed.faults import harmed
+from tests.distributed.first_step import gradients
 
 
 def main() -> None:
@@ -29,6 +31,9 @@ def main() -> None:
     for path in map(Path, sys.argv[1:]):
         if path.suffix == ".bound":
             path.with_suffix(f".bound{world.rank}").write_text(json.dumps(trajectories(world)))
+            continue
+        if path.suffix == ".gradients":
+            torch.save(gradients(world), path.with_suffix(f".gradients{world.rank}"))
             continue
         try:
             with harmed(load(path), world.rank) as config:
