@@ -28,6 +28,12 @@ WAYS = {
     "fsdp2": {"strategy": "fsdp2"},
 }
 
+_ZERO = {"offload_optimizer": {"device": "cpu"}, "stage3_param_persistence_threshold": 0}
+OFFLOADED = {
+    f"zero{stage}, offloaded": {"strategy": "deepspeed", "zero_stage": stage, "deepspeed": {"zero_optimization": _ZERO}}
+    for stage in (2, 3)
+}
+
 
 def made(world: World) -> tuple[TrainStep, Pairs]:
     """Return the same initial step on every rank, and this rank's rows of the same batch."""
@@ -45,7 +51,7 @@ def gradients(world: World) -> dict[str, list[tuple[str, int, Tensor]]]:
     """Return by strategy, at once and in micro-batches, this rank's part: name, first element, elements."""
     found = {}
     optimizer = {"betas": (0.0, 0.999), "clip_norm": None, "warmup_epochs": 0}
-    for name, way in WAYS.items():
+    for name, way in (WAYS | OFFLOADED).items():
         for micro in (None, 2):
             train: dict[str, Any] = way | {"global_batch": ROWS, "micro_batch": micro}
             config = validate({"run": {"name": "x"}, "train": train, "optimizer": optimizer})
