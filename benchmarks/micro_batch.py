@@ -58,17 +58,14 @@ def measure(batch: int, micro: int, threads: int) -> dict[str, float]:
         else:
             output = cached.encode(some, chunks_of(len(some.image_ids_b), 1, micro))
             highest.append(memory("VmHWM"))
-            ctypes.CDLL(None).malloc_trim(0)  # what the first pass has freed would hide what the second takes
-            Path("/proc/self/clear_refs").write_text("5")
-            held = memory("VmRSS")
+            held = held_now()
             for chunk in cached.chunks(output.loss):
                 step(chunk).backward()
             encoder.append(memory("VmHWM") - held)
         return float(output.loss.detach())
 
     run(pairs.of_rows(slice(0, 32), slice(0, 32)))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    before = memory("VmRSS")
+    before = held_now()
     highest.clear()
     seconds: list[float] = []
     value = 0.0
@@ -79,6 +76,13 @@ def measure(batch: int, micro: int, threads: int) -> dict[str, float]:
     highest.append(memory("VmHWM"))
     found = {"seconds": statistics.median(seconds), "bytes": max(highest) - before, "value": value}
     return found | ({"encoder": statistics.median(encoder[1:])} if micro else {})
+
+
+def held_now() -> int:
+    """Return the bytes that are resident; the peak (VmHWM) starts again from here."""
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before would hide what is taken next
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory("VmRSS")
 
 
 def in_a_process(batch: int, micro: int, threads: int) -> dict[str, float]:
@@ -108,8 +112,8 @@ def main() -> None:
     for batch in given.batches:
         whole = None
         for micro in (0, given.micro) if batch <= given.whole else (given.micro,):
-            print(f"{batch} {micro}", file=sys.stderr)
             found = in_a_process(batch, micro, given.threads)
+            print(f"{batch} {micro} {found}", file=sys.stderr)
             whole = found if micro == 0 else whole
             ratios = ["–" if whole is None else f"{found[key] / whole[key]:.2f}" for key in ("seconds", "bytes")]
             encoder = f"{found['encoder'] / 2**20:,.0f}" if micro else "–"

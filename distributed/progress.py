@@ -126,7 +126,7 @@ def _free(name: str, free: dict[str, float]) -> str:
 
 def line(row: dict[str, Any]) -> str:
     """Format one row of metrics.jsonl for reading."""
-    if "val/rsum" in row:
+    if "val/best_rsum" in row:  # without data.test the last row measures val too, under the best checkpoint
         best = "  [green]best[/]" if row["val/rsum"] == row["val/best_rsum"] else ""
         recalls = "  ".join(
             f"{name} {row[f'val/{way}/r1']:.1f}/{row[f'val/{way}/r5']:.1f}/{row[f'val/{way}/r10']:.1f}"

@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from allpairs.errors import UserError
@@ -37,7 +38,8 @@ def cluster(cpus: int, *, resources: Mapping[str, float] | None = None, dashboar
             os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
             local |= {"dashboard_host": "127.0.0.1", "dashboard_port": port}
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        with _in_groups_of_their_own():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except Exception as error:  # Ray raises bare ones for a node that took too long
         raise UserError(_not_up(address, error)) from None
     # Ray tells every driver of every dead worker, ten lines each, also with log_to_driver off; its files keep them.
@@ -46,6 +48,26 @@ def cluster(cpus: int, *, resources: Mapping[str, float] | None = None, dashboar
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _in_groups_of_their_own() -> Iterator[None]:
+    """Let what Ray starts within the block not hear a signal to this command's process group (`kill -- -PID`).
+
+    The command hears it and asks Ray for what is left to do. Linux ends these processes with the command all the same;
+    elsewhere Ray ends them by their group, which they must stay in.
+    """
+    from ray._private import services as module
+    from ray._private import utils
+
+    services: Any = module
+    start = services.ConsolePopen
+    if utils.detect_fate_sharing_support_linux():
+        services.ConsolePopen = partial(start, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = start
 
 
 def _not_up(address: str, error: Exception) -> str:

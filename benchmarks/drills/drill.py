@@ -29,6 +29,7 @@ STRATEGIES = {
     "ddp": ("train.strategy=ddp",),
     "zero1": ("train.strategy=deepspeed", "train.zero_stage=1"),
     "zero2": ("train.strategy=deepspeed", "train.zero_stage=2"),
+    "zero3": ("train.strategy=deepspeed", "train.zero_stage=3"),
     "fsdp2": ("train.strategy=fsdp2",),
 }
 
@@ -85,6 +86,9 @@ def drill(kind: str, seed: int, config: Path, ray: tuple[str, int], plan: Sequen
     except (DrillError, OSError) as failure:
         run.kill_all()
         return Verdict(kind, seed, strategy, fired, time.monotonic() - started, f"{failure}")
+    except KeyboardInterrupt:
+        run.kill_all()
+        raise
     shutil.rmtree(run.directory.root)
     return Verdict(kind, seed, strategy, fired, time.monotonic() - started, "")
 
@@ -101,6 +105,9 @@ def undisturbed(config: Path, name: str, settings: tuple[str, ...], ray: tuple[s
         except DrillError as failure:
             run.kill_all()
             raise SystemExit(f"{name}: {failure}") from None
+        except KeyboardInterrupt:
+            run.kill_all()
+            raise
     return run.directory
 
 

@@ -18,6 +18,12 @@ from benchmarks.drills.setting import STEPS
 
 DAMAGED = re.compile(r"checkpoint (step-\d+) is not what was written \(.*\); going on from the one before, (step-\d+)")
 
+# Sooner than Ray learns of the process its peer may see the connection close.
+LOST = re.compile(
+    r"rank (\d+) on \S+ was lost \((?:its process died|connection closed)\).*: "
+    r"restart \d+ of \d+, from (?:the start|step ([\d,]+))"
+)
+
 
 @dataclass(frozen=True)
 class Fired:
@@ -37,7 +43,7 @@ def kill_worker(run: DisturbedRun, window: range, draw: random.Random) -> Fired:
     run.train_until(draw.choice(window))
     rank = draw.randrange(len(run.workers()))
     process = run.workers()[rank]
-    with _restarted(run, f"SIGKILL of rank {rank}") as fired:
+    with _restarted(run, f"SIGKILL of rank {rank}", (rank,)) as fired:
         _kill(process)
     return fired[0]
 
@@ -49,7 +55,7 @@ def kill_in_checkpoint(run: DisturbedRun, window: range, draw: random.Random) ->
     workers = run.workers()
     chosen = [workers[rank] for rank in ranks]
     temporary = _stop_while_writing(run, chosen)
-    with _restarted(run, f"SIGKILL of {ranks} while {temporary.name} was written") as fired:
+    with _restarted(run, f"SIGKILL of {ranks} while {temporary.name} was written", ranks) as fired:
         for process in chosen:
             _kill(process)
         if (temporary.parent / temporary.name[1:]).exists():
@@ -59,13 +65,15 @@ def kill_in_checkpoint(run: DisturbedRun, window: range, draw: random.Random) ->
 
 def _stop_while_writing(run: DisturbedRun, processes: list[psutil.Process]) -> Path:
     """Stop `processes` at a moment when a checkpoint is half written; return its folder."""
+    began = run.step()  # what an earlier fault has left is of a step before
+    found: list[Path] = []
+
+    def is_there() -> bool:
+        folders = run.directory.checkpoints.glob(".step-*")
+        found[:] = [folder for folder in folders if int(folder.name.removeprefix(".step-")) >= began]
+        return bool(found)
+
     while True:
-        found: list[Path] = []
-
-        def is_there(found: list[Path] = found) -> bool:
-            found[:] = run.directory.checkpoints.glob(".step-*")
-            return bool(found)
-
         run.wait("checkpoint being written", is_there, pause=0.0005)
         for process in processes:
             process.suspend()
@@ -139,8 +147,8 @@ def _kill(process: psutil.Process) -> None:
 
 
 @contextmanager
-def _restarted(run: DisturbedRun, what: str) -> Iterator[list[Fired]]:
-    """Kill workers within the block; then wait until Ray has started others and they are beyond where training was."""
+def _restarted(run: DisturbedRun, what: str, ranks: tuple[int, ...]) -> Iterator[list[Fired]]:
+    """Kill `ranks` within the block; then wait until Ray has started others and they are beyond where training was."""
     placed, restarts = len(run.events("placed")), len(run.events("restart"))
     fired: list[Fired] = []
     run.watch_family()
@@ -150,8 +158,8 @@ def _restarted(run: DisturbedRun, what: str) -> Iterator[list[Fired]]:
     run.wait("restart", lambda: len(run.events("restart")) > restarts)
     step = run.step()
     text = run.events("restart")[-1]["text"]
-    found = re.search(r"was lost \(its process died\).*: restart \d+ of \d+, from (the start|step ([\d,]+))", text)
-    if found is None:
+    found = LOST.match(text)
+    if found is None or int(found[1]) not in ranks:
         raise DrillError(f"told otherwise: {text}")
     kept = int((found[2] or "0").replace(",", ""))
     run.wait(f"step after {step}", lambda: len(run.events("placed")) > placed and run.step() > step)

@@ -388,6 +388,8 @@ def test_a_row_says_where_the_time_went(tiny_config, monkeypatch):
     assert step_times(given) == "100 ms a step: read 30% · encode 50% · optimizer 20%"
     assert step_times(given | {"train/gpu_gb": 3.21}).endswith(" · GPU 3.2 GB")
     assert step_times({"val/rsum": 1.0}) == ""
+    # The last row of a run without data.test: measured under the best checkpoint, which it is not compared with.
+    assert line({"step": 9, "epoch": 3.0, "val/i2t/r1": 5.0, "val/rsum": 147.04}) == "val RSUM 147.0"
 
 
 def test_recalls_by_faiss_are_the_counted_ones(tiny_config, monkeypatch):
