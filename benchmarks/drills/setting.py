@@ -38,9 +38,10 @@ _TOKEN = secrets.token_hex(32)
 
 _HEAD = """
 import ray, sys
-ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
-print(ray.get_runtime_context().gcs_address, flush=True)
-sys.stdin.read()
+from retrieval_eval.ray_cluster import cluster
+with cluster(cpus=4, dashboard=True):  # which Ray asks whether the controller of a killed driver is gone
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.read()
 """
 
 
