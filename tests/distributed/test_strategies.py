@@ -84,6 +84,13 @@ def evaluations(path: Path) -> list[float]:
     return [row["val/rsum"] for row in rows if "val/rsum" in row]
 
 
+def step_norms(path: Path) -> dict[str, list[float]]:
+    """Norms of weights and of updates, row by row."""
+    rows = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
+    names = ("train/parameter_norm", "train/update_norm")
+    return {name: [row[name] for row in rows if "train/loss" in row] for name in names}
+
+
 def assert_same_divisions(*paths: Path) -> None:
     """Runs of `NCR` called the same pairs noisy, some of them, and trained alike with it."""
     first, *others = (load_file(path.parent / "checkpoints/last/division.safetensors") for path in paths)
@@ -181,6 +188,8 @@ def test_sharded_strategies_compute_what_ddp_computes_and_resume(prepared):
     for path in (*runs.values(), *in_parts.values()):
         assert gradient_norms(path) == pytest.approx(gradient_norms(ddp), rel=1e-4), path
         assert evaluations(path) == pytest.approx(evaluations(ddp)), path
+        for name, expected in step_norms(ddp).items():
+            assert step_norms(path)[name] == pytest.approx(expected, rel=1e-4), (path, name)
         assert largest_difference(ddp, path) < 1e-4, path
     for name, path in runs.items():
         best, whole = (load(path.parent / folder)[0].state_dict() for folder in ("checkpoints/best", "model"))
