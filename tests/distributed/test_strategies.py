@@ -12,11 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from allpairs.hashes import HASHES, files_in
 from allpairs.models import load
 from allpairs.models.pieces import read_weights
+from distributed.checkpoints import find_usable
 from distributed.launch import set_up
 from distributed.world import World
-from tests.distributed.first_step import OFFLOADED, WAYS, made
+from retrieval_eval.run_files import read_rows
+from tests.distributed.first_step import WAYS, made
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("torchrun_script.py")
@@ -206,7 +209,7 @@ def check_gradients(ranks: list[dict]) -> None:
     step, pairs = made(World.join(torch.device("cpu")))
     step(pairs).loss.backward()
     expected = {name: parameter.grad.flatten() for name, parameter in step.named_parameters()}
-    assert len(ranks[0]) == 2 * len(WAYS | OFFLOADED)
+    assert len(ranks[0]) == 2 * len(WAYS)
     for way in ranks[0]:
         found = {name: torch.full_like(values, torch.nan) for name, values in expected.items()}
         for name, start, values in (piece for rank in ranks for piece in rank[way]):
@@ -239,10 +242,14 @@ def check_bounds(found: dict) -> None:
 
 def test_a_checkpoint_is_resumed_by_another_strategy_and_another_number_of_workers(prepared):
     """Each way begins a run of two epochs, another goes on after the first: all end as one that nobody stopped."""
-    train = PLAIN["train"] | {"stop_after_epochs": 1}
+    train = PLAIN["train"] | {"stop_after_epochs": 1, "checkpoint_every_steps": 2}
     whole = prepared("undisturbed")
     first = {name: prepared(f"{name}-first", train=train | way) for name, way in WAYS.items()}
     torchrun(2, whole, *first.values())
+    for number, path in enumerate(first.values()):
+        assert_every_damage_is_seen(path.parent / "checkpoints")
+        file = sorted((path.parent / "checkpoints/last").rglob("*.safetensors"))[-1 - number % 2]
+        file.write_bytes(file.read_bytes()[:-9])  # so each goes on from the checkpoint before, which all ranks agree on
     then = {"ddp": "zero1", "zero1": "zero3", "zero2": "ddp", "zero3": "fsdp2", "fsdp2": "zero2"}
     second = {
         name: prepared(f"{name}-first", resume=True, train=PLAIN["train"] | WAYS[other]) for name, other in then.items()
@@ -252,6 +259,34 @@ def test_a_checkpoint_is_resumed_by_another_strategy_and_another_number_of_worke
         assert gradient_norms(path)[-1] == pytest.approx(gradient_norms(whole)[-1], rel=1e-3), name
         assert largest_difference(whole, path) < 2e-4, name
         assert certificate(path) == certificate(whole), name
+        (note,) = (row["text"] for row in read_rows(path.parent / "events.jsonl") if row["event"] == "note")
+        assert note.startswith("checkpoint step-00000003 is not what was written ("), note
+        assert note.endswith("going on from the one before, step-00000002"), note
+
+
+def assert_every_damage_is_seen(folder: Path) -> None:
+    """A file of the last checkpoint cut, or a byte of it flipped, at each twentieth: the one before, in one line."""
+    links = {path.name: path.readlink() for path in folder.iterdir() if path.is_symlink()}
+    last, alone = folder / "last", World.join(torch.device("cpu"))
+    assert any(name.startswith("optimizer/") for name in files_in(last))
+    for path in [last.resolve() / name for name in (*files_in(last), HASHES)]:
+        content = path.read_bytes()
+        for place in sorted({len(content) * part // 20 for part in range(20)}):
+            for damaged in (content[:place], content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]):
+                path.write_bytes(damaged)
+                said: list[str] = []
+                found = find_usable(folder, alone, said.append)
+                assert found is not None
+                assert found.folder.name == "step-00000002", (path, place)
+                assert len(said) == 1, (path, place)
+                assert "\n" not in said[0]
+                for link, target in links.items():
+                    (folder / link).unlink(missing_ok=True)
+                    (folder / link).symlink_to(target)
+        path.write_bytes(content)
+    found = find_usable(folder, alone, print)
+    assert found is not None
+    assert found.folder.name == "step-00000003"
 
 
 def test_what_goes_wrong_on_one_rank_ends_all_with_one_line(prepared):
