@@ -34,7 +34,6 @@ from allpairs.hashes import HASHES, Hashes, check_files, files_in, hash_files, r
 from allpairs.models import DualEncoder, ModelSpec, Tokens
 from allpairs.models.pieces import (
     WeightPiece,
-    is_rank_file,
     rank_file,
     read_weights,
     write_pieces,
@@ -49,6 +48,8 @@ from distributed.world import Stopped, World
 
 LAST, PREVIOUS, BEST = "last", "previous", "best"
 OBJECTIVE, POSITION, TRAINED = "objective.safetensors", "position.json", "trained"
+BY_RANK = (models.MODEL, TRAINED, OPTIMIZER)
+"""Folders in which each rank writes its part."""
 
 
 @dataclass
@@ -178,8 +179,10 @@ class Checkpoints:
             (folder / POSITION).write_text(copy.position, encoding="utf-8")
             if copy.also is not None:
                 copy.also(folder)
-        mine = {rank_file(name, rank) for name in (models.MODEL, TRAINED, OPTIMIZER)}
-        names = [name for name in files_in(folder) if name in mine or (rank == 0 and not is_rank_file(name))]
+        mine = {rank_file(name, rank) for name in BY_RANK}
+        # In these folders other ranks are still writing, and files come and go.
+        ours = [name for name in files_in(folder) if name.partition("/")[0] not in BY_RANK] if rank == 0 else []
+        names = [*ours, *(name for name in sorted(mine) if (folder / name).exists())]
         _flush([folder / name for name in names])
         return hash_files(folder, names)
 

@@ -8,7 +8,6 @@ NAME/rank-00000.safetensors, …   or, of ranks that share the weights, a file f
 
 import json
 import math
-import re
 import struct
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -55,11 +54,6 @@ class WeightPiece:
 def rank_file(name: str, rank: int) -> str:
     """Return the name of the file in which `rank` writes its pieces of `name`."""
     return f"{name}/rank-{rank:05}.safetensors"
-
-
-def is_rank_file(path: str) -> bool:
-    """Whether a file of this name is one, whole or still being written: the concern of the rank that writes it."""
-    return re.search(r"/\.?rank-\d+\.safetensors", path) is not None
 
 
 def write_weights(folder: Path, name: str, pieces: Iterable[WeightPiece]) -> None:
