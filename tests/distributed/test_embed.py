@@ -233,9 +233,9 @@ def test_the_readmes_inference(trained, tiny_config, tiny_samples, tmp_path, mon
     """Executed as it stands there, on files named there; its embeddings are those of the run's evaluation."""
     _, directory = trained
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    [code] = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "checkpoints/best" in block]
+    [code] = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "models.load" in block]
     assert len([line for line in code.splitlines() if line and not line.startswith(("import", "from"))]) == 5
-    folder = tmp_path / re.search(r'"([^"]+)/checkpoints/best"', code).group(1)
+    folder = tmp_path / re.search(r'"([^"]+)/model"', code).group(1)
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.symlink_to(directory.root)
     names = re.findall(r'"([^"]+\.(?:png|jpg))"', code)

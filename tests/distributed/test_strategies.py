@@ -19,7 +19,7 @@ from distributed.checkpoints import find_usable
 from distributed.launch import set_up
 from distributed.world import World
 from retrieval_eval.run_files import read_rows
-from tests.distributed.first_step import WAYS, made
+from tests.distributed.first_step import OFFLOADED, WAYS, made
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("torchrun_script.py")
@@ -209,7 +209,7 @@ def check_gradients(ranks: list[dict]) -> None:
     step, pairs = made(World.join(torch.device("cpu")))
     step(pairs).loss.backward()
     expected = {name: parameter.grad.flatten() for name, parameter in step.named_parameters()}
-    assert len(ranks[0]) == 2 * len(WAYS)
+    assert len(ranks[0]) == 2 * len(WAYS | OFFLOADED)
     for way in ranks[0]:
         found = {name: torch.full_like(values, torch.nan) for name, values in expected.items()}
         for name, start, values in (piece for rank in ranks for piece in rank[way]):
