@@ -29,6 +29,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from allpairs.errors import UserError
 from allpairs.models import build
 from allpairs.objectives import make
+from distributed.beginning import open_reader
 from distributed.config import Config, load
 from distributed.data import Position
 from distributed.heartbeat import READING
@@ -64,7 +65,8 @@ class BareLoop:
     def __init__(self, training: Training) -> None:
         config = training.config
         torch.manual_seed(config.train.seed)
-        self._reader = training._open_reader()
+        whose = (training.world, training.run_dir, training.encoder, training.vocabulary)
+        self._reader, _ = open_reader(config, *whose, say=lambda _: None)
         self._batches = self._reader.batches(Position(config.train.seed, 0, 0))
         self._epoch = 0
         self._model = EncoderAndLoss(config, len(training.vocabulary)).train()

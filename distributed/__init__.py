@@ -7,7 +7,8 @@
   life, where in the code a rank stands.
 - `elastic`, `scaling`: a run with fewer workers, and with more again; `preemption`: a notice that a node will go.
 - `world`: what all ranks know and agree on; `agreement`: what must be the same on all of them.
-- `loop`: training; `step`, `cached`: its forward, whole or in chunks; `interval`: its rows of metrics.
+- `beginning`: what a run trains, and on what; `loop`: training; `step`, `cached`: its forward, whole or in chunks;
+  `interval`: its rows of metrics.
 - `clock`, `norms`, `profiling`: where a step's time goes; how long weights and updates are; a profiler's trace.
 - `guards`: losses and gradients that are not finite; `replicas`: ranks that came apart.
 - `compiling`: the encoder through torch.compile.

@@ -16,6 +16,7 @@ from allpairs.errors import UserError
 from allpairs.models import DualEncoder
 
 BACKEND = "inductor"
+NOTE = "train.compile: compiling the encoder, forward and backward, at the first steps: seconds to minutes"
 
 
 def compile_encoder(encoder: DualEncoder) -> None:

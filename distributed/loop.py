@@ -10,50 +10,40 @@ Resume order: weights and optimiser, position, then the reader from that positio
 of (seed, step) and (seed, epoch, sample), so there is no generator state to restore.
 """
 
-import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from allpairs.errors import UserError
 from allpairs.files import read_json
-from allpairs.models import Ensemble, build, load, load_tokens, recompute_activations
-from allpairs.objectives import PairObjective, arguments, make
 from distributed.agreement import fingerprint, in_use, refuse_difference, require_same, same
-from distributed.average import Average
-from distributed.cached import chunks_of, refuse_batch_statistics
+from distributed.beginning import begin, mixed, open_reader
+from distributed.cached import chunks_of
 from distributed.certificate import digest, extend
 from distributed.checkpoints import (
     Checkpoints,
     Progress,
-    checkpoint_of,
     find_usable,
-    load_trained,
-    read_progress,
-    start_from,
 )
 from distributed.clock import Clock
-from distributed.compiling import compile_encoder
+from distributed.compiling import NOTE
 from distributed.config import Config
-from distributed.data import Dataset, Position, TrainBatch, TrainReader, open_split
+from distributed.data import Dataset, Position, TrainBatch, open_split
 from distributed.data.batch import dropped_metrics
 from distributed.data.dataset import CAUSES
-from distributed.data.margins import margin_source
 from distributed.elastic import change_of_workers, reason_for, rows_at_once, with_rows_at_once
 from distributed.evaluation import encode, engine_columns, loss_and_similarities
 from distributed.guards import Guards
 from distributed.heartbeat import READING, STEPPING
 from distributed.interval import Collapse, Interval
-from distributed.ncr.recipe import NoisyCorrespondence
 from distributed.norms import StepNorms
 from distributed.profiling import StepProfiler
 from distributed.run_directory import RunDirectory, flat
-from distributed.step import Pairs, TrainStep
+from distributed.step import Pairs
 from distributed.strategies import make_strategy
 from distributed.strategies.optimizer import NonFiniteGradients, learning_rate_factor
 from distributed.tracking import open_tracker
@@ -105,10 +95,17 @@ class Training:
         require_same(world, flat(config.model_dump(mode="json")))
         self.run_dir = RunDirectory(config.run_dir)
         self.found = find_usable(self.run_dir.checkpoints, world, self._say)
-        step = world.together(self._build)
+        step, self.vocabulary, self.average = world.together(
+            lambda: begin(config, self.run_dir.root, None if self.found is None else self.found.folder, world.group)
+        )
+        if step.compiled:
+            self._say(NOTE)
+        if config.eval.engine == "faiss":
+            world.together(lambda: require_faiss("eval.engine=faiss"))
         self.encoder = step.encoder if self.average is None else self.average.encoder.to(world.device)
-        self.recipe: NoisyCorrespondence | None = None
-        self.reader = world.together(self._open_reader)
+        self.reader, self.recipe = world.together(
+            lambda: open_reader(config, world, self.run_dir, self.encoder, self.vocabulary, say=self._say)
+        )
         self.rows_at_once = rows_at_once(config, world.size)
         self.strategy = make_strategy(with_rows_at_once(config, self.rows_at_once), step, world)
         require_same(world, in_use(self.strategy.groups) | {"data.train": self.reader.dataset.manifest.index_sha256})
@@ -161,49 +158,6 @@ class Training:
         self.run_dir.note("resized", text, workers=size)
         self.tracker.log(self.where() | row)
 
-    def _build(self) -> TrainStep:
-        """Make the encoder, of the checkpoint that was found (which needs no hub) or a fresh one, and the objective."""
-        config = self.config
-        if config.eval.engine == "faiss":
-            require_faiss("eval.engine=faiss")
-        if self.found is not None:
-            encoder, self.vocabulary = load(self.found.folder)
-            encoder.train()
-        else:
-            self.vocabulary = load_tokens(self.run_dir.root, config.model)
-            torch.manual_seed(config.train.seed)  # the same initial weights on every rank and for every world size
-            encoder = build(config.model, len(self.vocabulary))
-            if config.train.recipe == "ncr":
-                torch.manual_seed(_mixed(config.train.seed, _SECOND_NET))
-                encoder = Ensemble([encoder, build(config.model, len(self.vocabulary))])
-        if config.cluster.min_workers is not None:
-            refuse_batch_statistics(encoder, f"cluster.min_workers={config.cluster.min_workers}")
-        objective = make(config.objective.name, **config.objective.arguments())
-        start_scale(objective, encoder.learned, config.objective.arguments())
-        if self.found is None and config.model.init_from is not None:
-            start_from(checkpoint_of(config.model.init_from), encoder, objective, config.objective.arguments())
-        self.average: Average | None = None
-        if config.train.ema_decay is not None:
-            steps = 0 if self.found is None else read_progress(self.found.folder).step
-            self.average = Average(encoder, config.train.ema_decay, steps)
-            if self.found is not None:
-                load_trained(self.found.folder, encoder)
-        if config.train.activation_checkpointing:
-            recompute_activations(encoder)
-        step = TrainStep(encoder, objective, self.world.group, config.train.precision)
-        if config.train.compile:
-            compile_encoder(encoder)
-            step.compiled = True
-            self._say(
-                "train.compile: compiling the encoder, forward and backward, at the first steps: seconds to minutes"
-            )
-        if config.margins.source == "sam":
-            step.margin_weight = config.margins.weight
-        if config.train.triplet_epochs:
-            own = config.objective.arguments()
-            step.warmup = make("triplet", **{key: own[key] for key in arguments("triplet") if own.get(key) is not None})
-        return step
-
     def _restore_division(self) -> None:
         assert self.recipe is not None
         assert self.found is not None
@@ -217,24 +171,6 @@ class Training:
         """
         known = self.run_dir.verified(split)
         return self.world.together(lambda: open_split(self.config.data, split, known=known, say=self._say))
-
-    def _open_reader(self) -> TrainReader:
-        data = self.config.data
-        mask_equal = data.equal_captions == "masked"
-        dataset = open_split(data, "train", known=self.run_dir.verified("train"), say=self._say)
-        if self.config.train.recipe == "ncr":
-            self.recipe = NoisyCorrespondence(self.config, self.world, dataset, self.run_dir.noisy_pairs)
-        return TrainReader(
-            dataset,
-            data,
-            global_batch=self.config.train.global_batch,
-            seed=self.config.train.seed,
-            rank=self.world.rank,
-            world=self.world.size,
-            tokenize=lambda texts: self.vocabulary.encode(texts, data.max_caption_tokens),
-            preprocessing=self.encoder.preprocessing,
-            margins=self.recipe or margin_source(self.config.margins, dataset, self._say, mask_equal=mask_equal),
-        )
 
     @property
     def epochs(self) -> float:
@@ -403,7 +339,7 @@ class Training:
     def _step(self, batch: TrainBatch) -> None:
         """Forward, agree that all train alike and that the loss is finite, backward, update if the gradients are."""
         progress = self.progress
-        seed = _step_seed(self.config.train.seed, progress.step, self.world.rank)
+        seed = mixed(self.config.train.seed, progress.step, self.world.rank)
         torch.manual_seed(seed)
         factor = self._learning_rate_factor(progress.step)
         with self.clock.timing("copy"):
@@ -546,29 +482,3 @@ class Training:
             row["val/collapsing"] = 1.0
         self.tracker.log(self.where() | row)
         return row, improved
-
-
-@torch.no_grad()
-def start_scale(objective: PairObjective[Any], learned: Mapping[str, float], given: Collection[str]) -> None:
-    """Let a scale or bias that `objective` learns start from what a pretrained encoder brings, unless it is `given`.
-
-    The objective's bounds hold: OpenAI's CLIP brings 100.003, SigLIP 117, and more than 100 is not learned.
-    """
-    parameters = dict(objective.named_parameters())
-    if "scale" in learned and "scale" not in given and "log_scale" in parameters:
-        parameters["log_scale"].fill_(math.log(learned["scale"]))
-    if "bias" in learned and "bias" not in given and "bias" in parameters:
-        parameters["bias"].fill_(learned["bias"])
-    objective.constrain()
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    """Mix (seed, step, rank) into a generator seed, so that dropout is a function of where training stands."""
-    return _mixed(seed, step, rank)
-
-
-def _mixed(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
-
-
-_SECOND_NET = 1

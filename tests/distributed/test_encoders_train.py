@@ -13,11 +13,12 @@ from transformers import BertTokenizer, CLIPConfig, CLIPModel
 from allpairs import models
 from allpairs.errors import UserError
 from allpairs.objectives import make
+from distributed.beginning import start_scale
 from distributed.config import dump, load
 from distributed.data.writer import Sample, write_split
 from distributed.embed import embed
 from distributed.launch import set_up
-from distributed.loop import Training, start_scale
+from distributed.loop import Training
 from distributed.run_directory import RunDirectory
 from distributed.world import Stopped, World
 from tests.conftest import COLOURS, ROOT, SIZES, samples
