@@ -15,6 +15,7 @@ Rows go to DIR/drills.jsonl as they come; an interrupted table goes on. Only pro
 """
 
 import argparse
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -36,6 +37,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=HOUR, help="of memory")
     parser.add_argument("--out", type=Path, default=Path("runs/drills"))
     given = parser.parse_args()
+    if "truncate" in given.only and importlib.util.find_spec("deepspeed") is None:
+        parser.error("truncate takes every strategy in turn and needs DeepSpeed: pip install '.[deepspeed]'")
     out = given.out.resolve()
     config, record = lay_out(out), Record(out / "drills.jsonl")
     todo = [(kind, seed) for seed in range(given.seeds) for kind in given.only if kind in KINDS]

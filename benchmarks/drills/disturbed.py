@@ -125,8 +125,11 @@ class DisturbedRun:
         self.nothing_is_left()
         return code
 
-    def nothing_is_left(self, seconds: float = 60) -> None:
-        """Wait until every process that the command started is gone; raise for those that stay."""
+    def nothing_is_left(self, seconds: float = 90) -> None:
+        """Wait until every process that the command started is gone; raise for those that stay.
+
+        Of a Ray whose driver was killed two agents try for a minute to report that their node has ended.
+        """
         deadline = time.monotonic() + seconds
         while left := [process for process in self._orphans() if process.is_running()]:
             if time.monotonic() > deadline:

@@ -8,19 +8,17 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from distributed.train import app
 from retrieval_eval.ray_cluster import cluster
 from retrieval_eval.run_files import read_rows
 from tests.distributed.faults import harmed_worker
+from tests.distributed.test_loop import train
 from tests.distributed.wandb_files import assert_whole, wandb_records
 
 ROOT = Path(__file__).parents[2]
@@ -123,47 +121,14 @@ cluster: {{workers: 2}}
     return file
 
 
-@pytest.fixture(scope="module")
-def tiny_train(tiny_config_file) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The training command with two workers on the tiny data."""
-    return lambda *arguments: command("distributed.train", "--config", str(tiny_config_file), *arguments)
-
-
-@pytest.fixture(scope="module")
-def half_trained(tiny_train, tmp_path_factory) -> Path:
-    """A run that stopped after the first of two epochs, with checkpoints of steps 3 and 5."""
-    runs = tmp_path_factory.mktemp("half")
-    result = tiny_train(f"run.dir={runs}", "train.stop_after_epochs=1")
-    assert result.returncode == 0, result.stderr
-    assert not (runs / "part/summary.json").exists()
-    return runs / "part"
-
-
-def test_two_workers_resume_bit_identical_past_a_torn_checkpoint(tiny_train, half_trained, tmp_path):
-    part, whole = tmp_path / "part", tmp_path / "whole"
-    shutil.copytree(half_trained, part, symlinks=True)
-    optimizer = part / "checkpoints/last/optimizer/rank-00000.safetensors"
-    optimizer.write_bytes(optimizer.read_bytes()[:-7])
-    result = tiny_train(f"run.dir={tmp_path}", "--resume")
-    assert result.returncode == 0, result.stderr
-    (line,) = (line for line in result.stdout.splitlines() if "is not what was written" in line)
-    assert line.startswith("  checkpoint step-00000005 is not what was written (")
-    assert f"{optimizer.name}: " in line
-    assert line.endswith("going on from the one before, step-00000003")
-    result = tiny_train(f"run.dir={tmp_path}", "run.name=whole")
-    assert result.returncode == 0, result.stderr
-    for name in ("model.safetensors", "objective.safetensors"):
-        one, other = (load_file(run / "checkpoints/last" / name) for run in (whole, part))
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[key], other[key]) for key in one)
-
-
-def test_a_mistake_that_one_worker_meets_ends_the_run_once(tiny_train, half_trained, tmp_path):
-    shutil.copytree(half_trained, tmp_path / "part", symlinks=True)
-    foreign = tmp_path / "part/embeddings/test/thesis.txt"
-    foreign.parent.mkdir(parents=True)
+def test_a_mistake_that_one_worker_meets_ends_the_run_once(tiny_config, tmp_path):
+    run, _, _ = train(tiny_config("part", train={"epochs": 1}))
+    run.summary.unlink()  # all that is left to do is the end
+    foreign = run.embeddings("test") / "thesis.txt"
+    shutil.rmtree(foreign.parent)
+    foreign.parent.mkdir()
     foreign.write_text("not embeddings: rank 0 refuses to replace them, at the end")
-    result = tiny_train(f"run.dir={tmp_path}", "--resume")
+    result = command("distributed.train", "--config", str(run.config), "--resume", "cluster.workers=2")
     assert result.returncode == 1
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("stopped: rank 0 on ")
