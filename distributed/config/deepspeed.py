@@ -5,6 +5,7 @@ value or say "auto", as transformers' files do, and nothing else.
 """
 
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,7 @@ def check_settings(config: "Config") -> None:
             "train.strategy=deepspeed"
         )
     ours = _ours(config)
-    mistakes = []
+    mistakes = [f"{key}: unknown key{nearest(key, KEYS)}" for key in config.train.deepspeed or {} if _misspelt(key)]
     for path, value in given.items():
         section, _, key = path.partition(".")
         if section == "zero_optimization" and key.partition(".")[0] not in ZERO_KEYS:
@@ -92,12 +93,16 @@ def check_settings(config: "Config") -> None:
 
 
 def unknown_settings(settings: Mapping[str, Any] | None) -> list[str]:
-    """Return a line for each section that DeepSpeed would take and ignore."""
+    """Return a line for each section that is none of `KEYS`, nor like one: another version of DeepSpeed may have it."""
     return [
-        f"train.deepspeed: {key!r} is no setting that training here knows, and is passed on{nearest(key, KEYS)}"
+        f"train.deepspeed: {key!r} is no setting that training here knows, and is passed on"
         for key in settings or {}
-        if key not in KEYS
+        if key not in KEYS and not _misspelt(key)
     ]
+
+
+def _misspelt(key: str) -> bool:
+    return key not in KEYS and bool(get_close_matches(key, KEYS, cutoff=0.8))
 
 
 def merged(settings: Mapping[str, Any] | None, defaults: Mapping[str, Any]) -> dict[str, Any]:

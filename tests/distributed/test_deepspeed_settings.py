@@ -64,6 +64,8 @@ def test_settings_of_a_file_are_read_once_and_merged_into_ours(tmp_path) -> None
         ({"optimizer": {"params": {"momentum": 0.5}}}, r"momentum=0\.5, but the section optimizer decides, .*leave it"),
         ({"scheduler": {"type": "WarmupLR"}}, r"scheduler\.type='WarmupLR', but optimizer\.schedule='cosine';"),
         ({"zero_optimization": {"reduce_bucket_sise": 1}}, r"unknown key; did you mean 'reduce_bucket_size'"),
+        ({"zero_optimisation": {"stage": 2}}, r"zero_optimisation: unknown key; did you mean 'zero_optimization'\?"),
+        ({"steps_per_prin": 1}, r"steps_per_prin: unknown key; did you mean 'steps_per_print'\?"),
         (
             {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}},
             r"offload_optimizer\.device='nvme': checkpoints could not hold what lies there; accepted: cpu, none",
@@ -87,9 +89,9 @@ def test_what_cannot_be_read_or_used_is_said(tmp_path) -> None:
             config(settings)
     with pytest.raises(UserError, match=r"train\.deepspeed is set, but train\.strategy=fsdp2; accepted is null, or"):
         config({"steps_per_print": 1}, strategy="fsdp2")
-    (line,) = unknown_settings({"steps_per_prin": 1, "wandb": {"enabled": False}})
-    assert line.endswith("'steps_per_prin' is no setting that training here knows, and is passed on; did you mean "
-                         "'steps_per_print'?")  # fmt: skip
+    settings = {"nebula": {"enabled": False}, "wandb": {"enabled": False}}
+    (line,) = unknown_settings(config(settings).train.deepspeed)
+    assert line == "train.deepspeed: 'nebula' is no setting that training here knows, and is passed on"
 
 
 def test_the_names_are_those_of_the_installed_deepspeed() -> None:
