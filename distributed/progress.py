@@ -21,6 +21,7 @@ class Follower:
     def __init__(self, console: Console, *, step_times: bool = False) -> None:
         self._console = console
         self._step_times = step_times
+        self._advised = False
 
     def say(self, text: str, style: str | None = None) -> None:
         """Print one line."""
@@ -31,7 +32,8 @@ class Follower:
         if self._step_times and (times := step_times(row)):
             self.say(times)
         if "val/collapsing" in row:
-            self.say(collapsing(row), style="yellow")
+            self.say(collapsing(row, advice=not self._advised), style="yellow")
+            self._advised = True
 
     @contextmanager
     def following(self, run: RunDirectory) -> Iterator[None]:
@@ -134,7 +136,7 @@ def line(row: dict[str, Any]) -> str:
         )
         engine = row.get("val/engine", "exact")
         by = f"  by {engine}" if engine != "exact" else ""
-        rsum = f"[bold]epoch {row['epoch']:g}[/]  val RSUM [bold]{row['val/rsum']:.1f}[/]"
+        rsum = f"[bold]epoch {row['epoch']:.4g}[/]  val RSUM [bold]{row['val/rsum']:.1f}[/]"
         return f"{rsum}  R@1/5/10 {recalls}{by}{best}"
     if "train/loss" in row:
         return (
@@ -170,8 +172,10 @@ def _clean(row: dict[str, Any]) -> str:
     return f"  clean {row['train/clean_pairs']:,} pairs, mean label {row['train/mean_label']:.2f}"
 
 
-def collapsing(row: dict[str, Any]) -> str:
-    """Say what a row marked as collapsing means, and what helps."""
+def collapsing(row: dict[str, Any], *, advice: bool) -> str:
+    """Say what a row marked as collapsing means and, with `advice`, what helps."""
+    if not advice:
+        return f"collapsing, as before: {_similarities(row, 'val')}"
     return (
         f"collapsing: all epoch the hardest negatives stayed above the positives (now {_similarities(row, 'val')}) and "
         "retrieval is no better than chance. What helps: begin softer (triplet_hn: train.triplet_warmup_epochs=1; or "

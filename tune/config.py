@@ -40,7 +40,7 @@ class Search(BaseModel):
     """grid: every combination; one_at_a_time: each key's values, the other keys as the configuration has them; random:
     draws; optuna: draws that learn from the trials before (TPE)."""
     trials: int | None = Field(None, ge=1)
-    """Number of trials, for random and optuna."""
+    """Number of trials, for random and optuna. Random draws no setting twice, so that a small space may have fewer."""
     metric: str = "val/rsum"
     """What is compared: a metric of the evaluations during training."""
     mode: Literal["max", "min"] = "max"

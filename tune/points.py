@@ -18,6 +18,8 @@ POINT = "point"
 
 _MARK = "json:"
 
+_DRAWS_IN_VAIN = 1000
+
 
 @dataclass(frozen=True)
 class Point:
@@ -79,9 +81,23 @@ def draw(space: Mapping[str, Domain], suggest: Suggest) -> dict[str, Any]:
 
 
 def draws(space: Mapping[str, Domain], number: int, seed: int) -> list[dict[str, Any]]:
-    """Return `number` independent draws that follow from `seed`."""
+    """Return `number` draws that follow from `seed`, no two alike: the same trial twice would tell nothing.
+
+    Fewer where `space` has no more, by as many draws in a row that brought nothing new as make that all but certain.
+    """
     numbers = random.Random(seed)
-    return [draw(space, lambda _, domain: _drawn(domain, numbers)) for _ in range(number)]
+    points: list[dict[str, Any]] = []
+    known, in_vain = set(), 0
+    while len(points) < number and in_vain < _DRAWS_IN_VAIN:
+        point = draw(space, lambda _, domain: _drawn(domain, numbers))
+        text = json.dumps(point, sort_keys=True)
+        if text in known:
+            in_vain += 1
+            continue
+        known.add(text)
+        points.append(point)
+        in_vain = 0
+    return points
 
 
 def with_seeds(points: Iterable[Point], key: str, seeds: Iterable[int]) -> list[Point]:

@@ -272,8 +272,10 @@ def test_a_run_whose_embeddings_fall_together_is_called_collapsing_and_one_that_
     falls, *_ = train(tiny_config("falls", objective=hard, optimizer=schedule | {"lr": 0.1}, train={"epochs": 3}))
     called = [row for row in falls.history() if "val/collapsing" in row]
     assert [row["epoch"] for row in called] == [2, 3]
-    assert "hardest negatives stayed above the positives" in collapsing(called[0])
-    assert "train.triplet_warmup_epochs=1" in collapsing(called[0])
+    said = collapsing(called[0], advice=True)
+    assert "hardest negatives stayed above the positives" in said
+    assert "train.triplet_warmup_epochs=1" in said
+    assert "What helps" not in collapsing(called[0], advice=False)
     learns, *_ = train(tiny_config("learns", objective={"name": "unified"}, optimizer=schedule, train={"epochs": 3}))
     assert rows(learns, "val/collapsing") == {}
 

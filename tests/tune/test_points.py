@@ -107,6 +107,7 @@ def test_draws_are_within_their_ranges_and_follow_the_seed() -> None:
         "c": Domain(choice=[[1], {"name": "vlc"}]),
     }
     points = draws(space, 300, seed=0)
+    assert len(points) == 300
     assert points == draws(space, 300, seed=0)
     assert points[0] != draws(space, 1, seed=1)[0]
     assert all(0.1 <= point["u"] <= 0.3 and 1e-4 <= point["l"] <= 1e-2 for point in points)
@@ -114,6 +115,13 @@ def test_draws_are_within_their_ranges_and_follow_the_seed() -> None:
     assert {point["i"] for point in points} == {1, 2, 3}
     assert sum(point["l"] < 1e-3 for point in points) == pytest.approx(150, abs=40)
     assert {str(point["c"]) for point in points} == {"[1]", "{'name': 'vlc'}"}
+
+
+def test_no_draw_comes_twice_and_a_small_space_ends_them() -> None:
+    space = {"w": Domain(choice=["linear", "ssp"]), "d": Domain(choice=[True, False], when={"w": "linear"})}
+    points = draws(space, 20, seed=0)
+    assert sorted(map(str, points)) == ["{'w': 'linear', 'd': False}", "{'w': 'linear', 'd': True}", "{'w': 'ssp'}"]
+    assert plan({"algorithm": "random", "trials": 20, "space": {"train.seed": {"choice": [1, 2]}}}).count == 2
 
 
 def test_a_coefficient_is_drawn_only_under_its_choice() -> None:
