@@ -6,7 +6,8 @@ from typing import Any
 _NAME = r"(?:[\w.-]*[_.-])?(?:api[_-]?key|key|token|secret|password|passwd|credentials?)"
 _SECRET_KEY = re.compile(_NAME, re.IGNORECASE)
 _SECRET_FLAG = re.compile(f"-{{1,2}}{_NAME}", re.IGNORECASE)
-_SETTING = re.compile(rf"(?<![\w.-])(?P<name>{_NAME})(?P<between>=|:\s+)(?:\[redacted\]|\"[^\"]*\"|'[^']*'|[^\s,;&}}\]]+)", re.I)
+_VALUE = r"(?:\[redacted\]|\"[^\"]*\"|'[^']*'|[^\s,;&}\]]+)"
+_SETTING = re.compile(rf"(?<![\w.-])(?P<name>{_NAME})(?P<between>=|:\s+){_VALUE}", re.IGNORECASE)
 _URL_CREDENTIALS = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*://)[^/@\s]+@", re.IGNORECASE)
 KNOWN_TOKEN = re.compile(
     r"\b(hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{20,}|glpat-[\w-]{16,}|AKIA[A-Z0-9]{12,}"
