@@ -31,7 +31,7 @@ from allpairs.models import (
 from distributed.cached import refuse_batch_statistics
 from distributed.checkpoints import checkpoint_of
 from distributed.config import Config
-from distributed.config.deepspeed import unknown_settings
+from distributed.config.deepspeed import require_deepspeed, unknown_settings
 from distributed.config.tree import Cluster
 from distributed.data import Dataset, open_split
 from distributed.data.dataset import BadSampleError, shared_pictures
@@ -117,11 +117,13 @@ def set_up(config: Config, *, resume: Resume, tell: Callable[[str], None] = lamb
 
     Raises:
         UserError: the run directory is taken or cannot be written, data are missing, altered or do not fit the model, a
-            network of the model is not to be had.
+            network of the model or a package is not to be had.
     """
     refuse_job_folder("run.dir", config.run.dir)
     if config.eval.engine == "faiss":
         require_faiss("eval.engine=faiss")
+    if config.train.strategy == "deepspeed":
+        require_deepspeed()
     run = refuse_taken(config, resume=resume)
     for line in unknown_settings(config.train.deepspeed):
         tell(line)

@@ -6,6 +6,7 @@ value or say "auto", as transformers' files do, and nothing else.
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,12 @@ ZERO_KEYS = (
 
 _OURS = ("amp", "bf16", "fp16", "optimizer", "scheduler", "torch_autocast")
 """Sections that are never passed on: what they say is compared, and done by allpairs."""
+
+
+def require_deepspeed() -> None:
+    """Raise UserError that names the extra where DeepSpeed is missing; importing it would take seconds."""
+    if find_spec("deepspeed") is None:
+        raise UserError("train.strategy=deepspeed: DeepSpeed is not installed; pip install '.[deepspeed]'")
 
 
 def read_settings(value: Any) -> Any:

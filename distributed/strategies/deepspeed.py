@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from allpairs.errors import UserError
 from allpairs.models.pieces import WeightPiece
 from distributed.cached import CachedStep
 from distributed.config import Config
-from distributed.config.deepspeed import merged
+from distributed.config.deepspeed import merged, require_deepspeed
 from distributed.step import Chunk, Pairs, StepOutput, TrainStep
 from distributed.strategies.moments import MOMENTS, Piece, SavedMoments, copied, copied_weights, state_of
 from distributed.strategies.optimizer import NonFiniteGradients, make_adamw, set_learning_rate
@@ -24,12 +23,9 @@ class DeepSpeedZero:
     shares_weights = False
 
     def __init__(self, config: Config, step: TrainStep, world: World) -> None:
-        try:
-            import deepspeed
-        except ImportError:
-            raise UserError(
-                "train.strategy=deepspeed: DeepSpeed is not installed; pip install '.[deepspeed]'"
-            ) from None
+        require_deepspeed()  # here again: nodes need not have what the driver's has
+        import deepspeed
+
         self.step = step.to(world.device)
         for parameter in self.step.parameters():  # DeepSpeed looks at them as bytes, which channels_last ones refuse
             parameter.data = parameter.data.contiguous()

@@ -1,12 +1,14 @@
 """`train.deepspeed`: a user's JSON beside our keys, each contradiction in one line, the rest passed on."""
 
 import json
+import sys
 
 import pytest
 
 from allpairs.errors import UserError
 from distributed.config import load, validate
 from distributed.config.deepspeed import KEYS, ZERO_KEYS, merged, unknown_settings
+from distributed.launch import set_up
 
 TREE = {"run": {"name": "x"}, "optimizer": {"clip_norm": 2.0}, "cluster": {"workers": 2}}
 TRAIN = {"strategy": "deepspeed", "zero_stage": 2, "global_batch": 64}
@@ -92,6 +94,14 @@ def test_what_cannot_be_read_or_used_is_said(tmp_path) -> None:
     settings = {"nebula": {"enabled": False}, "wandb": {"enabled": False}}
     (line,) = unknown_settings(config(settings).train.deepspeed)
     assert line == "train.deepspeed: 'nebula' is no setting that training here knows, and is passed on"
+
+
+def test_a_missing_deepspeed_is_said_before_anything_starts(tiny_config, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    settings = tiny_config("missing", train={"strategy": "deepspeed"})
+    with pytest.raises(UserError, match=r"^train\.strategy=deepspeed: DeepSpeed is not installed; pip install"):
+        set_up(settings, resume=False)
+    assert not settings.run_dir.exists()
 
 
 def test_the_names_are_those_of_the_installed_deepspeed() -> None:
