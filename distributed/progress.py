@@ -96,15 +96,20 @@ def _measured(run: RunDirectory) -> list[dict[str, Any]]:
     return [row for row in run.history() if "train/workers_before" not in row]
 
 
+_STARTING = 9.5
+"""Seconds that processes of workers may take without a word: they import torch."""
+
+
 class Waiting:
-    """Says that the cluster has no room for workers that were asked for: soon, then ever more seldom."""
+    """Says what workers that were asked for wait for, room or their processes: soon, then ever more seldom."""
 
     def __init__(self, asked: dict[str, Any]) -> None:
         self._count: int = asked["workers"]
         self._each: dict[str, float] = asked["each"]
         self._asked = asked["text"].removeprefix("asking for ")
         self._pause = 5.0
-        self._next = time.monotonic() + self._pause
+        self._since = time.monotonic()
+        self._next = self._since + self._pause
 
     def look(self) -> str | None:
         """Return what to say now, if anything."""
@@ -117,7 +122,10 @@ class Waiting:
 
         groups = placement_group_table().values()
         if not any(group["state"] == "PENDING" and len(group["bundles"]) == self._count for group in groups):
-            return None  # there is room: the workers' processes start
+            waited = now - self._since
+            if waited < _STARTING:
+                return None
+            return f"waiting: {self._asked} have their place, but after {duration(waited)} their processes are not up"
         free = ray.available_resources()
         return f"waiting: {self._asked} asked, {', '.join(_free(name, free) for name in self._each)} free"
 
