@@ -17,7 +17,7 @@
 - `similarity`: mean positive and hardest-negative similarity of a batch.
 """
 
-from allpairs.engine.exchange import global_value
+from allpairs.engine.agreement import global_value
 from allpairs.engine.similarity import SimilarityStatistics, similarity_statistics
 
 __all__ = ["SimilarityStatistics", "global_value", "similarity_statistics"]

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from allpairs.engine.batch import LocalBatch, nothing_or_nan
-from allpairs.engine.exchange import RankLayout, all_gather, check_group
+from allpairs.engine.exchange import RankLayout, all_gather, check_group, warn_alone
 from allpairs.errors import UserError
 
 
@@ -79,6 +79,33 @@ def refuse_difference(what: str, values: Sequence[object], hint: str = "") -> No
     )
 
 
+def global_value(loss: Tensor, group: "dist.ProcessGroup | None" = None) -> Tensor:
+    """Return the global loss, detached, for logging: the mean over the ranks of what `objective(...)` returned on each.
+
+    A rank's own loss is N·(its share of the sum), so that averaged gradients are exact; its mean over the N ranks is
+    the value one process would have computed on all pairs. A collective: call it on every rank or on none, with the
+    group that the objective was called with; without, it warns in a job of several ranks.
+
+    Raises:
+        UserError: `loss` is not one number, or other ranks are at another call: the same line on every rank, where a
+            rank that logs alone would wait for the others' next step and count into it.
+    """
+    check_group(group)
+    if loss.numel() != 1:
+        raise UserError(f"loss: one number is accepted, not {list(loss.shape)}")
+    if group is None:
+        warn_alone("global_value", "this rank's value is returned as it is", stacklevel=3)
+    value = loss.detach().clone()
+    ranks = 1 if group is None else dist.get_world_size(group)
+    if ranks == 1:
+        return value
+    settings: dict[str, object] = {"objective": "none, but global_value"}
+    whole = torch.tensor([0, _checksum(settings), 0, 0, 0, 0], device=value.device)
+    number = torch.cat([value.double().reshape(1), value.new_zeros(_LEARNED - 1, dtype=torch.float64)])
+    messages = _compared(torch.cat([whole, number.view(torch.int64)]), settings, None, ranks, group)
+    return torch.full_like(value, sum(message.number(0) for message in messages) / ranks)
+
+
 class _Message(NamedTuple):
     """What each rank tells the others: whole numbers, so that one small collective carries them."""
 
@@ -124,12 +151,8 @@ def _agree_with_others(
         size = len(_Message._fields) - 1 + _LEARNED
         message_X = torch.zeros(size, dtype=torch.int64, device="cuda" if on_gpu else "cpu")
         message_X[0] = 1
-    messages = [_Message.of(numbers) for numbers in all_gather(message_X, ranks, group).tolist()]
-    if any(message.refused for message in messages):
-        _refuse_together(refused, ranks, group)
-    assert refused is None
-    if len({message.checksum for message in messages}) > 1:
-        _refuse_settings(settings, ranks, group)
+        settings = {}
+    messages = _compared(message_X, settings, refused, ranks, group)
     for index, what in enumerate(mine.learned):
         values = [message.number(index) for message in messages]
         # Machines may differ in the last bit of an exponential; parameters that are not averaged drift far apart.
@@ -148,15 +171,36 @@ def _agree_with_others(
     return Agreement(batch, layout, nothing, [message.choice for message in messages])
 
 
+def _compared(
+    message_X: Tensor,
+    settings: dict[str, object],
+    refused: Exception | None,
+    ranks: int,
+    group: "dist.ProcessGroup | None",
+) -> list[_Message]:
+    """Return the message of every rank; end the call on all of them where one refused, or has other settings."""
+    messages = [_Message.of(numbers) for numbers in all_gather(message_X, ranks, group).tolist()]
+    if any(message.refused for message in messages):
+        _refuse_together(refused, ranks, group)
+    if len({message.checksum for message in messages}) > 1:
+        _refuse_settings(settings, ranks, group)
+    return messages
+
+
+def _checksum(settings: dict[str, object]) -> int:
+    digest = hashlib.blake2b(repr(sorted(settings.items())).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
 def _message(batch: LocalBatch, mine: Proposal, settings: dict[str, object]) -> Tensor:
     """Return the message [X] of a rank whose rows are accepted, on their device."""
     device = batch.queries.device
-    digest = hashlib.blake2b(repr(sorted(settings.items())).encode(), digest_size=8).digest()
     learned = [torch.as_tensor(value, device=device).detach().double().reshape(1) for value in mine.learned.values()]
     learned_X = torch.cat([*learned, torch.zeros(_LEARNED - len(learned), device=device, dtype=torch.float64)])
     broken = (nothing_or_nan(batch) + (learned_X * 0).sum()).isnan().long().reshape(1)
-    checksum = int.from_bytes(digest, "big", signed=True)
-    known = torch.tensor([0, checksum, len(batch.queries), len(batch.candidates), mine.choice], device=device)
+    known = torch.tensor(
+        [0, _checksum(settings), len(batch.queries), len(batch.candidates), mine.choice], device=device
+    )
     return torch.cat([known, broken, learned_X.view(torch.int64)])
 
 

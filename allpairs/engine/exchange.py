@@ -189,23 +189,6 @@ def check_group(group: object) -> None:
         )
 
 
-def global_value(loss: Tensor, group: "dist.ProcessGroup | None" = None) -> Tensor:
-    """Return the global loss, detached, for logging: the mean over the ranks of what `objective(...)` returned on each.
-
-    A rank's own loss is N·(its share of the sum), so that averaged gradients are exact; its mean over the N ranks is
-    the value one process would have computed on all pairs. A collective: call it on every rank or on none, with the
-    group that the objective was called with; without, it warns in a job of several ranks.
-    """
-    check_group(group)
-    if group is None:
-        warn_alone("global_value", "this rank's value is returned as it is", stacklevel=3)
-    value = loss.detach().clone()
-    if group is not None and dist.get_world_size(group) > 1:
-        dist.all_reduce(value, group=group)
-        value /= dist.get_world_size(group)
-    return value
-
-
 def warn_alone(what: str, consequence: str, *, stacklevel: int) -> None:
     """Warn, in a job of several ranks, that `what` was called without a group."""
     ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

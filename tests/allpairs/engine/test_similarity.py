@@ -60,3 +60,5 @@ def test_global_value_of_one_process_is_its_loss():
     value = global_value(loss)
     assert value == 3
     assert not value.requires_grad
+    with pytest.raises(UserError, match=r"^loss: one number is accepted, not \[2\]$"):
+        global_value(torch.ones(2))

@@ -157,6 +157,7 @@ DISAGREE = "the ranks of the group disagree about "
         ("objective", DISAGREE + "objective: ['VLC', 'Circle'"),
         ("warm-up", DISAGREE + "objective: ['Triplet', 'TripletHN'"),
         ("statistics", DISAGREE + "objective: ['none, but similarity_statistics', 'VLC'"),
+        ("logged", DISAGREE + "objective: ['none, but global_value', 'VLC'"),
         ("backend", DISAGREE + "backend: ['dense', 'tiled'"),
         ("auto", DISAGREE + "backend: ['dense', 'tiled'"),
         ("margin", DISAGREE + "margin: ['0.3', '0.2'"),

@@ -181,6 +181,7 @@ def disagreements(rank: int, group: dist.ProcessGroup) -> dict:
         "objective": lambda: make("vlc" if zero else "circle")(x, x, group=group),
         "warm-up": lambda: make("triplet" if zero else "triplet_hn")(x, x, group=group),
         "statistics": lambda: similarity_statistics(x, x, group=group) if zero else make("vlc")(x, x, group=group),
+        "logged": lambda: global_value(x.sum(), group) if zero else make("vlc")(x, x, group=group),
         "backend": called(backend=("dense", "tiled")),
         "auto": called(backend=("auto", "tiled")),
         "margin": differ("triplet", "margin", 0.3, 0.2),
