@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from allpairs.models.pieces import WeightPiece
 from distributed.config import Config
-from distributed.step import TrainStep
+from distributed.step import Pairs, StepOutput, TrainStep
 from distributed.strategies.deepspeed import DeepSpeedZero
 from distributed.strategies.moments import MOMENTS, Piece, SavedMoments, copied, state_of
 from distributed.strategies.optimizer import NonFiniteGradients
@@ -66,6 +66,23 @@ class ZeroStage3(DeepSpeedZero):
         kept = self._optimizer.persistent_parameters
         if kept:
             kept[0].all_gather(param_list=kept)
+
+    def forward(self, pairs: Pairs, chunks: int = 1) -> StepOutput:
+        """As in the other stages, in chunks too where a module reads another's weights, as CLIP's do.
+
+        DeepSpeed gathers those where it sees them read, and looks while its engine runs the model; here chunks are
+        encoded before that.
+        """
+        if self._cached is None:
+            return super().forward(pairs, chunks)
+        read: Any = [module._parameters for module in self.step.modules() if hasattr(module._parameters, "_in_forward")]
+        for parameters in read:
+            parameters._in_forward = True
+        try:
+            return super().forward(pairs, chunks)
+        finally:
+            for parameters in read:
+                parameters._in_forward = False
 
     def update(self, lr_factor: float) -> float:
         """As in the other stages; what is kept whole is there again after a step that DeepSpeed left out, too."""

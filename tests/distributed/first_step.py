@@ -1,5 +1,7 @@
 """The gradients of one step, element by element, by each strategy: what one rank of a world holds of them.
 
+Of an encoder with layers of its own, and of a CLIP, whose modules read each other's weights.
+
 AdamW hides constant factors in gradients, but its first moment after a step with β₁ = 0 is the gradient itself.
 """
 
@@ -8,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from allpairs.models import DualSpec, GruSpec, RegionsSpec, build
+from allpairs.models import DualSpec, GruSpec, RegionsSpec, WholeSpec, build
 from allpairs.objectives import make
 from distributed.cached import chunks_of
 from distributed.config import validate
@@ -34,12 +36,21 @@ OFFLOADED = {
     for stage in (2, 3)
 }
 
+_LAYERS = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+_CLIP = {"text_config": _LAYERS, "vision_config": _LAYERS | {"image_size": 16, "patch_size": 8}, "projection_dim": 8}
+MODELS = {
+    "regions": DualSpec(image=RegionsSpec(features=6), text=GruSpec(embedding=5), dim=8),
+    "clip": WholeSpec(name="clip", pretrained=False, config=_CLIP),
+}
+WAYS_OF = {"regions": WAYS | OFFLOADED, "clip": WAYS}
 
-def made(world: World) -> tuple[TrainStep, Pairs]:
+
+def made(model: str, world: World) -> tuple[TrainStep, Pairs]:
     """Return the same initial step on every rank, and this rank's rows of the same batch."""
     torch.manual_seed(5)
-    encoder = build(DualSpec(image=RegionsSpec(features=6), text=GruSpec(embedding=5), dim=8), 9)
-    images, tokens = torch.randn(ROWS, 4, 6), torch.randint(1, 9, (ROWS, 6))
+    encoder = build(MODELS[model], 9)
+    images = torch.randn(ROWS, 4, 6) if model == "regions" else torch.randint(256, (ROWS, 3, 16, 16)).byte()
+    tokens = torch.randint(1, 9, (ROWS, 6))
     lengths, ids = torch.randint(2, 6, (ROWS,)), torch.arange(ROWS)
     rows = slice(world.rank * 4, min(world.rank * 4 + 4, ROWS)) if world.size > 1 else slice(None)
     objective = make("vlc", scale=10.0, learn_scale=True)
@@ -47,15 +58,15 @@ def made(world: World) -> tuple[TrainStep, Pairs]:
     return TrainStep(encoder, objective, world.group, "fp32"), pairs
 
 
-def gradients(world: World) -> dict[str, list[tuple[str, int, Tensor]]]:
+def gradients(model: str, world: World) -> dict[str, list[tuple[str, int, Tensor]]]:
     """Return by strategy, at once and in micro-batches, this rank's part: name, first element, elements."""
     found = {}
     optimizer = {"betas": (0.0, 0.999), "clip_norm": None, "warmup_epochs": 0}
-    for name, way in (WAYS | OFFLOADED).items():
+    for name, way in WAYS_OF[model].items():
         for micro in (None, 2):
             train: dict[str, Any] = way | {"global_batch": ROWS, "micro_batch": micro}
             config = validate({"run": {"name": "x"}, "train": train, "optimizer": optimizer})
-            step, pairs = made(world)
+            step, pairs = made(model, world)
             strategy = make_strategy(config, step, world)
             for _ in range(2):  # a second step must not meet what is left of the first
                 chunks = 1 if micro is None else chunks_of(ROWS, world.size, micro)

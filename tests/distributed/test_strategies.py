@@ -19,7 +19,7 @@ from distributed.checkpoints import find_usable
 from distributed.launch import set_up
 from distributed.world import World
 from retrieval_eval.run_files import read_rows
-from tests.distributed.first_step import OFFLOADED, WAYS, made
+from tests.distributed.first_step import WAYS, WAYS_OF, made
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("torchrun_script.py")
@@ -205,20 +205,23 @@ def test_sharded_strategies_compute_what_ddp_computes_and_resume(prepared):
 
 
 def check_gradients(ranks: list[dict]) -> None:
-    """Each element of each gradient is there once, and is the one that a single process computes."""
-    step, pairs = made(World.join(torch.device("cpu")))
-    step(pairs).loss.backward()
-    expected = {name: parameter.grad.flatten() for name, parameter in step.named_parameters()}
-    assert len(ranks[0]) == 2 * len(WAYS | OFFLOADED)
-    for way in ranks[0]:
-        found = {name: torch.full_like(values, torch.nan) for name, values in expected.items()}
-        for name, start, values in (piece for rank in ranks for piece in rank[way]):
-            assert found[name][start : start + len(values)].isnan().all(), (way, name)
-            found[name][start : start + len(values)] = values
-        for name, values in expected.items():
-            torch.testing.assert_close(
-                found[name], values, rtol=1e-5, atol=1e-6, msg=lambda said, what=f"{way}, {name}": f"{what}: {said}"
-            )
+    """Each element of each gradient is there once, and is the one that a single process computes.
+
+    But for rounding: a CLIP's small word vectors have gradients of up to 76, whose sums round by the size of their parts.
+    """
+    for model, ways in WAYS_OF.items():
+        step, pairs = made(model, World.join(torch.device("cpu")))
+        step(pairs).loss.backward()
+        expected = {name: parameter.grad.flatten() for name, parameter in step.named_parameters()}
+        assert len(ranks[0][model]) == 2 * len(ways)
+        for way in ranks[0][model]:
+            found = {name: torch.full_like(values, torch.nan) for name, values in expected.items()}
+            for name, start, values in (piece for rank in ranks for piece in rank[model][way]):
+                assert found[name][start : start + len(values)].isnan().all(), (model, way, name)
+                found[name][start : start + len(values)] = values
+            for name, values in expected.items():
+                difference, largest = float((found[name] - values).abs().max()), float(values.abs().max())
+                assert difference <= 2e-6 * max(1.0, largest), (model, way, name, difference)  # of NaN it is not
 
 
 def check_bounds(found: dict) -> None:
@@ -238,6 +241,24 @@ def check_bounds(found: dict) -> None:
         assert (gathering > 0) == (way in ("zero3", "fsdp2")), way
         saved = {"scale": math.exp(one["saved"]["log_scale"]), "bias": one["saved"]["bias"]}
         assert saved == pytest.approx(one["noted"][-1], rel=1e-12), way
+
+
+def test_an_elastic_run_goes_on_with_one_worker_of_two_under_every_strategy(prepared):
+    """The one that is left encodes its rows in chunks of the usual share, and ends where both would have."""
+    cluster, train = {"workers": 2, "min_workers": 1}, {"epochs": 2, "global_batch": 33}
+    whole = prepared("whole", train=train)
+    ways = {name: train | way for name, way in WAYS.items()}
+    both = [prepared(name, train=way | {"stop_after_epochs": 1}, cluster=cluster) for name, way in ways.items()]
+    torchrun(2, whole, *both)
+    left = [prepared(name, resume=True, train=way, cluster=cluster) for name, way in ways.items()]
+    torchrun(1, *left)
+    for path in left:
+        (resized,) = (row["text"] for row in read_rows(path.parent / "events.jsonl") if row["event"] == "resized")
+        assert "step 3 goes on with 33 samples a worker, encoded 17 at a time" in resized, path
+        assert certificate(path) == certificate(whole) != "", path
+        assert gradient_norms(path) == pytest.approx(gradient_norms(whole), rel=1e-4), path
+        assert evaluations(path) == pytest.approx(evaluations(whole)), path
+        assert largest_difference(whole, path) < 1e-4, path
 
 
 def test_a_checkpoint_is_resumed_by_another_strategy_and_another_number_of_workers(prepared):

@@ -21,7 +21,7 @@ from distributed.loop import Training
 from distributed.world import Stopped, World
 from tests.distributed.bound import trajectories
 from tests.distributed.faults import harmed
-from tests.distributed.first_step import gradients
+from tests.distributed.first_step import MODELS, gradients
 
 
 def main() -> None:
@@ -33,7 +33,9 @@ def main() -> None:
             path.with_suffix(f".bound{world.rank}").write_text(json.dumps(trajectories(world)))
             continue
         if path.suffix == ".gradients":
-            torch.save(gradients(world), path.with_suffix(f".gradients{world.rank}"))
+            torch.save(
+                {model: gradients(model, world) for model in MODELS}, path.with_suffix(f".gradients{world.rank}")
+            )
             continue
         try:
             with harmed(load(path), world.rank) as config:
