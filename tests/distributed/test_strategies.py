@@ -207,7 +207,7 @@ def test_sharded_strategies_compute_what_ddp_computes_and_resume(prepared):
 def check_gradients(ranks: list[dict]) -> None:
     """Each element of each gradient is there once, and is the one that a single process computes.
 
-    But for rounding: a CLIP's small word vectors have gradients of up to 76, whose sums round by the size of their parts.
+    But for rounding, which goes with the largest: a CLIP's small word vectors have gradients of up to 76.
     """
     for model, ways in WAYS_OF.items():
         step, pairs = made(model, World.join(torch.device("cpu")))
