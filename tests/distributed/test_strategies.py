@@ -179,6 +179,9 @@ def test_sharded_strategies_compute_what_ddp_computes_and_resume(prepared):
     torchrun(2, bound, first, *faulty, *runs.values(), part, *averages.values(), *in_parts.values(), *divided)
     for path, said in faulty.items():
         check_fault(path, said)
+    (bf16,) = (path.parent for path in faulty if path.parent.name == "nan_gradient-bf16")
+    masters = read_weights(bf16 / "checkpoints/last", "model")
+    assert all(value.dtype == torch.float32 and value.ne(value.bfloat16()).any() for value in masters.values())
     check_gradients([torch.load(first.with_suffix(f".gradients{rank}"), weights_only=True) for rank in (0, 1)])
     assert_same_divisions(*divided)
     for path in averages.values():
