@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from allpairs.errors import UserError
+from allpairs.files import existing
 from allpairs.models.build import build
 from allpairs.models.hub import NetworkSpec, configuration, is_model_type, quietly
 from allpairs.models.spec import DualSpec, GruSpec, TextTransformersSpec, TransformersSpec, WholeSpec
@@ -33,6 +34,8 @@ def check_networks(spec: DualSpec | WholeSpec, say: Callable[[str], None] = lamb
     for key, network in _networks(spec):
         local = Path(network.name).is_dir()
         if not local and not is_model_type(network):
+            if network.name.startswith((".", "/")) or network.name.count("/") > 1:  # no hub has such a name
+                _existing_folder(network.name, f"{key}.name")
             say(f"{key}.name: no folder {network.name!r} here, asking the hub")
         configuration(network, key)
         if local and network.pretrained and not any((Path(network.name) / name).exists() for name in WEIGHTS):
@@ -40,6 +43,13 @@ def check_networks(spec: DualSpec | WholeSpec, say: Callable[[str], None] = lamb
                 f"{key}.name: {network.name!r} has no weights: none of {', '.join(WEIGHTS)} is in it; "
                 "with pretrained: false they are random"
             )
+
+
+def _existing_folder(name: str, key: str) -> None:
+    try:
+        existing(Path(name))
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 def _networks(spec: DualSpec | WholeSpec) -> Iterator[tuple[str, NetworkSpec]]:

@@ -121,6 +121,8 @@ def _hint(key: str, value: Any = None) -> str:
     if isinstance(value, Mapping) and "." not in key and "did you mean" in of_sections:
         return of_sections
     known = known_keys()
+    if key in known:
+        return f"; it is of another {key.rpartition('.')[0]}.kind"
     leaf = key.rpartition(".")[2]
     same_leaf = [other for other in known if other.rpartition(".")[2] == leaf]
     if same_leaf:

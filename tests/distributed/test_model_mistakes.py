@@ -75,6 +75,12 @@ def command(
     [
         (named("openai/clip-vit-base-patch3"), r"model\.name: could not load 'openai/clip-vit-base-patch3'; tried as"),
         (named("clipp", pretrained=False), r"model\.name: could not load 'clipp'.*did you mean 'clip'\?"),
+        (named("./clap"), r"model\.name: clap does not exist: no 'clap' in \.; did you mean 'clip'\?"),
+        (towers(text=named("here/and/there")), r"model\.text\.name: here/and/there does not exist: no 'here' in "),
+        (
+            towers(CNN | {"pool": "gpo"}),
+            r"model\.image\.pool: unknown key \(value 'gpo'\); it is of another model\.image\.kind",
+        ),
         (named("empty"), r"model\.name: could not load 'empty'; tried as local folder: "),
         (named("no_weights"), r"model\.name: 'no_weights' has no weights: none of model\.safetensors, .* is in it"),
         (named("no_tokenizer"), r"model\.name: 'no_tokenizer' has no tokenizer: none of tokenizer\.json, "),
